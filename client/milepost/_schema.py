@@ -1,0 +1,137 @@
+"""Read a state, a dict of entries, as the type a program declares for it.
+
+One top-level field is one entry, by its Python name. The codec has made the values, so nothing is converted here for
+dicts, TypedDicts and dataclasses: what does not fit is an error. A pydantic model validates by its own rules. Pydantic
+is recognised, never imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+import typing_extensions
+
+from milepost.errors import StateSchemaError
+
+T = TypeVar("T")
+
+
+def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", checkpoint_id: str = "") -> T:
+    """Return `state` as a `kind`: dict, TypedDict, dataclass or pydantic model.
+
+    Raises:
+        StateSchemaError: An entry is missing, unknown, or not of the declared type. Names entries and types alone.
+        TypeError: `kind` is none of these.
+    """
+
+    def refuse(problem: str) -> StateSchemaError:
+        return StateSchemaError(
+            f"The state of workflow {workflow_id!r} (checkpoint {checkpoint_id!r}) is no {kind.__name__}: {problem}.",
+            workflow_id=workflow_id,
+            checkpoint_id=checkpoint_id,
+        )
+
+    if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
+        return cast("T", state)
+    if typing_extensions.is_typeddict(kind):
+        required: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has it
+        _check(state, typing_extensions.get_type_hints(kind), required, refuse)
+        return cast("T", state)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(state, kind, refuse)
+    if hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
+        return _read_model(state, kind, refuse)
+    raise TypeError(f"a state is read as dict, TypedDict, dataclass or pydantic model, not as {kind!r}")
+
+
+class _Refuse(typing.Protocol):
+    def __call__(self, problem: str) -> StateSchemaError: ...
+
+
+def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
+    fields = {f.name: f for f in dataclasses.fields(cast("Any", kind))}
+    hints = typing.get_type_hints(kind)
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    _check(state, {name: hints[name] for name in fields}, required, refuse)
+    made = kind(**{name: value for name, value in state.items() if fields[name].init})
+    for name, value in state.items():
+        if not fields[name].init:
+            object.__setattr__(made, name, value)
+    return made
+
+
+def _read_model(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
+    model = cast("Any", kind)
+    if unknown := sorted(state.keys() - model.model_fields.keys()):
+        raise refuse(f"it has the unknown entries {', '.join(map(repr, unknown))}")
+    try:
+        # Entries have Python names, never aliases.
+        return cast("T", model.model_validate(state, by_alias=False, by_name=True))
+    except ValueError as error:
+        # Not chained: pydantic's own message quotes the values.
+        if not hasattr(error, "errors"):
+            raise refuse(f"a validator failed ({type(error).__name__})") from None
+        details = error.errors(include_input=False, include_context=False, include_url=False)
+        problems = [f"{'.'.join(map(str, d['loc']))} ({d['type']})" for d in details]
+    raise refuse(f"invalid are {', '.join(problems)}")
+
+
+def _check(
+    state: Mapping[str, Any], hints: Mapping[str, Any], required: typing.AbstractSet[str], refuse: _Refuse
+) -> None:
+    if missing := sorted(required - state.keys()):
+        raise refuse(f"it lacks the entries {', '.join(map(repr, missing))}")
+    if unknown := sorted(state.keys() - hints.keys()):
+        raise refuse(f"it has the unknown entries {', '.join(map(repr, unknown))}")
+    for name, value in state.items():
+        if not _fits(value, hints[name]):
+            raise refuse(f"entry {name!r} is {type(value).__name__}, declared as {_name(hints[name])}")
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value has the declared type; a form that is not understood here fits."""
+    if hint is Any:
+        return True
+    if hint is None:
+        return value is None
+    if isinstance(hint, typing.NewType):
+        return _fits(value, hint.__supertype__)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is None:
+        if typing_extensions.is_typeddict(hint):
+            return isinstance(value, dict)
+        if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
+            # The numeric tower, as type checkers see it; a bool passes as int in Python, and so does it here.
+            return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
+        return True
+    if origin in {typing.Annotated, typing_extensions.Required, typing_extensions.NotRequired}:
+        return _fits(value, args[0])
+    if origin in {Union, types.UnionType}:
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if not isinstance(origin, type):
+        return True
+    if not isinstance(value, origin):
+        return False
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if issubclass(origin, Mapping) and len(args) == 2:
+        return all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if issubclass(origin, (Sequence, set, frozenset)) and len(args) == 1:
+        return all(_fits(item, args[0]) for item in value)
+    return True

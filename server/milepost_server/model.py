@@ -1,0 +1,551 @@
+"""Domain values: what commands carry, what engines store and what queries answer.
+
+All are immutable. Ids are text, JSON is kept as the text that was sent, times are milliseconds since the epoch, sizes are bytes.
+The `…Row` classes are what an engine keeps; a field may be added at the end, with a default, without a new storage format.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Status(enum.IntEnum):
+    """Where a workflow stands; numbers are those of the protocol."""
+
+    RUNNING = 1
+    WAITING = 2
+    SUSPENDED = 3
+    COMPLETED = 4
+    FAILED = 5
+    CANCELLED = 6
+
+
+class ValueKind(enum.IntEnum):
+    """What the bytes of a value are."""
+
+    JSON = 1
+    DATA = 2
+
+
+class Compression(enum.IntEnum):
+    """How the bytes of a value are compressed; numbers are those of the protocol."""
+
+    NONE = 0
+    ZSTD = 1
+
+
+class RecordOutcome(enum.IntEnum):
+    """What became of an appended record; numbers are those of the protocol."""
+
+    CREATED = 1
+    EXISTING = 2
+    OVERWRITTEN = 3
+
+
+class ForkMode(enum.IntEnum):
+    """How much history a fork takes along; numbers are those of the protocol."""
+
+    ANCESTORS = 1
+    ALL_UP_TO = 2
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes as the client sent them, and how it reads them."""
+
+    kind: int
+    payload: bytes
+    codec: str = ""
+    compression: int = 0
+
+
+class NewEntry(msgspec.Struct, frozen=True):
+    """An entry as it arrives: a value and the digest that the server computed over it."""
+
+    value: Value
+    digest: bytes
+    size_bytes: int
+
+
+class EntryRef(msgspec.Struct, frozen=True, array_like=True):
+    """An entry as it is kept: which stored value of the family it has."""
+
+    value_id: int
+    digest: bytes
+    size_bytes: int
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A small append-only item beside a checkpoint, keyed (task_id, index)."""
+
+    task_id: str
+    index: int
+    path: str
+    name: str
+    value: Value
+    overwrite: bool = False
+
+    @property
+    def sort_key(self) -> tuple[bytes, bytes, int]:
+        """The order in which records are answered: bytewise by path, then task, then index."""
+        return (self.path.encode(), self.task_id.encode(), self.index)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts against the limits."""
+        return len(self.value.payload) + len(self.path) + len(self.task_id) + len(self.name) + RECORD_OVERHEAD_BYTES
+
+
+RECORD_OVERHEAD_BYTES = 32
+"""What a record costs on the wire beside its texts and its value."""
+ENTRY_OVERHEAD_BYTES = 24
+"""What an entry costs on the wire beside its key and its value."""
+
+
+class WorkflowRow(msgspec.Struct, frozen=True, array_like=True):
+    """One incarnation of a workflow."""
+
+    internal_id: int
+    """Names this incarnation inside the store; never used again."""
+    name_id: int
+    """Names (namespace, workflow_id) inside the store; the same for every incarnation while any id is remembered."""
+    namespace_id: int
+    namespace: str
+    workflow_id: str
+    family_id: int
+    """Internal id of the workflow that this one was forked from, or its own: the circle in which values are shared."""
+    incarnation: str
+    create_time_ms: int
+    update_time_ms: int = 0
+    """Last Save in the root scope; 0 before the first."""
+    revision: int = 0
+    last_sequence: int = 0
+    status: int = 0
+    """Of the root scope's head; 0 while there is none. The same for the three below."""
+    current_step: str = ""
+    head_checkpoint_id: str = ""
+    head_sequence: int = 0
+    checkpoint_count: int = 0
+    scope_count: int = 0
+    """Scopes with at least one live checkpoint."""
+    stored_bytes: int = 0
+    """Sum of `stored_bytes` of its live checkpoints."""
+    waiting_record_count: int = 0
+    """Records whose checkpoint does not exist yet."""
+    definition: str = ""
+    labels: dict[str, str] = {}
+    forked_from: str = ""
+    fork_id: str = ""
+    fork_source: str = ""
+    """What the fork was made of, in one text, so that a retry can be told from another fork."""
+
+
+class ScopeRow(msgspec.Struct, frozen=True, array_like=True):
+    """A scope of a workflow name: its number, and the head it has in one incarnation."""
+
+    ordinal: int
+    scope: str
+    internal_id: int = 0
+    """The incarnation that the head belongs to; in another one the scope has no head."""
+    head_sequence: int = 0
+    head_checkpoint_id: str = ""
+    checkpoint_count: int = 0
+
+
+class IdRow(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a checkpoint_id: live in an incarnation, or a stub of what was deleted."""
+
+    internal_id: int
+    """The incarnation it was saved in. If that is not the workflow's present one, this is a stub."""
+    sequence: int
+    deleted_time_ms: int = 0
+    """When it was deleted or pruned; 0 while it is live (or went with its whole workflow)."""
+
+
+class CheckpointRow(msgspec.Struct, frozen=True, array_like=True):
+    """One checkpoint without its state; `node_id` leads to that."""
+
+    sequence: int
+    checkpoint_id: str
+    scope: str
+    scope_ordinal: int
+    parent_id: str
+    current_step: str
+    status: int
+    create_time_ms: int
+    node_id: int
+    entry_count: int
+    entries_bytes: int
+    """Keys and values of the whole state as stored, with `ENTRY_OVERHEAD_BYTES` for each entry."""
+    entries_hash: bytes
+    """32 bytes: the sum of the entries' hashes, so that an increment changes it in O(changes)."""
+    step_count: int
+    steps_bytes: int
+    steps_hash: bytes
+    """16 bytes: a chain over the completed steps, in order."""
+    digest: bytes
+    """32 bytes that stand for the content."""
+    sent_digest: bytes
+    """16 bytes that stand for the Save as it was sent, so that an exact retry is known though its base has gone."""
+    stored_bytes: int
+    """What it added to the store when it was saved: its rows and the values it stored first."""
+    metadata: str = ""
+    definition: str = ""
+    fingerprint: str = ""
+    run_id: str = ""
+    history_entries: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole state, metadata and steps: what one Load answers."""
+        return self.entries_bytes + self.steps_bytes + len(self.metadata)
+
+
+class RecordGroupRow(msgspec.Struct, frozen=True, array_like=True):
+    """The records of one checkpoint id, counted."""
+
+    checkpoint_id: str
+    record_count: int
+    record_bytes: int
+    is_waiting: bool
+    """The checkpoint does not exist (yet)."""
+    create_time_ms: int
+
+
+class SaveCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Store one checkpoint."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+    is_id_generated: bool = False
+    """The server made the id: there can be no replay."""
+    parent_id: str | None = None
+    """`None`: the scope's head at the commit."""
+    base_checkpoint_id: str | None = None
+    """`None`: `entries` is the full state."""
+    current_step: str = ""
+    steps_added: tuple[str, ...] = ()
+    status: Status = Status.RUNNING
+    entries: dict[str, NewEntry] = {}
+    removed_keys: tuple[str, ...] = ()
+    metadata: str = ""
+    labels: dict[str, str] | None = None
+    definition: str = ""
+    fingerprint: str = ""
+    run_id: str = ""
+    records: tuple[Record, ...] = ()
+    history_entries: tuple[str, ...] = ()
+    expected_head: str | None = None
+    is_replace: bool = False
+    replaces_digest: bytes | None = None
+    size_bytes: int = 0
+    """Size of the request, for the queue's budget."""
+
+
+class SaveAnswer(msgspec.Struct, frozen=True):
+    """What became of a Save."""
+
+    checkpoint_id: str
+    sequence: int
+    parent_id: str
+    head_checkpoint_id: str
+    is_replayed: bool
+    create_time_ms: int
+    revision: int
+    digest: bytes
+
+
+class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Append records to a checkpoint id."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+    records: tuple[Record, ...]
+    require_checkpoint: bool = False
+    size_bytes: int = 0
+
+
+class AppendRecordsAnswer(msgspec.Struct, frozen=True):
+    """What became of each record."""
+
+    outcomes: tuple[RecordOutcome, ...]
+    revision: int
+
+
+class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Delete a workflow with all its scopes."""
+
+    namespace: str
+    workflow_id: str
+    size_bytes: int = 0
+
+
+class DeleteWorkflowAnswer(msgspec.Struct, frozen=True):
+    """What was deleted."""
+
+    existed: bool
+    checkpoint_count: int
+
+
+class BulkAnswer(msgspec.Struct, frozen=True):
+    """How far one slice of a bulk delete came."""
+
+    deleted: int
+    position: tuple[int, ...] | None
+    """Where the next slice starts; `None` when nothing is left."""
+
+
+class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Delete checkpoints of one scope by id. Small enough for one transaction."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_ids: tuple[str, ...]
+    size_bytes: int = 0
+
+
+class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Delete one slice of the checkpoints of an execution."""
+
+    namespace: str
+    workflow_id: str
+    """"" for every workflow of the namespace."""
+    run_id: str
+    position: tuple[int, ...]
+    """(internal_id, sequence) after which to go on; () at the start."""
+    time_ms_max: int
+    """Only checkpoints committed up to this time: those of the first call."""
+    size_bytes: int = 0
+
+
+class PruneCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Prune one slice of a workflow."""
+
+    namespace: str
+    workflow_id: str
+    keep_last: int
+    position: tuple[int, ...]
+    """(incarnation's internal_id, highest sequence to look at, next sequence to look at); () at the start."""
+    is_dry_run: bool = False
+    size_bytes: int = 0
+
+
+class ForkCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Copy one slice of a fork; the first slice makes the target, the last one publishes it."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str | None
+    target_workflow_id: str
+    mode: ForkMode
+    fork_id: str
+    position: tuple[int, ...] = ()
+    """(target's internal_id, source's internal_id, next sequence to copy); () at the start."""
+    size_bytes: int = 0
+
+
+class ForkAnswer(msgspec.Struct, frozen=True):
+    """How far a fork came."""
+
+    workflow: WorkflowRow | None
+    """The published fork, or `None` while there is more to copy."""
+    is_replayed: bool
+    position: tuple[int, ...] | None
+
+
+class AbandonForkCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Throw away the unpublished target of a fork that will not be finished."""
+
+    target_internal_id: int
+    size_bytes: int = 0
+
+
+class SweepCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Free one slice of what was deleted, and drop what is past its time."""
+
+    rows_max: int = 1_000
+    size_bytes: int = 0
+
+
+class SweepAnswer(msgspec.Struct, frozen=True):
+    """What a sweep did."""
+
+    rows_freed: int
+    has_more: bool
+
+
+class ProbeCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Write and flush a mark: shows that commits work."""
+
+    size_bytes: int = 0
+
+
+class ProbeAnswer(msgspec.Struct, frozen=True):
+    """The mark is on disk."""
+
+
+Command = (
+    SaveCommand
+    | AppendRecordsCommand
+    | DeleteWorkflowCommand
+    | DeleteIdsCommand
+    | DeleteRunCommand
+    | PruneCommand
+    | ForkCommand
+    | AbandonForkCommand
+    | SweepCommand
+    | ProbeCommand
+)
+Answer = (
+    SaveAnswer | AppendRecordsAnswer | DeleteWorkflowAnswer | BulkAnswer | ForkAnswer | SweepAnswer | ProbeAnswer
+)
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a checkpoint to read."""
+
+    with_state: bool = True
+    with_steps: bool = True
+    with_records: bool = True
+    entry_keys: tuple[str, ...] | None = None
+    """Only these entries; `None` means all."""
+
+
+class LoadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Read one checkpoint: by id, by sequence, the newest with a status, or the head."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str | None = None
+    sequence: int | None = None
+    statuses: frozenset[int] = frozenset()
+    selection: Selection = Selection()
+
+
+class LoadedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint as far as it was asked for."""
+
+    row: CheckpointRow
+    parent_pruned: bool
+    record_count: int
+    entries: dict[str, Value] | None = None
+    """`None` where the state was not asked for."""
+    steps: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+
+
+class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint and what stood beside it at the same moment."""
+
+    workflow: WorkflowRow
+    head_checkpoint_id: str
+    checkpoint: LoadedCheckpoint
+
+
+class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which checkpoints a list answers."""
+
+    statuses: frozenset[int] = frozenset()
+    current_step: str | None = None
+    before_checkpoint_id: str | None = None
+    metadata_contains: dict[str, object] | None = None
+    run_id: str | None = None
+
+
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Read one page of a workflow's checkpoints."""
+
+    namespace: str
+    workflow_id: str
+    scope: str | None
+    """`None` for all scopes."""
+    newest_first: bool
+    filter: CheckpointFilter
+    selection: Selection
+    page_size: int
+    bytes_max: int
+    rows_examined_max: int
+    incarnation: str = ""
+    """The incarnation that an earlier page was read from; "" on the first page."""
+    position: int | None = None
+    """Sequence of the row that the page before looked at last."""
+    sequence_max: int | None = None
+    """Only sequences up to this one."""
+
+
+class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One page."""
+
+    workflow: WorkflowRow
+    checkpoints: tuple[LoadedCheckpoint, ...]
+    position: int | None
+    """Where the next page starts; `None` after the last one."""
+    sequence_max: int
+
+
+class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Read one page of a namespace's workflows."""
+
+    namespace: str
+    prefix: str
+    statuses: frozenset[int]
+    labels: dict[str, str]
+    definition: str | None
+    updated_from_ms: int | None
+    updated_before_ms: int | None
+    page_size: int
+    bytes_max: int
+    rows_examined_max: int
+    after_workflow_id: str | None = None
+    """Only ids after this one, bytewise."""
+
+
+class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One page."""
+
+    workflows: tuple[WorkflowRow, ...]
+    after_workflow_id: str | None
+    """Where the next page starts; `None` after the last one."""
+
+
+class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Follow entries back along a checkpoint's line of ancestors."""
+
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str | None
+    entry_keys: tuple[str, ...]
+    page_size: int
+    bytes_max: int
+    rows_examined_max: int
+    incarnation: str = ""
+    position: int | None = None
+    """Sequence of the ancestor at which to go on."""
+
+
+class EntryVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A value that an entry had from one checkpoint on."""
+
+    entry_key: str
+    checkpoint_id: str
+    sequence: int
+    value: Value | None
+    """`None` where the entry was removed."""
+
+
+class EntryHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One page."""
+
+    workflow: WorkflowRow
+    versions: tuple[EntryVersion, ...]
+    position: int | None
+    ancestors_pruned: bool

@@ -1,0 +1,513 @@
+"""The rules of the store, as pure functions: from what was read and what was asked to what is written, or an error.
+
+Every engine follows these, and none decides anything itself. Functions here read no clock, no randomness and no store; `commands`
+gathers what they need and writes what they return. The rules are told in prose in `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+
+import msgspec
+
+from milepost_server.errors import InvalidFieldError, LimitExceededError, PreconditionError, StoreError
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    ENTRY_OVERHEAD_BYTES,
+    CheckpointFilter,
+    CheckpointRow,
+    EntryRef,
+    NewEntry,
+    Record,
+    RecordGroupRow,
+    SaveAnswer,
+    SaveCommand,
+    Status,
+    Value,
+    WorkflowRow,
+)
+
+HASH_MODULUS = 1 << 256
+EMPTY_ENTRIES_HASH = bytes(32)
+EMPTY_STEPS_HASH = bytes(16)
+CHECKPOINT_OVERHEAD_BYTES = 512
+"""What a checkpoint's own rows are taken to cost, in `stored_bytes`."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+# Values and digests.
+
+
+def digest_value(value: Value) -> bytes:
+    """Return the 32 bytes that stand for a value: kind, compression, codec and bytes as sent."""
+    digest = blake2b(f"{value.kind}:{value.compression}:{value.codec}\0".encode(), digest_size=32)
+    digest.update(value.payload)
+    return digest.digest()
+
+
+def new_entry(key: str, value: Value) -> NewEntry:
+    """Return an entry as it arrives, with its digest and its size."""
+    size_bytes = len(key.encode()) + len(value.payload) + len(value.codec) + ENTRY_OVERHEAD_BYTES
+    return NewEntry(value, digest_value(value), size_bytes)
+
+
+def hash_entry(key: str, digest: bytes) -> int:
+    """Return the number that an entry adds to its state's hash."""
+    return int.from_bytes(blake2b(b"%b\0%b" % (key.encode(), digest), digest_size=32).digest(), "big")
+
+
+def add_to_entries_hash(entries_hash: bytes, added: Iterable[int], removed: Iterable[int]) -> bytes:
+    """Return the hash of a state that gained and lost entries.
+
+    The hash of a set is the sum of its members' hashes: O(changes), and the same in whatever order and by whatever increments the state
+    came about. It tells a retry from another Save; it is no proof against a client that works to deceive itself.
+    """
+    total = int.from_bytes(entries_hash, "big") + sum(added) - sum(removed)
+    return (total % HASH_MODULUS).to_bytes(32, "big")
+
+
+def extend_steps_hash(steps_hash: bytes, steps: Iterable[str]) -> bytes:
+    """Return the hash of an ordered list that `steps` were appended to."""
+    for step in steps:
+        steps_hash = blake2b(steps_hash + step.encode(), digest_size=16).digest()
+    return steps_hash
+
+
+def digest_content(
+    command: SaveCommand, *, parent_id: str, entries_hash: bytes, steps_hash: bytes
+) -> bytes:
+    """Return the 32 bytes that stand for a checkpoint's content.
+
+    Content is scope, parent, step, status, definition, metadata, completed steps and the resolved entries. How it was sent (base,
+    expected head, on_conflict), what merely accompanies it (labels, records, run) is not.
+    """
+    content = (
+        command.scope,
+        parent_id,
+        command.current_step,
+        int(command.status),
+        command.definition,
+        command.fingerprint,
+        command.metadata,
+        steps_hash,
+        entries_hash,
+    )
+    return blake2b(_encode(content), digest_size=32).digest()
+
+
+def digest_sent(command: SaveCommand) -> bytes:
+    """Return the 16 bytes that stand for a Save as it was sent.
+
+    A retry that repeats the request exactly is known by them without its base, which may have been deleted since.
+    """
+    sent = (
+        command.scope,
+        command.parent_id,
+        command.base_checkpoint_id,
+        command.current_step,
+        command.steps_added,
+        int(command.status),
+        command.removed_keys,
+        command.metadata,
+        command.definition,
+        command.fingerprint,
+        sorted((key, entry.digest) for key, entry in command.entries.items()),
+    )
+    return blake2b(_encode(sent), digest_size=16).digest()
+
+
+# What a Save changes.
+
+
+class Basis(msgspec.Struct, frozen=True):
+    """What a Save's state is told against: the base of an incremental one, the parent of a full one, or nothing."""
+
+    node_id: int = 0
+    entry_count: int = 0
+    entries_bytes: int = 0
+    entries_hash: bytes = EMPTY_ENTRIES_HASH
+    step_count: int = 0
+    steps_bytes: int = 0
+    steps_hash: bytes = EMPTY_STEPS_HASH
+
+    @classmethod
+    def of(cls, row: CheckpointRow | None) -> Basis:
+        """Take a checkpoint as the basis; `None` for nothing."""
+        if row is None:
+            return NO_BASIS
+        return cls(
+            row.node_id,
+            row.entry_count,
+            row.entries_bytes,
+            row.entries_hash,
+            row.step_count,
+            row.steps_bytes,
+            row.steps_hash,
+        )
+
+
+NO_BASIS = Basis()
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a Save, resolved: what it changes against its basis, and what the whole then is."""
+
+    parent_id: str
+    basis: Basis
+    changed: dict[str, NewEntry]
+    removed: tuple[str, ...]
+    steps_added: tuple[str, ...]
+    entry_count: int
+    entries_bytes: int
+    entries_hash: bytes
+    step_count: int
+    steps_bytes: int
+    steps_hash: bytes
+    digest: bytes
+
+
+def resolve_content(
+    command: SaveCommand,
+    parent_id: str,
+    basis: Basis,
+    entries: Mapping[str, EntryRef],
+    steps: Mapping[str, None],
+) -> Content:
+    """Work out what a Save changes against its basis, whose entries and steps are given.
+
+    An incremental Save costs O(what it sends), a full one O(the larger of both states), of which only differences are hashed.
+    """
+    changed: dict[str, NewEntry] = {}
+    added_hashes: list[int] = []
+    lost_hashes: list[int] = []
+    entry_count, entries_bytes = basis.entry_count, basis.entries_bytes
+    for key, entry in command.entries.items():
+        old = entries.get(key)
+        if old is None:
+            entry_count += 1
+            entries_bytes += entry.size_bytes
+        elif old.digest == entry.digest:
+            continue
+        else:
+            entries_bytes += entry.size_bytes - old.size_bytes
+            lost_hashes.append(hash_entry(key, old.digest))
+        changed[key] = entry
+        added_hashes.append(hash_entry(key, entry.digest))
+    if command.base_checkpoint_id is None:
+        removed = tuple(key for key in entries if key not in command.entries)
+    else:
+        removed = tuple(key for key in dict.fromkeys(command.removed_keys) if key in entries)
+    for key in removed:
+        old = entries[key]
+        entry_count -= 1
+        entries_bytes -= old.size_bytes
+        lost_hashes.append(hash_entry(key, old.digest))
+    steps_added = tuple(step for step in dict.fromkeys(command.steps_added) if step not in steps)
+    entries_hash = add_to_entries_hash(basis.entries_hash, added_hashes, lost_hashes)
+    steps_hash = extend_steps_hash(basis.steps_hash, steps_added)
+    return Content(
+        parent_id=parent_id,
+        basis=basis,
+        changed=changed,
+        removed=removed,
+        steps_added=steps_added,
+        entry_count=entry_count,
+        entries_bytes=entries_bytes,
+        entries_hash=entries_hash,
+        step_count=basis.step_count + len(steps_added),
+        steps_bytes=basis.steps_bytes + sum(len(step.encode()) + 4 for step in steps_added),
+        steps_hash=steps_hash,
+        digest=digest_content(command, parent_id=parent_id, entries_hash=entries_hash, steps_hash=steps_hash),
+    )
+
+
+def check_content_limits(command: SaveCommand, content: Content, limits: Limits) -> None:
+    """Refuse content that is more than one checkpoint may have, or than one Load can answer."""
+    if content.entry_count > limits.entries_max:
+        raise LimitExceededError(
+            "state", limit="entries_max", allowed=limits.entries_max, found=content.entry_count, unit="entries"
+        )
+    if content.step_count > limits.completed_steps_max:
+        raise LimitExceededError(
+            "completed_steps_added",
+            limit="completed_steps_max",
+            allowed=limits.completed_steps_max,
+            found=content.step_count,
+            unit="steps",
+        )
+    if content.steps_bytes > limits.completed_steps_bytes_max:
+        raise LimitExceededError(
+            "completed_steps_added",
+            limit="completed_steps_bytes_max",
+            allowed=limits.completed_steps_bytes_max,
+            found=content.steps_bytes,
+            unit="bytes",
+        )
+    size_bytes = content.entries_bytes + content.steps_bytes + len(command.metadata)
+    if size_bytes > limits.state_bytes_max:
+        raise LimitExceededError(
+            "state",
+            limit="state_bytes_max",
+            allowed=limits.state_bytes_max,
+            found=size_bytes,
+            unit="bytes",
+            reason="STATE_TOO_LARGE",
+        )
+
+
+def stored_bytes(command: SaveCommand, content: Content) -> int:
+    """Return what a Save adds to the store: its rows and the values that it is the first to store."""
+    return (
+        CHECKPOINT_OVERHEAD_BYTES
+        + len(command.metadata)
+        + sum(entry.size_bytes for entry in content.changed.values())
+        + sum(len(step.encode()) + 4 for step in content.steps_added)
+    )
+
+
+def build_row(
+    command: SaveCommand,
+    content: Content,
+    *,
+    sequence: int,
+    scope_ordinal: int,
+    node_id: int,
+    create_time_ms: int,
+    sent_digest: bytes,
+) -> CheckpointRow:
+    """Make the row of a new or replaced checkpoint."""
+    return CheckpointRow(
+        sequence,
+        command.checkpoint_id,
+        command.scope,
+        scope_ordinal,
+        content.parent_id,
+        command.current_step,
+        int(command.status),
+        create_time_ms,
+        node_id,
+        content.entry_count,
+        content.entries_bytes,
+        content.entries_hash,
+        content.step_count,
+        content.steps_bytes,
+        content.steps_hash,
+        content.digest,
+        sent_digest,
+        stored_bytes(command, content),
+        command.metadata,
+        command.definition,
+        command.fingerprint,
+        command.run_id,
+        command.history_entries,
+    )
+
+
+# Refusals.
+
+
+def refuse_deleted(checkpoint_id: str, sequence: int) -> StoreError:
+    """The id was saved once and has been deleted since: a late retry must not bring it back."""
+    return PreconditionError(
+        "CHECKPOINT_DELETED",
+        f"checkpoint {checkpoint_id!r} was saved as sequence {sequence} and has been deleted since; nothing was written. "
+        "Use a new checkpoint_id to save again",
+        {"checkpoint_id": checkpoint_id, "sequence": sequence},
+    )
+
+
+def check_expected_head(expected: str | None, head_id: str, head_sequence: int) -> None:
+    """Refuse a Save that did not know the present head; "" expects that there is none."""
+    if expected is None or expected == head_id:
+        return
+    found = f"{head_id!r} at sequence {head_sequence}" if head_id else "none"
+    raise PreconditionError(
+        "HEAD_MOVED",
+        f"expected_head: the head is {found}, not {expected!r}; load it and decide again",
+        {"expected_head": expected, "head_checkpoint_id": head_id, "head_sequence": head_sequence},
+    )
+
+
+def check_definition(workflow: WorkflowRow | None, definition: str) -> None:
+    """Refuse a Save under another definition than the workflow's own."""
+    if workflow is None or not definition or not workflow.definition or workflow.definition == definition:
+        return
+    raise PreconditionError(
+        "DEFINITION_MISMATCH",
+        f"workflow {workflow.workflow_id!r} belongs to definition {workflow.definition!r}, not to {definition!r}",
+        {"definition": workflow.definition, "found": definition},
+    )
+
+
+def check_replace(command: SaveCommand, existing: CheckpointRow) -> None:
+    """Refuse other content under a taken id, unless it was asked to take the place of just that content."""
+    if not command.is_replace:
+        raise StoreError(
+            "CHECKPOINT_EXISTS",
+            f"checkpoint {command.checkpoint_id!r} exists with other content, at sequence {existing.sequence}",
+            {
+                "checkpoint_id": command.checkpoint_id,
+                "sequence": existing.sequence,
+                "digest": existing.digest.hex(),
+            },
+        )
+    if command.replaces_digest is not None and command.replaces_digest != existing.digest:
+        raise PreconditionError(
+            "DIGEST_MISMATCH",
+            f"checkpoint {command.checkpoint_id!r} has not the digest that was to be replaced; load it and decide again",
+            {"checkpoint_id": command.checkpoint_id, "digest": existing.digest.hex()},
+        )
+
+
+def check_parent_is_older(parent_id: str, parent_sequence: int, sequence: int) -> None:
+    """Keep every line of ancestors free of circles: a replaced checkpoint may not hang on a later one."""
+    if parent_sequence >= sequence:
+        raise InvalidFieldError(
+            "parent_id", "must name a checkpoint older than the one it replaces", f"{parent_id!r} at {parent_sequence}"
+        )
+
+
+# Answers.
+
+
+def replay_answer(row: CheckpointRow, head_checkpoint_id: str, revision: int) -> SaveAnswer:
+    """Answer a Save that had been stored before."""
+    return SaveAnswer(
+        row.checkpoint_id,
+        row.sequence,
+        row.parent_id,
+        head_checkpoint_id,
+        True,
+        row.create_time_ms,
+        revision,
+        row.digest,
+    )
+
+
+# Records.
+
+
+def check_record_limits(group: RecordGroupRow, limits: Limits) -> None:
+    """Refuse more records than one checkpoint may have."""
+    if group.record_count > limits.records_max:
+        raise LimitExceededError(
+            "records", limit="records_max", allowed=limits.records_max, found=group.record_count, unit="records"
+        )
+    if group.record_bytes > limits.records_bytes_max:
+        raise LimitExceededError(
+            "records",
+            limit="records_bytes_max",
+            allowed=limits.records_bytes_max,
+            found=group.record_bytes,
+            unit="bytes",
+        )
+
+
+def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Put records in the order in which they are answered."""
+    return tuple(sorted(records, key=lambda record: record.sort_key))
+
+
+# Filters.
+
+
+def contains_json(container: object, contained: object) -> bool:
+    """Tell whether one JSON value contains another, with the meaning of PostgreSQL's `jsonb @>`.
+
+    An object contains an object whose every key it has with a value that contains the other's. An array contains an array each of whose
+    elements is contained in one of its own, whatever the order; at the top it also contains a bare scalar that is one of its elements.
+    Scalars contain their equals; numbers compare by value, and true is not 1.
+    Source: PostgreSQL documentation, "jsonb Containment and Existence".
+    """
+    if isinstance(container, list) and not isinstance(contained, list | dict):
+        return any(_same_scalar(element, contained) for element in container)
+    return _contains(container, contained)
+
+
+def _contains(container: object, contained: object) -> bool:
+    if isinstance(contained, dict):
+        return isinstance(container, dict) and all(
+            key in container and _contains(container[key], value) for key, value in contained.items()
+        )
+    if isinstance(contained, list):
+        return isinstance(container, list) and all(
+            any(_contains(mine, theirs) for mine in container) for theirs in contained
+        )
+    return _same_scalar(container, contained)
+
+
+def _same_scalar(mine: object, theirs: object) -> bool:
+    if isinstance(mine, bool) or isinstance(theirs, bool):
+        return mine is theirs
+    if isinstance(mine, list | dict) or isinstance(theirs, list | dict):
+        return False
+    return mine == theirs
+
+
+def matches(row: CheckpointRow, wanted: CheckpointFilter) -> bool:
+    """Tell whether a list answers a checkpoint. Cheap tests come first; metadata is parsed only for what passed them."""
+    if wanted.statuses and row.status not in wanted.statuses:
+        return False
+    if wanted.current_step is not None and row.current_step != wanted.current_step:
+        return False
+    if wanted.run_id is not None and row.run_id != wanted.run_id:
+        return False
+    if wanted.before_checkpoint_id is not None and row.checkpoint_id.encode() >= wanted.before_checkpoint_id.encode():
+        return False
+    if wanted.metadata_contains is None:
+        return True
+    metadata = msgspec.json.decode(row.metadata) if row.metadata else {}
+    return contains_json(metadata, wanted.metadata_contains)
+
+
+def matches_workflow(
+    workflow: WorkflowRow,
+    *,
+    statuses: frozenset[int],
+    labels: Mapping[str, str],
+    definition: str | None,
+    updated_from_ms: int | None,
+    updated_before_ms: int | None,
+) -> bool:
+    """Tell whether a list answers a workflow. One that never had a checkpoint is never listed."""
+    if not is_visible(workflow):
+        return False
+    if statuses and workflow.status not in statuses:
+        return False
+    if definition is not None and workflow.definition != definition:
+        return False
+    if updated_from_ms is not None and workflow.update_time_ms < updated_from_ms:
+        return False
+    if updated_before_ms is not None and workflow.update_time_ms >= updated_before_ms:
+        return False
+    return all(workflow.labels.get(key) == value for key, value in labels.items())
+
+
+def is_visible(workflow: WorkflowRow | None) -> bool:
+    """Tell whether readers see a workflow: not while it has only records that wait for its first checkpoint."""
+    return workflow is not None and workflow.last_sequence > 0
+
+
+# A workflow's own row.
+
+
+def with_head(workflow: WorkflowRow, head: CheckpointRow | None) -> WorkflowRow:
+    """Let a workflow show its root scope's head."""
+    if head is None:
+        return msgspec.structs.replace(
+            workflow, status=0, current_step="", head_checkpoint_id="", head_sequence=0
+        )
+    return msgspec.structs.replace(
+        workflow,
+        status=head.status,
+        current_step=head.current_step,
+        head_checkpoint_id=head.checkpoint_id,
+        head_sequence=head.sequence,
+    )
+
+
+def status_numbers(statuses: Sequence[Status]) -> frozenset[int]:
+    """Return statuses as a filter has them."""
+    return frozenset(int(status) for status in statuses)

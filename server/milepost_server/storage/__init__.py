@@ -1,0 +1,1 @@
+"""Where checkpoints are kept: the port that every engine offers, the transactions that run on it, and the engines."""

@@ -1,0 +1,937 @@
+"""The commands, each as one transaction: gather what the rules need, let them decide, write what they say.
+
+Every function takes a `WriteTransaction` and a command, and answers or raises a `StoreError`. All that can be refused is refused before
+the first write; even so an engine undoes whatever a failing command wrote. Order of a Save's checks: stub and replay, expected_head,
+base and parent, limits and quota, write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from milepost_server import rules
+from milepost_server.errors import (
+    InvalidFieldError,
+    NotFoundError,
+    PreconditionError,
+    ResourceError,
+    StoreError,
+)
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    AbandonForkCommand,
+    Answer,
+    AppendRecordsAnswer,
+    AppendRecordsCommand,
+    BulkAnswer,
+    CheckpointRow,
+    Command,
+    DeleteIdsCommand,
+    DeleteRunCommand,
+    DeleteWorkflowAnswer,
+    DeleteWorkflowCommand,
+    ForkAnswer,
+    ForkCommand,
+    ForkMode,
+    IdRow,
+    ProbeAnswer,
+    ProbeCommand,
+    PruneCommand,
+    Record,
+    RecordGroupRow,
+    RecordOutcome,
+    SaveAnswer,
+    SaveCommand,
+    ScopeRow,
+    SweepAnswer,
+    SweepCommand,
+    WorkflowRow,
+)
+from milepost_server.storage.port import NameRow, ReadTransaction, ResolvedState, StateChange, WriteTransaction
+
+ROOT_ORDINAL = 0
+"""The number of scope "" under every name."""
+ROWS_PER_CHECKPOINT = 6
+"""Rows that deleting or copying one checkpoint touches, about; a slice's budget is counted in rows."""
+
+_NO_STATE = ResolvedState({}, {})
+_replace = msgspec.structs.replace
+
+
+def run(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
+    """Run one command."""
+    return _COMMANDS[type(command)](txn, command, limits)
+
+
+# Save.
+
+
+def save(txn: WriteTransaction, command: SaveCommand, limits: Limits) -> SaveAnswer:
+    """Store one checkpoint, once."""
+    name = txn.find_name(command.namespace, command.workflow_id)
+    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
+    if name is not None and scope is not None and not command.is_id_generated:
+        id_row = txn.find_id(name.name_id, scope.ordinal, command.checkpoint_id)
+        if id_row is not None and not (name.building_id and id_row.internal_id == name.building_id):
+            if workflow is None or not _is_live(id_row, workflow):
+                raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
+            existing = txn.get_checkpoint(workflow.internal_id, id_row.sequence)
+            if existing is None:
+                raise _missing(workflow, id_row.sequence)
+            return _save_existing(txn, command, limits, name, workflow, scope, existing)
+    return _save_new(txn, command, limits, name, workflow, scope)
+
+
+def _save_new(
+    txn: WriteTransaction,
+    command: SaveCommand,
+    limits: Limits,
+    name: NameRow | None,
+    workflow: WorkflowRow | None,
+    scope: ScopeRow | None,
+) -> SaveAnswer:
+    head_id, head_sequence = _head(workflow, scope)
+    rules.check_expected_head(command.expected_head, head_id, head_sequence)
+    parent_id = head_id if command.parent_id is None else command.parent_id
+    base, parent = _base_and_parent(txn, command, parent_id, name, workflow, scope)
+    rules.check_definition(workflow, command.definition)
+    content = _resolve(txn, command, parent_id, base, parent, workflow)
+    rules.check_content_limits(command, content, limits)
+    if workflow is None or name is None:
+        name, workflow = _create_workflow(txn, command.namespace, command.workflow_id, name, limits)
+    if scope is None:
+        scope = _create_scope(txn, name, command.scope)
+    sequence = workflow.last_sequence + 1
+    node_id = _put_state(txn, workflow.family_id, content)
+    row = rules.build_row(
+        command,
+        content,
+        sequence=sequence,
+        scope_ordinal=scope.ordinal,
+        node_id=node_id,
+        create_time_ms=txn.now_ms,
+        sent_digest=rules.digest_sent(command),
+    )
+    had_checkpoints = scope.internal_id == workflow.internal_id and scope.checkpoint_count > 0
+    txn.put_checkpoint(workflow, row)
+    txn.put_id(name.name_id, scope.ordinal, row.checkpoint_id, IdRow(workflow.internal_id, sequence))
+    txn.put_scope(
+        name.name_id,
+        ScopeRow(
+            scope.ordinal,
+            scope.scope,
+            workflow.internal_id,
+            sequence,
+            row.checkpoint_id,
+            scope.checkpoint_count + 1 if had_checkpoints else 1,
+        ),
+    )
+    waiting_count = _adopt_records(txn, workflow, row, command, limits)
+    is_root = command.scope == ""
+    workflow = _replace(
+        workflow,
+        revision=workflow.revision + 1,
+        last_sequence=sequence,
+        checkpoint_count=workflow.checkpoint_count + 1,
+        scope_count=workflow.scope_count + (0 if had_checkpoints else 1),
+        stored_bytes=workflow.stored_bytes + row.stored_bytes,
+        waiting_record_count=workflow.waiting_record_count - waiting_count,
+        definition=workflow.definition or command.definition,
+        labels=workflow.labels if command.labels is None else command.labels,
+        update_time_ms=txn.now_ms if is_root else workflow.update_time_ms,
+        status=row.status if is_root else workflow.status,
+        current_step=row.current_step if is_root else workflow.current_step,
+        head_checkpoint_id=row.checkpoint_id if is_root else workflow.head_checkpoint_id,
+        head_sequence=sequence if is_root else workflow.head_sequence,
+    )
+    txn.put_workflow(workflow)
+    return SaveAnswer(
+        row.checkpoint_id,
+        sequence,
+        parent_id,
+        row.checkpoint_id,
+        False,
+        row.create_time_ms,
+        workflow.revision,
+        row.digest,
+    )
+
+
+def _save_existing(
+    txn: WriteTransaction,
+    command: SaveCommand,
+    limits: Limits,
+    name: NameRow,
+    workflow: WorkflowRow,
+    scope: ScopeRow,
+    existing: CheckpointRow,
+) -> SaveAnswer:
+    """Answer a replay, refuse other content, or put it in the place of the old where that was asked for."""
+    head_id, head_sequence = _head(workflow, scope)
+    sent_digest = rules.digest_sent(command)
+    if sent_digest == existing.sent_digest:
+        return rules.replay_answer(existing, head_id, workflow.revision)
+    parent_id = existing.parent_id if command.parent_id is None else command.parent_id
+    base, parent = _base_and_parent(txn, command, parent_id, name, workflow, scope)
+    content = _resolve_again(txn, command, parent_id, base, parent, workflow, existing)
+    if content.digest == existing.digest:
+        return rules.replay_answer(existing, head_id, workflow.revision)
+    rules.check_replace(command, existing)
+    rules.check_expected_head(command.expected_head, head_id, head_sequence)
+    if parent is not None:
+        rules.check_parent_is_older(parent_id, parent.sequence, existing.sequence)
+    rules.check_definition(workflow, command.definition)
+    rules.check_content_limits(command, content, limits)
+    node_id = _put_state(txn, workflow.family_id, content)
+    row = rules.build_row(
+        command,
+        content,
+        sequence=existing.sequence,
+        scope_ordinal=existing.scope_ordinal,
+        node_id=node_id,
+        create_time_ms=existing.create_time_ms,
+        sent_digest=sent_digest,
+    )
+    if existing.run_id != row.run_id:
+        txn.delete_checkpoint(workflow, existing)
+    txn.put_checkpoint(workflow, row)
+    txn.release_state(workflow.family_id, existing.node_id)
+    _adopt_records(txn, workflow, row, command, limits)
+    workflow = _replace(
+        workflow,
+        revision=workflow.revision + 1,
+        stored_bytes=workflow.stored_bytes + row.stored_bytes - existing.stored_bytes,
+        definition=workflow.definition or command.definition,
+        labels=workflow.labels if command.labels is None else command.labels,
+    )
+    if row.checkpoint_id == workflow.head_checkpoint_id and command.scope == "":
+        workflow = _replace(rules.with_head(workflow, row), update_time_ms=txn.now_ms)
+    txn.put_workflow(workflow)
+    return SaveAnswer(
+        row.checkpoint_id,
+        row.sequence,
+        parent_id,
+        head_id,
+        False,
+        row.create_time_ms,
+        workflow.revision,
+        row.digest,
+    )
+
+
+def _base_and_parent(
+    txn: WriteTransaction,
+    command: SaveCommand,
+    parent_id: str,
+    name: NameRow | None,
+    workflow: WorkflowRow | None,
+    scope: ScopeRow | None,
+) -> tuple[CheckpointRow | None, CheckpointRow | None]:
+    """Read the base (which must be live) and the parent (which must be live or have a stub)."""
+    base = parent = None
+    base_id = command.base_checkpoint_id
+    if base_id is not None:
+        base = _find_checkpoint(txn, name, workflow, scope, base_id)
+        if base is None:
+            raise PreconditionError(
+                "BASE_NOT_FOUND",
+                f"base_checkpoint_id: there is no checkpoint {base_id!r} in this scope; send the state in full",
+                {"base_checkpoint_id": base_id},
+            )
+    if parent_id and parent_id == base_id:
+        return base, base
+    if parent_id:
+        parent = _find_checkpoint(txn, name, workflow, scope, parent_id)
+        if parent is None and not _has_stub(txn, name, scope, parent_id):
+            raise PreconditionError(
+                "PARENT_NOT_FOUND",
+                f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
+                {"parent_id": parent_id},
+            )
+    return base, parent
+
+
+def _resolve(
+    txn: WriteTransaction,
+    command: SaveCommand,
+    parent_id: str,
+    base: CheckpointRow | None,
+    parent: CheckpointRow | None,
+    workflow: WorkflowRow | None,
+) -> rules.Content:
+    row = base or parent
+    state = txn.resolve_state(workflow.family_id, row.node_id) if row and workflow else _NO_STATE
+    return rules.resolve_content(command, parent_id, rules.Basis.of(row), state.entries, state.steps)
+
+
+def _resolve_again(
+    txn: WriteTransaction,
+    command: SaveCommand,
+    parent_id: str,
+    base: CheckpointRow | None,
+    parent: CheckpointRow | None,
+    workflow: WorkflowRow,
+    existing: CheckpointRow,
+) -> rules.Content:
+    """Resolve the content of a Save whose id is taken.
+
+    A full one told its steps against a parent that may have been pruned since. What the parent had finished can then only be known from the
+    stored checkpoint itself: the steps before those that were sent, if the stored ones end with just these.
+    """
+    if base is None and parent is None and parent_id and command.steps_added:
+        stored = tuple(txn.resolve_state(workflow.family_id, existing.node_id).steps)
+        if stored[-len(command.steps_added) :] == command.steps_added:
+            command = _replace(command, steps_added=stored)
+    return _resolve(txn, command, parent_id, base, parent, workflow)
+
+
+def _put_state(txn: WriteTransaction, family_id: int, content: rules.Content) -> int:
+    change = StateChange(
+        prior_node_id=content.basis.node_id,
+        changed=content.changed,
+        removed=content.removed,
+        steps_added=content.steps_added,
+    )
+    if change.is_empty and change.prior_node_id:
+        txn.retain_state(family_id, change.prior_node_id)
+        return change.prior_node_id
+    return txn.put_state(family_id, change)
+
+
+# Records.
+
+
+def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits: Limits) -> AppendRecordsAnswer:
+    """Append records to a checkpoint id, also before that checkpoint exists."""
+    name = txn.find_name(command.namespace, command.workflow_id)
+    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
+    id_row = txn.find_id(name.name_id, scope.ordinal, command.checkpoint_id) if name and scope else None
+    is_building = name is not None and id_row is not None and id_row.internal_id == name.building_id
+    is_live = id_row is not None and workflow is not None and _is_live(id_row, workflow)
+    if id_row is not None and not is_live and not is_building:
+        raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
+    if not is_live and command.require_checkpoint:
+        raise PreconditionError(
+            "RECORD_CHECKPOINT_MISSING",
+            f"checkpoint_id: there is no checkpoint {command.checkpoint_id!r} in this scope, and require_checkpoint was set",
+            {"checkpoint_id": command.checkpoint_id},
+        )
+    if workflow is None or name is None:
+        name, workflow = _create_workflow(txn, command.namespace, command.workflow_id, name, limits)
+    if scope is None:
+        scope = _create_scope(txn, name, command.scope)
+    outcomes, created_count = _put_records(
+        txn, workflow, scope.ordinal, command.checkpoint_id, command.records, limits, is_waiting=not is_live
+    )
+    if all(outcome is RecordOutcome.EXISTING for outcome in outcomes):
+        return AppendRecordsAnswer(outcomes, workflow.revision)
+    waiting_count = workflow.waiting_record_count + (0 if is_live else created_count)
+    if waiting_count > limits.waiting_records_max:
+        raise ResourceError(
+            "QUOTA_EXCEEDED",
+            f"records: {waiting_count} records of workflow {command.workflow_id!r} would wait for checkpoints that do not exist; "
+            f"at most {limits.waiting_records_max} may (waiting_records_max)",
+            {
+                "limit": "waiting_records_max",
+                "allowed": limits.waiting_records_max,
+                "found": waiting_count,
+                "unit": "records",
+            },
+        )
+    workflow = _replace(workflow, revision=workflow.revision + 1, waiting_record_count=waiting_count)
+    txn.put_workflow(workflow)
+    return AppendRecordsAnswer(outcomes, workflow.revision)
+
+
+def _put_records(
+    txn: WriteTransaction,
+    workflow: WorkflowRow,
+    scope_ordinal: int,
+    checkpoint_id: str,
+    records: tuple[Record, ...],
+    limits: Limits,
+    *,
+    is_waiting: bool,
+) -> tuple[tuple[RecordOutcome, ...], int]:
+    """Store records under first-wins or overwrite; return what became of each, and how many are new."""
+    internal_id = workflow.internal_id
+    group = txn.find_record_group(internal_id, scope_ordinal, checkpoint_id)
+    if group is None:
+        group = RecordGroupRow(checkpoint_id, 0, 0, is_waiting, txn.now_ms)
+        if is_waiting:
+            due_ms = txn.now_ms + limits.waiting_records_ttl_ms
+            txn.schedule_waiting_expiry(internal_id, scope_ordinal, checkpoint_id, due_ms)
+    outcomes: list[RecordOutcome] = []
+    written: list[Record] = []
+    record_count, record_bytes = group.record_count, group.record_bytes
+    for record in records:
+        stored = txn.find_record(internal_id, scope_ordinal, checkpoint_id, record.task_id, record.index)
+        if stored is not None and not record.overwrite:
+            outcomes.append(RecordOutcome.EXISTING)
+            continue
+        if stored is None:
+            outcomes.append(RecordOutcome.CREATED)
+            record_count += 1
+        else:
+            outcomes.append(RecordOutcome.OVERWRITTEN)
+            record_bytes -= stored.size_bytes
+        record_bytes += record.size_bytes
+        written.append(record)
+    created_count = record_count - group.record_count
+    group = RecordGroupRow(checkpoint_id, record_count, record_bytes, is_waiting, group.create_time_ms)
+    if written:
+        rules.check_record_limits(group, limits)
+        for record in written:
+            txn.put_record(internal_id, scope_ordinal, checkpoint_id, _replace(record, overwrite=False))
+        txn.put_record_group(internal_id, scope_ordinal, group)
+    return tuple(outcomes), created_count
+
+
+def _adopt_records(
+    txn: WriteTransaction, workflow: WorkflowRow, row: CheckpointRow, command: SaveCommand, limits: Limits
+) -> int:
+    """Store a Save's own records beside those that waited for it; return how many waited."""
+    group = txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
+    waiting_count = group.record_count if group is not None and group.is_waiting else 0
+    if group is not None and group.is_waiting:
+        txn.put_record_group(workflow.internal_id, row.scope_ordinal, _replace(group, is_waiting=False))
+    if command.records:
+        _put_records(
+            txn, workflow, row.scope_ordinal, row.checkpoint_id, command.records, limits, is_waiting=False
+        )
+    return waiting_count
+
+
+# Deleting.
+
+
+def delete_workflow(
+    txn: WriteTransaction, command: DeleteWorkflowCommand, limits: Limits
+) -> DeleteWorkflowAnswer:
+    """Unlink a workflow: one small commit, whatever its size."""
+    name = txn.find_name(command.namespace, command.workflow_id)
+    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    if name is None or workflow is None:
+        return DeleteWorkflowAnswer(False, 0)
+    txn.put_name(_replace(name, internal_id=0))
+    txn.discard_workflow(workflow, forget_ids=False)
+    return DeleteWorkflowAnswer(rules.is_visible(workflow), workflow.checkpoint_count)
+
+
+def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits) -> BulkAnswer:
+    """Delete checkpoints of one scope by id, passing over those that are not there."""
+    name, workflow = _require_workflow(txn, command.namespace, command.workflow_id)
+    scope = txn.find_scope(name.name_id, command.scope)
+    if scope is None:
+        return BulkAnswer(0, None)
+    rows = []
+    for checkpoint_id in dict.fromkeys(command.checkpoint_ids):
+        row = _find_checkpoint(txn, name, workflow, scope, checkpoint_id)
+        if row is not None:
+            rows.append(row)
+    _delete_rows(txn, name, workflow, rows)
+    return BulkAnswer(len(rows), None)
+
+
+def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits) -> BulkAnswer:
+    """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace."""
+    namespace_id = txn.find_namespace(command.namespace)
+    if namespace_id is None:
+        return BulkAnswer(0, None)
+    only_id = 0
+    if command.workflow_id:
+        _, only = _require_workflow(txn, command.namespace, command.workflow_id)
+        only_id = only.internal_id
+    after = (command.position[0], command.position[1]) if command.position else (only_id, 0)
+    rows_by_workflow: dict[int, list[CheckpointRow]] = {}
+    position: tuple[int, ...] | None = None
+    examined = 0
+    for internal_id, sequence in txn.run_checkpoints(namespace_id, command.run_id, after):
+        if only_id and internal_id != only_id:
+            break
+        row = txn.get_checkpoint(internal_id, sequence)
+        if row is not None and row.create_time_ms <= command.time_ms_max:
+            rows_by_workflow.setdefault(internal_id, []).append(row)
+        examined += 1
+        if examined * ROWS_PER_CHECKPOINT >= limits.slice_rows_max:
+            position = (internal_id, sequence)
+            break
+    deleted = 0
+    for internal_id, rows in rows_by_workflow.items():
+        workflow = txn.get_workflow(internal_id)
+        name = txn.find_name(workflow.namespace, workflow.workflow_id) if workflow is not None else None
+        if workflow is None or name is None or name.internal_id != internal_id:
+            continue
+        _delete_rows(txn, name, workflow, rows)
+        deleted += len(rows)
+    return BulkAnswer(deleted, position)
+
+
+def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:
+    """Delete one slice of what is older than the newest N of every scope and is not needed by these."""
+    name, workflow = _require_workflow(txn, command.namespace, command.workflow_id)
+    if command.position and command.position[0] == workflow.internal_id:
+        _, sequence_max, from_ordinal, from_sequence = command.position
+    else:
+        sequence_max, from_ordinal, from_sequence = workflow.last_sequence, 0, 0
+    rows: list[CheckpointRow] = []
+    examined = 0
+    position: tuple[int, ...] | None = None
+    for scope in list(txn.scopes(name.name_id, from_ordinal)):
+        if scope.internal_id != workflow.internal_id or scope.checkpoint_count <= command.keep_last:
+            continue
+        start = from_sequence if scope.ordinal == from_ordinal and from_sequence else None
+        kept, old = _split_scope(txn, workflow, scope, command.keep_last, sequence_max)
+        needed = _needed_ancestors(txn, name, workflow, scope, kept)
+        for sequence in old:
+            if start is not None and sequence > start:
+                continue
+            examined += 1
+            if examined * ROWS_PER_CHECKPOINT > limits.slice_rows_max:
+                position = (workflow.internal_id, sequence_max, scope.ordinal, sequence)
+                break
+            if sequence in needed:
+                continue
+            row = txn.get_checkpoint(workflow.internal_id, sequence)
+            if row is None:
+                raise _missing(workflow, sequence)
+            rows.append(row)
+        if position is not None:
+            break
+    if not command.is_dry_run:
+        _delete_rows(txn, name, workflow, rows)
+    return BulkAnswer(len(rows), position)
+
+
+def _split_scope(
+    txn: ReadTransaction, workflow: WorkflowRow, scope: ScopeRow, keep_last: int, sequence_max: int
+) -> tuple[list[int], Iterator[int]]:
+    """Return the sequences that a prune keeps in any case, and an iterator over the older ones, newest first.
+
+    Checkpoints saved since the prune began count as kept beyond the N, so that every slice of one prune means the same checkpoints.
+    """
+    sequences = txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None)
+    kept: list[int] = []
+    counted = 0
+    for sequence in sequences:
+        kept.append(sequence)
+        if sequence <= sequence_max:
+            counted += 1
+            if counted == keep_last:
+                break
+    return kept, sequences
+
+
+def _needed_ancestors(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow, kept: list[int]
+) -> set[int]:
+    """Return the ancestors that kept checkpoints need: back to the nearest one that stores each of their history entries."""
+    needed: set[int] = set()
+    walked: set[tuple[int, str]] = set()
+    for sequence in kept:
+        row = txn.get_checkpoint(workflow.internal_id, sequence)
+        if row is None:
+            raise _missing(workflow, sequence)
+        open_keys = set(row.history_entries)
+        while open_keys:
+            stored = txn.lookup_entries(workflow.family_id, row.node_id, open_keys)
+            open_keys -= stored.keys()
+            open_keys = {key for key in open_keys if (row.sequence, key) not in walked}
+            walked.update((row.sequence, key) for key in open_keys)
+            if not open_keys:
+                break
+            parent = _find_checkpoint(txn, name, workflow, scope, row.parent_id) if row.parent_id else None
+            if parent is None:
+                break
+            needed.add(parent.sequence)
+            row = parent
+    return needed
+
+
+def _delete_rows(
+    txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, rows: list[CheckpointRow]
+) -> None:
+    """Delete checkpoints of one workflow: leave stubs, let go of their states, and find the heads anew."""
+    if not rows:
+        return
+    counts: dict[str, int] = {}
+    for row in rows:
+        txn.delete_checkpoint(workflow, row)
+        stub = IdRow(workflow.internal_id, row.sequence, txn.now_ms)
+        txn.put_id(name.name_id, row.scope_ordinal, row.checkpoint_id, stub)
+        txn.release_state(workflow.family_id, row.node_id)
+        if txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id) is not None:
+            txn.discard_records(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
+        counts[row.scope] = counts.get(row.scope, 0) + 1
+    name = txn.schedule_stub_expiry(name)
+    workflow = _replace(
+        workflow,
+        revision=workflow.revision + 1,
+        checkpoint_count=workflow.checkpoint_count - len(rows),
+        stored_bytes=workflow.stored_bytes - sum(row.stored_bytes for row in rows),
+    )
+    for scope_name, count in counts.items():
+        scope = txn.find_scope(name.name_id, scope_name)
+        if scope is None:
+            raise _missing(workflow, 0)
+        head = _newest(txn, workflow, scope.ordinal)
+        txn.put_scope(
+            name.name_id,
+            ScopeRow(
+                scope.ordinal,
+                scope.scope,
+                workflow.internal_id,
+                head.sequence if head is not None else 0,
+                head.checkpoint_id if head is not None else "",
+                scope.checkpoint_count - count,
+            ),
+        )
+        if head is None:
+            workflow = _replace(workflow, scope_count=workflow.scope_count - 1)
+        if scope_name == "":
+            workflow = rules.with_head(workflow, head)
+    txn.put_workflow(workflow)
+
+
+def _newest(txn: ReadTransaction, workflow: WorkflowRow, scope_ordinal: int) -> CheckpointRow | None:
+    for sequence in txn.sequences(workflow.internal_id, scope_ordinal, newest_first=True, start=None):
+        row = txn.get_checkpoint(workflow.internal_id, sequence)
+        if row is None:
+            raise _missing(workflow, sequence)
+        return row
+    return None
+
+
+# Fork.
+
+
+def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAnswer:
+    """Copy one slice of a fork into a target that nobody sees until the last slice publishes it."""
+    source_text = msgspec.json.encode(
+        (command.workflow_id, command.scope, command.checkpoint_id, int(command.mode))
+    ).decode()
+    target_name = txn.find_name(command.namespace, command.target_workflow_id)
+    if target_name is not None and target_name.internal_id:
+        target = txn.get_workflow(target_name.internal_id)
+        if target is not None and command.fork_id and not command.position:
+            if (target.fork_id, target.fork_source) == (command.fork_id, source_text):
+                return ForkAnswer(target, True, None)
+        raise StoreError(
+            "WORKFLOW_EXISTS",
+            f"target_workflow_id: workflow {command.target_workflow_id!r} exists already",
+            {"workflow_id": command.target_workflow_id},
+        )
+    source_name, source = _require_workflow(txn, command.namespace, command.workflow_id)
+    if command.position:
+        target_id, source_id, next_sequence = command.position
+        building = txn.get_workflow(target_id)
+        if source.internal_id != source_id or target_name is None or building is None:
+            raise NotFoundError(
+                "WORKFLOW_NOT_FOUND",
+                f"workflow {command.workflow_id!r} was deleted while it was being forked",
+                {"namespace": command.namespace, "workflow_id": command.workflow_id},
+            )
+        if target_name.building_id != target_id:
+            raise PreconditionError(
+                "WORKFLOW_EXISTS",
+                f"target_workflow_id: another fork to {command.target_workflow_id!r} is under way",
+                {"workflow_id": command.target_workflow_id},
+            )
+        target = building
+    else:
+        first = _require_checkpoint(txn, source_name, source, command.scope, command.checkpoint_id)
+        next_sequence = first.sequence
+        target_name, target = _create_building(txn, command, source, source_text, target_name, limits, first)
+    return _copy_slice(txn, command, limits, source_name, source, target_name, target, next_sequence)
+
+
+def _create_building(
+    txn: WriteTransaction,
+    command: ForkCommand,
+    source: WorkflowRow,
+    source_text: str,
+    target_name: NameRow | None,
+    limits: Limits,
+    first: CheckpointRow,
+) -> tuple[NameRow, WorkflowRow]:
+    if target_name is None:
+        name_id = txn.new_id()
+        target_name = NameRow(name_id, source.namespace_id, command.target_workflow_id)
+    internal_id = txn.new_id()
+    target_name = _replace(target_name, building_id=internal_id)
+    target = WorkflowRow(
+        internal_id=internal_id,
+        name_id=target_name.name_id,
+        namespace_id=source.namespace_id,
+        namespace=command.namespace,
+        workflow_id=command.target_workflow_id,
+        family_id=source.family_id,
+        incarnation=_incarnation(internal_id, txn.now_ms),
+        create_time_ms=txn.now_ms,
+        last_sequence=first.sequence,
+        definition=source.definition,
+        labels=source.labels,
+        forked_from=command.workflow_id,
+        fork_id=command.fork_id,
+        fork_source=source_text,
+    )
+    txn.put_name(target_name)
+    txn.put_workflow(target)
+    txn.note_building(internal_id, is_building=True)
+    return target_name, target
+
+
+def _copy_slice(
+    txn: WriteTransaction,
+    command: ForkCommand,
+    limits: Limits,
+    source_name: NameRow,
+    source: WorkflowRow,
+    target_name: NameRow,
+    target: WorkflowRow,
+    next_sequence: int,
+) -> ForkAnswer:
+    """Copy checkpoints from `next_sequence` towards older ones until the budget is spent or there are no more."""
+    spent = 0
+    position: tuple[int, ...] | None = None
+    scopes: dict[str, ScopeRow] = {}
+    for row in _fork_line(txn, command, source_name, source, next_sequence):
+        if spent >= limits.slice_rows_max:
+            position = (target.internal_id, source.internal_id, row.sequence)
+            break
+        scope = scopes.get(row.scope) or _fork_scope(txn, target_name, target, row)
+        if scope.checkpoint_count == 0:
+            target = _replace(target, scope_count=target.scope_count + 1)
+        scopes[row.scope] = _replace(scope, checkpoint_count=scope.checkpoint_count + 1)
+        spent += ROWS_PER_CHECKPOINT + _copy_checkpoint(txn, source, target_name, target, scope, row)
+        target = _replace(target, checkpoint_count=target.checkpoint_count + 1)
+        if row.scope == "" and not target.head_checkpoint_id:
+            target = _replace(rules.with_head(target, row), update_time_ms=txn.now_ms)
+    for scope in scopes.values():
+        txn.put_scope(target_name.name_id, scope)
+    if position is not None:
+        txn.put_workflow(target)
+        return ForkAnswer(None, False, position)
+    target = _replace(target, revision=1)
+    txn.put_workflow(target)
+    txn.put_name(_replace(target_name, internal_id=target.internal_id, building_id=0))
+    txn.note_building(target.internal_id, is_building=False)
+    return ForkAnswer(target, False, None)
+
+
+def _fork_line(
+    txn: ReadTransaction, command: ForkCommand, name: NameRow, source: WorkflowRow, next_sequence: int
+) -> Iterator[CheckpointRow]:
+    """Yield what a fork copies, from `next_sequence` on: the line of ancestors, or everything that is older."""
+    if command.mode is ForkMode.ALL_UP_TO:
+        for sequence in txn.sequences(source.internal_id, None, newest_first=True, start=next_sequence):
+            row = txn.get_checkpoint(source.internal_id, sequence)
+            if row is None:
+                raise _missing(source, sequence)
+            yield row
+        return
+    scope = txn.find_scope(name.name_id, command.scope)
+    row = txn.get_checkpoint(source.internal_id, next_sequence)
+    while row is not None:
+        yield row
+        row = _find_checkpoint(txn, name, source, scope, row.parent_id) if row.parent_id else None
+
+
+def _fork_scope(
+    txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow
+) -> ScopeRow:
+    """Return the target's scope for a row; copying goes from newest to oldest, so the first row of a scope is its head."""
+    scope = txn.find_scope(target_name.name_id, row.scope) or _create_scope(txn, target_name, row.scope)
+    if scope.internal_id == target.internal_id and scope.checkpoint_count:
+        return scope
+    return ScopeRow(scope.ordinal, scope.scope, target.internal_id, row.sequence, row.checkpoint_id, 0)
+
+
+def _copy_checkpoint(
+    txn: WriteTransaction,
+    source: WorkflowRow,
+    target_name: NameRow,
+    target: WorkflowRow,
+    scope: ScopeRow,
+    row: CheckpointRow,
+) -> int:
+    """Copy one checkpoint's rows, sharing its state; return how many records went along."""
+    copy = _replace(row, scope_ordinal=scope.ordinal, stored_bytes=0)
+    txn.retain_state(target.family_id, row.node_id)
+    txn.put_checkpoint(target, copy)
+    txn.put_id(
+        target_name.name_id, scope.ordinal, row.checkpoint_id, IdRow(target.internal_id, row.sequence)
+    )
+    group = txn.find_record_group(source.internal_id, row.scope_ordinal, row.checkpoint_id)
+    if group is None:
+        return 0
+    for record in txn.records(source.internal_id, row.scope_ordinal, row.checkpoint_id):
+        txn.put_record(target.internal_id, scope.ordinal, row.checkpoint_id, record)
+    txn.put_record_group(target.internal_id, scope.ordinal, group)
+    return group.record_count
+
+
+def abandon_fork(txn: WriteTransaction, command: AbandonForkCommand, limits: Limits) -> BulkAnswer:
+    """Throw away an unpublished target, with the ids it took."""
+    target = txn.get_workflow(command.target_internal_id)
+    name = txn.find_name(target.namespace, target.workflow_id) if target is not None else None
+    if target is None or name is None or name.internal_id == target.internal_id:
+        return BulkAnswer(0, None)
+    if name.building_id == target.internal_id:
+        txn.put_name(_replace(name, building_id=0))
+    txn.note_building(target.internal_id, is_building=False)
+    txn.discard_workflow(target, forget_ids=True)
+    return BulkAnswer(target.checkpoint_count, None)
+
+
+# Background.
+
+
+def sweep(txn: WriteTransaction, command: SweepCommand, limits: Limits) -> SweepAnswer:
+    """Free one slice of what was deleted."""
+    rows_freed, has_more = txn.sweep(min(command.rows_max, limits.slice_rows_max), limits)
+    return SweepAnswer(rows_freed, has_more)
+
+
+def probe(txn: WriteTransaction, command: ProbeCommand, limits: Limits) -> ProbeAnswer:
+    """Use up a number, so that there is something to flush."""
+    txn.new_id()
+    return ProbeAnswer()
+
+
+# Shared steps.
+
+
+def _is_live(id_row: IdRow, workflow: WorkflowRow) -> bool:
+    return id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
+
+
+def _head(workflow: WorkflowRow | None, scope: ScopeRow | None) -> tuple[str, int]:
+    if workflow is None or scope is None or scope.internal_id != workflow.internal_id:
+        return "", 0
+    return scope.head_checkpoint_id, scope.head_sequence
+
+
+def _find_checkpoint(
+    txn: ReadTransaction,
+    name: NameRow | None,
+    workflow: WorkflowRow | None,
+    scope: ScopeRow | None,
+    checkpoint_id: str,
+) -> CheckpointRow | None:
+    """Return a live checkpoint by id."""
+    if name is None or workflow is None or scope is None:
+        return None
+    if scope.head_checkpoint_id == checkpoint_id and scope.internal_id == workflow.internal_id:
+        sequence = scope.head_sequence
+    else:
+        id_row = txn.find_id(name.name_id, scope.ordinal, checkpoint_id)
+        if id_row is None or not _is_live(id_row, workflow):
+            return None
+        sequence = id_row.sequence
+    row = txn.get_checkpoint(workflow.internal_id, sequence)
+    if row is None:
+        raise _missing(workflow, sequence)
+    return row
+
+
+def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> bool:
+    if name is None or scope is None:
+        return False
+    return txn.find_id(name.name_id, scope.ordinal, checkpoint_id) is not None
+
+
+def _require_workflow(
+    txn: ReadTransaction, namespace: str, workflow_id: str
+) -> tuple[NameRow, WorkflowRow]:
+    name = txn.find_name(namespace, workflow_id)
+    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    if name is None or workflow is None or not rules.is_visible(workflow):
+        raise NotFoundError(
+            "WORKFLOW_NOT_FOUND",
+            f"there is no workflow {workflow_id!r} in namespace {namespace!r}",
+            {"namespace": namespace, "workflow_id": workflow_id},
+        )
+    return name, workflow
+
+
+def _require_checkpoint(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope_name: str, checkpoint_id: str | None
+) -> CheckpointRow:
+    """Return a checkpoint by id, or the scope's head."""
+    scope = txn.find_scope(name.name_id, scope_name)
+    wanted = _head(workflow, scope)[0] if checkpoint_id is None else checkpoint_id
+    row = _find_checkpoint(txn, name, workflow, scope, wanted) if wanted else None
+    if row is None:
+        what = f"checkpoint {checkpoint_id!r}" if checkpoint_id is not None else "checkpoint at all"
+        raise NotFoundError(
+            "CHECKPOINT_NOT_FOUND",
+            f"workflow {workflow.workflow_id!r} has no {what} in scope {scope_name!r}",
+            {
+                "workflow_id": workflow.workflow_id,
+                "scope": scope_name,
+                "checkpoint_id": checkpoint_id or "",
+            },
+        )
+    return row
+
+
+def _create_workflow(
+    txn: WriteTransaction, namespace: str, workflow_id: str, name: NameRow | None, limits: Limits
+) -> tuple[NameRow, WorkflowRow]:
+    namespace_id = txn.intern_namespace(namespace, limits.namespaces_max)
+    if name is None:
+        name = NameRow(txn.new_id(), namespace_id, workflow_id)
+    internal_id = txn.new_id()
+    name = _replace(name, internal_id=internal_id)
+    workflow = WorkflowRow(
+        internal_id=internal_id,
+        name_id=name.name_id,
+        namespace_id=namespace_id,
+        namespace=namespace,
+        workflow_id=workflow_id,
+        family_id=internal_id,
+        incarnation=_incarnation(internal_id, txn.now_ms),
+        create_time_ms=txn.now_ms,
+    )
+    txn.put_name(name)
+    return name, workflow
+
+
+def _create_scope(txn: WriteTransaction, name: NameRow, scope: str) -> ScopeRow:
+    row = ScopeRow(ROOT_ORDINAL if scope == "" else txn.new_id(), scope)
+    txn.put_scope(name.name_id, row)
+    return row
+
+
+def _incarnation(internal_id: int, now_ms: int) -> str:
+    """Name an incarnation: internal ids are never given twice in a store, the time tells restored stores apart."""
+    return f"{now_ms:x}-{internal_id:x}"
+
+
+def _missing(workflow: WorkflowRow, sequence: int) -> StoreError:
+    """A checkpoint that an index leads to is not there: damage, never 'not found'."""
+    return StoreError(
+        "RECORD_DAMAGED",
+        f"checkpoint {sequence} of workflow {workflow.workflow_id!r} is missing though it is indexed",
+        {"table": "checkpoints", "key": f"{workflow.internal_id:016x}{sequence:016x}"},
+    )
+
+
+_COMMANDS: dict[type, Callable[[Any, Any, Limits], Answer]] = {
+    SaveCommand: save,
+    AppendRecordsCommand: append_records,
+    DeleteWorkflowCommand: delete_workflow,
+    DeleteIdsCommand: delete_ids,
+    DeleteRunCommand: delete_run,
+    PruneCommand: prune,
+    ForkCommand: fork,
+    AbandonForkCommand: abandon_fork,
+    SweepCommand: sweep,
+    ProbeCommand: probe,
+}

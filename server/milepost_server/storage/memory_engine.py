@@ -1,0 +1,404 @@
+"""The engine in memory: the model that other engines are compared to, and a store for tests that need no disk.
+
+Plain dicts of immutable rows. What another engine keeps cleverly is kept here plainly: a node is its whole state, an order is
+a sort, discarded things go at once. Nothing survives the process.
+
+A command is made atomic by an undo log: every change first notes how to take it back. One lock makes batches visible whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from milepost_server import rules
+from milepost_server.errors import ResourceError, StoreError
+from milepost_server.limits import DEFAULT_LIMITS, Limits
+from milepost_server.model import (
+    Answer,
+    CheckpointRow,
+    Command,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    EntryRef,
+    IdRow,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+    NewEntry,
+    Record,
+    RecordGroupRow,
+    ScopeRow,
+    Value,
+    WorkflowRow,
+)
+from milepost_server.storage import commands, queries
+from milepost_server.storage.port import NameRow, ResolvedState, StateChange
+
+_logger = logging.getLogger(__name__)
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class _Node(NamedTuple):
+    """A whole state, and how many checkpoints have it."""
+
+    entries: Mapping[str, EntryRef]
+    steps: tuple[str, ...]
+    holder_count: int
+
+
+class _StoredValue(NamedTuple):
+    """A value, and how many nodes have it."""
+
+    value: Value
+    digest: bytes
+    holder_count: int
+
+
+_NO_STATE = _Node({}, (), 0)
+
+
+class _Tables:
+    """All that is stored. Rows are immutable, so a dict's old item is all that an undo needs."""
+
+    def __init__(self) -> None:
+        self.last_id: dict[None, int] = {None: 0}
+        self.namespaces: dict[str, int] = {}
+        self.names: dict[tuple[int, str], NameRow] = {}
+        self.workflows: dict[int, WorkflowRow] = {}
+        self.scopes: dict[int, dict[str, ScopeRow]] = {}
+        """By name id, then scope."""
+        self.ids: dict[int, dict[tuple[int, str], IdRow]] = {}
+        """By name id, then (scope ordinal, checkpoint_id)."""
+        self.checkpoints: dict[int, dict[int, CheckpointRow]] = {}
+        """By internal id, then sequence."""
+        self.nodes: dict[tuple[int, int], _Node] = {}
+        """By (family id, node id)."""
+        self.values: dict[tuple[int, int], _StoredValue] = {}
+        """By (family id, value id)."""
+        self.value_ids: dict[tuple[int, bytes], int] = {}
+        """By (family id, digest)."""
+        self.record_groups: dict[int, dict[tuple[int, str], RecordGroupRow]] = {}
+        """By internal id, then (scope ordinal, checkpoint_id)."""
+        self.records: dict[int, dict[tuple[int, str], dict[tuple[str, int], Record]]] = {}
+        """By internal id, then (scope ordinal, checkpoint_id), then (task_id, index)."""
+        self.waiting_due_ms: dict[tuple[int, int, str], int] = {}
+        """By (internal id, scope ordinal, checkpoint_id)."""
+        self.building: dict[int, None] = {}
+        """Internal ids of the incarnations that forks are making."""
+
+
+class MemoryTransaction:
+    """A view of the tables that can be changed; `rollback` takes back what was changed since the last `commit`."""
+
+    def __init__(self, tables: _Tables, limits: Limits, now_ms: int) -> None:
+        self._tables = tables
+        self._limits = limits
+        self._now_ms = now_ms
+        self._undo: list[Callable[[], object]] = []
+
+    def commit(self) -> None:
+        """Keep what was changed."""
+        self._undo.clear()
+
+    def rollback(self) -> None:
+        """Take back what was changed since the last `commit`, the latest change first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _put(self, table: dict[_K, _V], key: _K, value: _V) -> None:
+        self._note_undo(table, key)
+        table[key] = value
+
+    def _remove(self, table: dict[_K, _V], key: _K) -> None:
+        """Remove an item, if there is one."""
+        if key in table:
+            self._note_undo(table, key)
+            del table[key]
+
+    def _note_undo(self, table: dict[_K, _V], key: _K) -> None:
+        if key in table:
+            self._undo.append(partial(table.__setitem__, key, table[key]))
+        else:
+            self._undo.append(partial(table.pop, key))
+
+    # Reads.
+
+    def find_namespace(self, namespace: str) -> int | None:
+        """Return the number of a namespace."""
+        return self._tables.namespaces.get(namespace)
+
+    def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
+        """Return what stands behind a workflow's name."""
+        namespace_id = self.find_namespace(namespace)
+        return None if namespace_id is None else self._tables.names.get((namespace_id, workflow_id))
+
+    def get_workflow(self, internal_id: int) -> WorkflowRow | None:
+        """Return one incarnation."""
+        return self._tables.workflows.get(internal_id)
+
+    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
+        """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
+        found = [
+            row
+            for row in self._tables.names.values()
+            if row.namespace_id == namespace_id
+            and row.workflow_id.startswith(prefix)
+            and (after is None or row.workflow_id.encode() > after.encode())
+        ]
+        return iter(sorted(found, key=lambda row: row.workflow_id.encode()))
+
+    def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
+        """Return a scope of a name, as it was last put."""
+        return self._tables.scopes.get(name_id, {}).get(scope)
+
+    def scopes(self, name_id: int, from_ordinal: int) -> Iterator[ScopeRow]:
+        """Yield the scopes of a name by ordinal, from `from_ordinal` on."""
+        found = [row for row in self._tables.scopes.get(name_id, {}).values() if row.ordinal >= from_ordinal]
+        return iter(sorted(found, key=lambda row: row.ordinal))
+
+    def find_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str) -> IdRow | None:
+        """Return what became of a checkpoint_id."""
+        return self._tables.ids.get(name_id, {}).get((scope_ordinal, checkpoint_id))
+
+    def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
+        """Return one checkpoint."""
+        return self._tables.checkpoints.get(internal_id, {}).get(sequence)
+
+    def sequences(
+        self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
+    ) -> Iterator[int]:
+        """Yield sequences of a scope (`None`: of all scopes), from `start` (inclusive; `None`: the end) on."""
+        found = [
+            row.sequence
+            for row in self._tables.checkpoints.get(internal_id, {}).values()
+            if scope_ordinal is None or row.scope_ordinal == scope_ordinal
+        ]
+        if start is not None:
+            found = [sequence for sequence in found if (sequence <= start if newest_first else sequence >= start)]
+        return iter(sorted(found, reverse=newest_first))
+
+    def run_checkpoints(self, namespace_id: int, run_id: str, after: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Yield (internal_id, sequence) of a run's checkpoints in that order, from the first one after `after`."""
+        found = [
+            (internal_id, row.sequence)
+            for internal_id, rows in self._tables.checkpoints.items()
+            if self._tables.workflows[internal_id].namespace_id == namespace_id
+            for row in rows.values()
+            if row.run_id == run_id and (internal_id, row.sequence) > after
+        ]
+        return iter(sorted(found))
+
+    def resolve_state(self, family_id: int, node_id: int) -> ResolvedState:
+        """Return the whole state behind a node."""
+        node = self._node(family_id, node_id)
+        return ResolvedState(dict(node.entries), dict.fromkeys(node.steps))
+
+    def lookup_entries(self, family_id: int, node_id: int, keys: Iterable[str]) -> dict[str, EntryRef]:
+        """Return some entries of the state behind a node; keys that it lacks are left out."""
+        entries = self._node(family_id, node_id).entries
+        return {key: entries[key] for key in keys if key in entries}
+
+    def _node(self, family_id: int, node_id: int) -> _Node:
+        return self._tables.nodes[family_id, node_id] if node_id else _NO_STATE
+
+    def read_value(self, family_id: int, ref: EntryRef) -> Value:
+        """Return a stored value."""
+        return self._tables.values[family_id, ref.value_id].value
+
+    def find_record_group(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> RecordGroupRow | None:
+        """Return the count of a checkpoint id's records."""
+        return self._tables.record_groups.get(internal_id, {}).get((scope_ordinal, checkpoint_id))
+
+    def find_record(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, task_id: str, index: int
+    ) -> Record | None:
+        """Return one record."""
+        return self._records(internal_id, scope_ordinal, checkpoint_id).get((task_id, index))
+
+    def records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> Iterator[Record]:
+        """Yield a checkpoint id's records, in no order that means anything."""
+        return iter(list(self._records(internal_id, scope_ordinal, checkpoint_id).values()))
+
+    def _records(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str
+    ) -> Mapping[tuple[str, int], Record]:
+        return self._tables.records.get(internal_id, {}).get((scope_ordinal, checkpoint_id), {})
+
+    # Writes.
+
+    @property
+    def now_ms(self) -> int:
+        """The time of the commit, for people."""
+        return self._now_ms
+
+    def new_id(self) -> int:
+        """Return a number that has never been given before, from 1."""
+        number = self._tables.last_id[None] + 1
+        self._put(self._tables.last_id, None, number)
+        return number
+
+    def intern_namespace(self, namespace: str, count_max: int) -> int:
+        """Return the number of a namespace, giving it one if need be."""
+        known = self.find_namespace(namespace)
+        if known is not None:
+            return known
+        count = len(self._tables.namespaces) + 1
+        if count > count_max:
+            raise ResourceError(
+                "QUOTA_EXCEEDED",
+                f"a new namespace would be number {count}, at most {count_max} are allowed (namespaces_max)",
+                {"limit": "namespaces_max", "allowed": count_max, "found": count, "unit": "namespaces"},
+            )
+        number = self.new_id()
+        self._put(self._tables.namespaces, namespace, number)
+        return number
+
+    def put_name(self, row: NameRow) -> None:
+        """Store a name."""
+        self._put(self._tables.names, (row.namespace_id, row.workflow_id), row)
+
+    def put_workflow(self, row: WorkflowRow) -> None:
+        """Store an incarnation."""
+        self._put(self._tables.workflows, row.internal_id, row)
+
+    def put_scope(self, name_id: int, row: ScopeRow) -> None:
+        """Store a scope."""
+        self._put(self._tables.scopes.setdefault(name_id, {}), row.scope, row)
+
+    def put_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str, row: IdRow) -> None:
+        """Store what became of a checkpoint_id."""
+        self._put(self._tables.ids.setdefault(name_id, {}), (scope_ordinal, checkpoint_id), row)
+
+    def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """Store a checkpoint; its places in orders are found by looking."""
+        self._put(self._tables.checkpoints.setdefault(workflow.internal_id, {}), row.sequence, row)
+
+    def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """Remove a checkpoint's row, not its id, its state or its records."""
+        self._remove(self._tables.checkpoints[workflow.internal_id], row.sequence)
+
+    def put_state(self, family_id: int, change: StateChange) -> int:
+        """Store a changed state and return its node, which the caller holds."""
+        prior = self._node(family_id, change.prior_node_id)
+        entries = {key: ref for key, ref in prior.entries.items() if key not in change.removed}
+        entries |= {key: self._intern_value(family_id, entry) for key, entry in change.changed.items()}
+        for ref in entries.values():
+            self._hold_value(family_id, ref.value_id, 1)
+        steps = tuple(dict.fromkeys((*prior.steps, *change.steps_added)))
+        node_id = self.new_id()
+        self._put(self._tables.nodes, (family_id, node_id), _Node(entries, steps, holder_count=1))
+        return node_id
+
+    def _intern_value(self, family_id: int, entry: NewEntry) -> EntryRef:
+        value_id = self._tables.value_ids.get((family_id, entry.digest))
+        if value_id is None:
+            value_id = self.new_id()
+            self._put(self._tables.value_ids, (family_id, entry.digest), value_id)
+            self._put(self._tables.values, (family_id, value_id), _StoredValue(entry.value, entry.digest, 0))
+        return EntryRef(value_id, entry.digest, entry.size_bytes)
+
+    def _hold_value(self, family_id: int, value_id: int, change: int) -> None:
+        stored = self._tables.values[family_id, value_id]
+        held = stored._replace(holder_count=stored.holder_count + change)
+        if held.holder_count:
+            self._put(self._tables.values, (family_id, value_id), held)
+        else:
+            self._remove(self._tables.values, (family_id, value_id))
+            self._remove(self._tables.value_ids, (family_id, stored.digest))
+
+    def retain_state(self, family_id: int, node_id: int) -> None:
+        """Hold a node once more."""
+        if node_id:
+            node = self._node(family_id, node_id)
+            held = node._replace(holder_count=node.holder_count + 1)
+            self._put(self._tables.nodes, (family_id, node_id), held)
+
+    def release_state(self, family_id: int, node_id: int) -> None:
+        """Let go of a node; it is freed with the values that nothing else has, once nobody holds it."""
+        if not node_id:
+            return
+        node = self._node(family_id, node_id)
+        if node.holder_count > 1:
+            held = node._replace(holder_count=node.holder_count - 1)
+            self._put(self._tables.nodes, (family_id, node_id), held)
+            return
+        self._remove(self._tables.nodes, (family_id, node_id))
+        for ref in node.entries.values():
+            self._hold_value(family_id, ref.value_id, -1)
+
+    def put_record_group(self, internal_id: int, scope_ordinal: int, row: RecordGroupRow) -> None:
+        """Store the count of a checkpoint id's records."""
+        groups = self._tables.record_groups.setdefault(internal_id, {})
+        self._put(groups, (scope_ordinal, row.checkpoint_id), row)
+
+    def put_record(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, record: Record) -> None:
+        """Store a record, in the place of one of the same key."""
+        of_workflow = self._tables.records.setdefault(internal_id, {})
+        of_checkpoint = of_workflow.setdefault((scope_ordinal, checkpoint_id), {})
+        self._put(of_checkpoint, (record.task_id, record.index), record)
+
+    def discard_records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> None:
+        """Remove the group of a checkpoint id's records, and the records."""
+        self._remove(self._tables.record_groups.get(internal_id, {}), (scope_ordinal, checkpoint_id))
+        self._remove(self._tables.records.get(internal_id, {}), (scope_ordinal, checkpoint_id))
+        self._remove(self._tables.waiting_due_ms, (internal_id, scope_ordinal, checkpoint_id))
+
+    def discard_workflow(self, row: WorkflowRow, *, forget_ids: bool) -> None:
+        """Free an incarnation. Its checkpoint ids stay as stubs, unless they are to be forgotten."""
+        for checkpoint in self._tables.checkpoints.get(row.internal_id, {}).values():
+            self.release_state(row.family_id, checkpoint.node_id)
+        self._remove(self._tables.checkpoints, row.internal_id)
+        self._remove(self._tables.record_groups, row.internal_id)
+        self._remove(self._tables.records, row.internal_id)
+        for key in [key for key in self._tables.waiting_due_ms if key[0] == row.internal_id]:
+            self._remove(self._tables.waiting_due_ms, key)
+        ids = self._tables.ids.get(row.name_id, {})
+        for id_key, id_row in list(ids.items()):
+            if id_row.internal_id != row.internal_id:
+                continue
+            if forget_ids:
+                self._remove(ids, id_key)
+            elif not id_row.deleted_time_ms:
+                self._put(ids, id_key, IdRow(id_row.internal_id, id_row.sequence, self._now_ms))
+        self._remove(self._tables.workflows, row.internal_id)
+
+    def schedule_stub_expiry(self, name: NameRow) -> NameRow:
+        """See to it that stubs in this name are looked through when the first may have outlived the replay window."""
+        if name.stub_due_ms:
+            return name
+        return NameRow(
+            name.name_id,
+            name.namespace_id,
+            name.workflow_id,
+            name.internal_id,
+            name.building_id,
+            self._now_ms + self._limits.replay_window_ms,
+        )
+
+    def schedule_waiting_expiry(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int
+    ) -> None:
+        """See to it that records are dropped at `due_ms` if their checkpoint has not come."""
+        self._put(self._tables.waiting_due_ms, (internal_id, scope_ordinal, checkpoint_id), due_ms)
+
+    def note_building(self, internal_id: int, *, is_building: bool) -> None:
+        """Remember (or forget) that an incarnation is being made."""
+        if is_building:
+            self._put(self._tables.building, internal_id, None)
+        else:
+            self._remove(self._tables.building, internal_id)

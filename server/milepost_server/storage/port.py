@@ -1,0 +1,241 @@
+"""The port between the operations and an engine: what a store must be able to do, in domain terms.
+
+An engine gives transactions; `commands` and `queries` are written once against them. The contract asks only for what LMDB and
+PostgreSQL can both give: appends that are linearizable per workflow, sequences given by the server, reads by key and in key order.
+There is no order over workflows, no transaction beyond one workflow's family and its name, and no engine cursor leaves a transaction.
+
+Inside, a workflow is known by three numbers. Its *name id* stands for (namespace, workflow_id) and stays while any of its checkpoint
+ids is remembered. Its *internal id* stands for one incarnation. Its *family id* is the internal id of the workflow it was forked from
+(or its own): values and state nodes are shared within a family and never beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from milepost_server.errors import StoreError
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    Answer,
+    CheckpointRow,
+    Command,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    EntryRef,
+    IdRow,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+    NewEntry,
+    Record,
+    RecordGroupRow,
+    ScopeRow,
+    Value,
+    WorkflowRow,
+)
+
+
+class NameRow(msgspec.Struct, frozen=True, array_like=True):
+    """A (namespace, workflow_id), whether or not there is such a workflow now."""
+
+    name_id: int
+    namespace_id: int
+    workflow_id: str
+    internal_id: int = 0
+    """The present incarnation; 0 while there is none."""
+    building_id: int = 0
+    """The incarnation that a fork is making; 0 while there is none."""
+    stub_due_ms: int = 0
+    """When the next look for outlived stubs of deleted checkpoints is due; 0 where none is."""
+
+
+class ResolvedState(msgspec.Struct):
+    """The whole state and all completed steps behind a node. Callers must not change it."""
+
+    entries: dict[str, EntryRef]
+    steps: dict[str, None]
+    """An ordered set."""
+
+
+class StateChange(msgspec.Struct, frozen=True, kw_only=True):
+    """How a new state differs from the one it is built on."""
+
+    prior_node_id: int
+    """0: built on nothing."""
+    changed: dict[str, NewEntry]
+    removed: tuple[str, ...]
+    steps_added: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """The new state is the prior one."""
+        return not (self.changed or self.removed or self.steps_added)
+
+
+class ReadTransaction(Protocol):
+    """One consistent view of the store. Every read of a damaged record raises `RecordDamagedError`."""
+
+    def find_namespace(self, namespace: str) -> int | None:
+        """Return the number of a namespace."""
+
+    def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
+        """Return what stands behind a workflow's name."""
+
+    def get_workflow(self, internal_id: int) -> WorkflowRow | None:
+        """Return one incarnation."""
+
+    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
+        """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
+
+    def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
+        """Return a scope of a name, as it was last put: its head may belong to an earlier incarnation."""
+
+    def scopes(self, name_id: int, from_ordinal: int) -> Iterator[ScopeRow]:
+        """Yield the scopes of a name by ordinal, from `from_ordinal` on."""
+
+    def find_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str) -> IdRow | None:
+        """Return what became of a checkpoint_id."""
+
+    def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
+        """Return one checkpoint."""
+
+    def sequences(
+        self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
+    ) -> Iterator[int]:
+        """Yield sequences of a scope (`None`: of all scopes), from `start` (inclusive; `None`: the end) on."""
+
+    def run_checkpoints(self, namespace_id: int, run_id: str, after: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Yield (internal_id, sequence) of a run's checkpoints in that order, from the first one after `after`."""
+
+    def resolve_state(self, family_id: int, node_id: int) -> ResolvedState:
+        """Return the whole state behind a node: O(entries + steps), however long the history."""
+
+    def lookup_entries(self, family_id: int, node_id: int, keys: Iterable[str]) -> dict[str, EntryRef]:
+        """Return some entries of the state behind a node; keys that it lacks are left out."""
+
+    def read_value(self, family_id: int, ref: EntryRef) -> Value:
+        """Return a stored value."""
+
+    def find_record_group(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> RecordGroupRow | None:
+        """Return the count of a checkpoint id's records."""
+
+    def find_record(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, task_id: str, index: int
+    ) -> Record | None:
+        """Return one record."""
+
+    def records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> Iterator[Record]:
+        """Yield a checkpoint id's records, in no order that means anything."""
+
+
+class WriteTransaction(ReadTransaction, Protocol):
+    """A view that can be changed. All changes of a command become visible together, or none does."""
+
+    @property
+    def now_ms(self) -> int:
+        """The time of the commit, for people."""
+
+    def new_id(self) -> int:
+        """Return a number that has never been given before, from 1."""
+
+    def intern_namespace(self, namespace: str, count_max: int) -> int:
+        """Return the number of a namespace, giving it one if need be. Raises `QUOTA_EXCEEDED` past `count_max`."""
+
+    def put_name(self, row: NameRow) -> None:
+        """Store a name."""
+
+    def put_workflow(self, row: WorkflowRow) -> None:
+        """Store an incarnation."""
+
+    def put_scope(self, name_id: int, row: ScopeRow) -> None:
+        """Store a scope."""
+
+    def put_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str, row: IdRow) -> None:
+        """Store what became of a checkpoint_id."""
+
+    def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """Store a checkpoint, with its place in its scope's order and in its run."""
+
+    def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """Remove a checkpoint's row and places, not its id, its state or its records."""
+
+    def put_state(self, family_id: int, change: StateChange) -> int:
+        """Store a changed state and return its node, which the caller holds. O(changes), amortised along one chain."""
+
+    def retain_state(self, family_id: int, node_id: int) -> None:
+        """Hold a node once more."""
+
+    def release_state(self, family_id: int, node_id: int) -> None:
+        """Let go of a node; it is freed with the values that nothing else has, once nobody holds it."""
+
+    def put_record_group(self, internal_id: int, scope_ordinal: int, row: RecordGroupRow) -> None:
+        """Store the count of a checkpoint id's records."""
+
+    def put_record(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, record: Record) -> None:
+        """Store a record, in the place of one of the same key."""
+
+    def discard_records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> None:
+        """Remove the group of a checkpoint id's records at once, the records themselves at leisure."""
+
+    def discard_workflow(self, row: WorkflowRow, *, forget_ids: bool) -> None:
+        """Free an incarnation at leisure.
+
+        Its name does not lead to it any more. Its checkpoint ids stay as stubs for the replay window, unless they are to be forgotten.
+        """
+
+    def schedule_stub_expiry(self, name: NameRow) -> NameRow:
+        """See to it that stubs in this name are looked through when the first may have outlived the replay window."""
+
+    def schedule_waiting_expiry(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int
+    ) -> None:
+        """See to it that records are dropped at `due_ms` if their checkpoint has not come."""
+
+    def note_building(self, internal_id: int, *, is_building: bool) -> None:
+        """Remember (or forget) that an incarnation is being made, so that a restart throws it away."""
+
+    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+        """Free up to about `rows_max` rows of what was discarded and what is past its time; return (freed, is there more)."""
+
+
+class Engine(Protocol):
+    """A store. `execute` is called by one thread at a time; the reads by any."""
+
+    def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """Run commands in order as one durable transaction, and return when it is on disk.
+
+        A command that fails leaves nothing and fails alone. Each sees what those before it did.
+
+        Raises:
+            StorageFailedError: The outcome of the whole batch is unknown and the engine must be reopened.
+        """
+
+    def reopen(self) -> None:
+        """Start again after `StorageFailedError`: returns once a commit has been flushed, else raises."""
+
+    def load(self, query: LoadQuery) -> LoadAnswer:
+        """Read one checkpoint."""
+
+    def list_checkpoints(self, query: ListQuery) -> ListAnswer:
+        """Read one page of a workflow's checkpoints."""
+
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+        """Read one workflow."""
+
+    def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+        """Read one page of a namespace's workflows."""
+
+    def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+        """Read one page of what entries were."""
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return sizes and counts, for people."""
+
+    def close(self) -> None:
+        """Let go of the store. Nothing is lost: every answered command is on disk."""

@@ -1,0 +1,360 @@
+"""The queries, each in one read transaction: what Load, List and their kin answer.
+
+Every function takes a `ReadTransaction` and answers or raises a `StoreError`. Work is bounded by what is answered and, where rows are
+filtered, by `rows_examined_max`; an engine decides how long one transaction may stay open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from milepost_server import rules
+from milepost_server.errors import NotFoundError, StoreError
+from milepost_server.model import (
+    CheckpointRow,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    EntryRef,
+    EntryVersion,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadedCheckpoint,
+    LoadQuery,
+    Record,
+    ScopeRow,
+    Selection,
+    Value,
+    WorkflowRow,
+)
+from milepost_server.storage.port import NameRow, ReadTransaction
+
+CHECKPOINT_WIRE_BYTES = 256
+"""What a checkpoint costs on the wire beside its state, metadata and records, about."""
+WORKFLOW_WIRE_BYTES = 256
+"""What a workflow costs on the wire beside its texts, about."""
+
+
+def load(txn: ReadTransaction, query: LoadQuery) -> LoadAnswer:
+    """Read one checkpoint."""
+    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    scope = _find_scope(txn, name, workflow, query.scope)
+    row = _find_row(txn, name, workflow, scope, query) if scope is not None else None
+    if row is None or scope is None:
+        raise _no_checkpoint(query, workflow)
+    return LoadAnswer(
+        workflow=workflow,
+        head_checkpoint_id=scope.head_checkpoint_id,
+        checkpoint=_read_checkpoint(txn, name, workflow, row, query.selection),
+    )
+
+
+def _find_row(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow, query: LoadQuery
+) -> CheckpointRow | None:
+    if query.checkpoint_id is not None:
+        id_row = txn.find_id(name.name_id, scope.ordinal, query.checkpoint_id)
+        if id_row is None or id_row.internal_id != workflow.internal_id or id_row.deleted_time_ms:
+            return None
+        return _get_indexed(txn, workflow, id_row.sequence)
+    if query.sequence is not None:
+        row = txn.get_checkpoint(workflow.internal_id, query.sequence)
+        return row if row is not None and row.scope_ordinal == scope.ordinal else None
+    if query.statuses:
+        for sequence in txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None):
+            row = _get_indexed(txn, workflow, sequence)
+            if row.status in query.statuses:
+                return row
+        return None
+    return _get_indexed(txn, workflow, scope.head_sequence) if scope.head_checkpoint_id else None
+
+
+def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
+    """Read one page of a workflow's checkpoints."""
+    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    _check_incarnation(workflow, query.incarnation)
+    sequence_max = workflow.last_sequence if query.sequence_max is None else query.sequence_max
+    scope_ordinal = None
+    if query.scope is not None:
+        scope = _find_scope(txn, name, workflow, query.scope)
+        if scope is None:
+            return ListAnswer(workflow=workflow, checkpoints=(), position=None, sequence_max=sequence_max)
+        scope_ordinal = scope.ordinal
+    if query.position is None:
+        start = sequence_max if query.newest_first else None
+    else:
+        start = query.position - 1 if query.newest_first else query.position + 1
+    found: list[LoadedCheckpoint] = []
+    bytes_left = query.bytes_max
+    examined = 0
+    position: int | None = query.position
+    for sequence in txn.sequences(
+        workflow.internal_id, scope_ordinal, newest_first=query.newest_first, start=start
+    ):
+        if sequence > sequence_max:
+            break
+        if len(found) == query.page_size or examined == query.rows_examined_max:
+            return ListAnswer(
+                workflow=workflow, checkpoints=tuple(found), position=position, sequence_max=sequence_max
+            )
+        examined += 1
+        row = _get_indexed(txn, workflow, sequence)
+        if rules.matches(row, query.filter):
+            size_bytes = _answer_bytes(txn, workflow, row, query.selection)
+            if found and size_bytes > bytes_left:
+                return ListAnswer(
+                    workflow=workflow, checkpoints=tuple(found), position=position, sequence_max=sequence_max
+                )
+            bytes_left -= size_bytes
+            found.append(_read_checkpoint(txn, name, workflow, row, query.selection))
+        position = sequence
+    return ListAnswer(workflow=workflow, checkpoints=tuple(found), position=None, sequence_max=sequence_max)
+
+
+def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> WorkflowRow:
+    """Read one workflow."""
+    return _require_workflow(txn, namespace, workflow_id)[1]
+
+
+def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+    """Read one page of a namespace's workflows."""
+    namespace_id = txn.find_namespace(query.namespace)
+    if namespace_id is None:
+        return ListWorkflowsAnswer(workflows=(), after_workflow_id=None)
+    found: list[WorkflowRow] = []
+    bytes_left = query.bytes_max
+    examined = 0
+    after = query.after_workflow_id
+    for name in txn.workflow_names(namespace_id, query.prefix, after):
+        if len(found) == query.page_size or examined == query.rows_examined_max or bytes_left <= 0:
+            return ListWorkflowsAnswer(workflows=tuple(found), after_workflow_id=after)
+        examined += 1
+        after = name.workflow_id
+        workflow = txn.get_workflow(name.internal_id) if name.internal_id else None
+        if workflow is None or not rules.matches_workflow(
+            workflow,
+            statuses=query.statuses,
+            labels=query.labels,
+            definition=query.definition,
+            updated_from_ms=query.updated_from_ms,
+            updated_before_ms=query.updated_before_ms,
+        ):
+            continue
+        found.append(workflow)
+        bytes_left -= WORKFLOW_WIRE_BYTES + len(workflow.workflow_id.encode()) + sum(
+            len(key.encode()) + len(value.encode()) for key, value in workflow.labels.items()
+        )
+    return ListWorkflowsAnswer(workflows=tuple(found), after_workflow_id=None)
+
+
+def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+    """Read one page of the values that entries had along a line of ancestors, newest first.
+
+    A value is told with the oldest checkpoint of an unbroken stretch that has it: the one that brought it.
+    """
+    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    _check_incarnation(workflow, query.incarnation)
+    scope = _find_scope(txn, name, workflow, query.scope)
+    row: CheckpointRow | None = None
+    if scope is not None and query.position is not None:
+        row = txn.get_checkpoint(workflow.internal_id, query.position)
+    elif scope is not None:
+        wanted = LoadQuery(
+            namespace=query.namespace,
+            workflow_id=query.workflow_id,
+            scope=query.scope,
+            checkpoint_id=query.checkpoint_id,
+        )
+        row = _find_row(txn, name, workflow, scope, wanted)
+    if row is None or scope is None:
+        if query.position is not None:
+            return EntryHistoryAnswer(workflow=workflow, versions=(), position=None, ancestors_pruned=True)
+        raise NotFoundError(
+            "CHECKPOINT_NOT_FOUND",
+            f"workflow {query.workflow_id!r} has no checkpoint {query.checkpoint_id or ''!r} in scope {query.scope!r}",
+            {"workflow_id": query.workflow_id, "scope": query.scope, "checkpoint_id": query.checkpoint_id or ""},
+        )
+    versions: list[EntryVersion] = []
+    bytes_left = query.bytes_max
+    examined = 0
+    mine = txn.lookup_entries(workflow.family_id, row.node_id, query.entry_keys)
+    while True:
+        examined += 1
+        parent = _find_parent(txn, name, workflow, row)
+        theirs = (
+            txn.lookup_entries(workflow.family_id, parent.node_id, query.entry_keys)
+            if parent is not None
+            else {}
+        )
+        for key in query.entry_keys:
+            ref, before = mine.get(key), theirs.get(key)
+            if _is_same(ref, before):
+                continue
+            value = txn.read_value(workflow.family_id, ref) if ref is not None else None
+            bytes_left -= CHECKPOINT_WIRE_BYTES + (len(value.payload) if value is not None else 0)
+            versions.append(
+                EntryVersion(
+                    entry_key=key, checkpoint_id=row.checkpoint_id, sequence=row.sequence, value=value
+                )
+            )
+        if parent is None:
+            return EntryHistoryAnswer(
+                workflow=workflow,
+                versions=tuple(versions),
+                position=None,
+                ancestors_pruned=bool(row.parent_id),
+            )
+        if len(versions) >= query.page_size or bytes_left <= 0 or examined >= query.rows_examined_max:
+            return EntryHistoryAnswer(
+                workflow=workflow,
+                versions=tuple(versions),
+                position=parent.sequence,
+                ancestors_pruned=False,
+            )
+        row, mine = parent, theirs
+
+
+def _is_same(ref: EntryRef | None, other: EntryRef | None) -> bool:
+    if ref is None or other is None:
+        return ref is other
+    return ref.digest == other.digest
+
+
+# Shared steps.
+
+
+def _read_checkpoint(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow, selection: Selection
+) -> LoadedCheckpoint:
+    entries: dict[str, Value] | None = None
+    steps: tuple[str, ...] = ()
+    if selection.with_state and selection.entry_keys is not None and not selection.with_steps:
+        refs = txn.lookup_entries(workflow.family_id, row.node_id, selection.entry_keys)
+        entries = _read_values(txn, workflow, refs.items())
+    elif selection.with_state or selection.with_steps:
+        state = txn.resolve_state(workflow.family_id, row.node_id)
+        if len(state.entries) != row.entry_count or len(state.steps) != row.step_count:
+            raise StoreError(
+                "RECORD_DAMAGED",
+                f"checkpoint {row.checkpoint_id!r} has {len(state.entries)} entries and {len(state.steps)} steps stored, "
+                f"not {row.entry_count} and {row.step_count}",
+                {"table": "nodes", "key": f"{workflow.family_id:016x}{row.node_id:016x}"},
+            )
+        if selection.with_steps:
+            steps = tuple(state.steps)
+        if selection.with_state:
+            wanted: Iterable[tuple[str, EntryRef]] = state.entries.items()
+            if selection.entry_keys is not None:
+                keys = dict.fromkeys(selection.entry_keys)
+                wanted = [(key, state.entries[key]) for key in keys if key in state.entries]
+            entries = _read_values(txn, workflow, wanted)
+    records: tuple[Record, ...] = ()
+    group = txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
+    if group is not None and selection.with_records:
+        records = rules.sort_records(txn.records(workflow.internal_id, row.scope_ordinal, row.checkpoint_id))
+    return LoadedCheckpoint(
+        row=row,
+        parent_pruned=bool(row.parent_id) and not _has_parent(txn, name, workflow, row),
+        record_count=group.record_count if group is not None else 0,
+        entries=entries,
+        steps=steps,
+        records=records,
+    )
+
+
+def _read_values(
+    txn: ReadTransaction, workflow: WorkflowRow, refs: Iterable[tuple[str, EntryRef]]
+) -> dict[str, Value]:
+    return {key: txn.read_value(workflow.family_id, ref) for key, ref in refs}
+
+
+def _answer_bytes(
+    txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRow, selection: Selection
+) -> int:
+    size_bytes = CHECKPOINT_WIRE_BYTES + len(row.metadata)
+    if selection.with_state:
+        size_bytes += row.entries_bytes
+    if selection.with_records:
+        group = txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
+        size_bytes += group.record_bytes if group is not None else 0
+    return size_bytes
+
+
+def _has_parent(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow) -> bool:
+    id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
+    return (
+        id_row is not None
+        and id_row.internal_id == workflow.internal_id
+        and id_row.deleted_time_ms == 0
+    )
+
+
+def _find_parent(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow
+) -> CheckpointRow | None:
+    if not row.parent_id:
+        return None
+    id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
+    if id_row is None or id_row.internal_id != workflow.internal_id or id_row.deleted_time_ms:
+        return None
+    return _get_indexed(txn, workflow, id_row.sequence)
+
+
+def _require_workflow(
+    txn: ReadTransaction, namespace: str, workflow_id: str
+) -> tuple[NameRow, WorkflowRow]:
+    name = txn.find_name(namespace, workflow_id)
+    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    if name is None or workflow is None or not rules.is_visible(workflow):
+        raise NotFoundError(
+            "WORKFLOW_NOT_FOUND",
+            f"there is no workflow {workflow_id!r} in namespace {namespace!r}",
+            {"namespace": namespace, "workflow_id": workflow_id},
+        )
+    return name, workflow
+
+
+def _find_scope(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: str
+) -> ScopeRow | None:
+    row = txn.find_scope(name.name_id, scope)
+    return row if row is not None and row.internal_id == workflow.internal_id else None
+
+
+def _get_indexed(txn: ReadTransaction, workflow: WorkflowRow, sequence: int) -> CheckpointRow:
+    """Return a checkpoint that an index leads to: that it is missing is damage, never 'not found'."""
+    row = txn.get_checkpoint(workflow.internal_id, sequence)
+    if row is None:
+        raise StoreError(
+            "RECORD_DAMAGED",
+            f"checkpoint {sequence} of workflow {workflow.workflow_id!r} is missing though it is indexed",
+            {"table": "checkpoints", "key": f"{workflow.internal_id:016x}{sequence:016x}"},
+        )
+    return row
+
+
+def _check_incarnation(workflow: WorkflowRow, incarnation: str) -> None:
+    if incarnation and incarnation != workflow.incarnation:
+        raise StoreError(
+            "PAGE_EXPIRED",
+            f"page_token: workflow {workflow.workflow_id!r} was deleted and made again since; start at the first page",
+            {"workflow_id": workflow.workflow_id},
+        )
+
+
+def _no_checkpoint(query: LoadQuery, workflow: WorkflowRow) -> NotFoundError:
+    if query.checkpoint_id is not None:
+        what, detail = f"no checkpoint {query.checkpoint_id!r}", {"checkpoint_id": query.checkpoint_id}
+    elif query.sequence is not None:
+        what, detail = f"no checkpoint with sequence {query.sequence}", {"sequence": str(query.sequence)}
+    elif query.statuses:
+        what, detail = "no checkpoint with a wanted status", {}
+    else:
+        what, detail = "no checkpoint", {}
+    return NotFoundError(
+        "CHECKPOINT_NOT_FOUND",
+        f"workflow {workflow.workflow_id!r} has {what} in scope {query.scope!r}",
+        {"workflow_id": workflow.workflow_id, "scope": query.scope, **detail},
+    )
