@@ -28,17 +28,12 @@ REFUSED = frozenset({"asyncio", "anyio"})
 
 NAMES = {
     "AsyncClient": "Client",
-    "AsyncCheckpointStore": "CheckpointStore",
+    "AsyncInMemoryStore": "InMemoryStore",
     "AsyncInMemoryStore": "InMemoryStore",
     "AsyncIterator": "Iterator",
-    "AsyncGenerator": "Generator",
-    "StopAsyncIteration": "StopIteration",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
-    "__aiter__": "__iter__",
-    "__anext__": "__next__",
     "_async": "_sync",
-    "aclose": "close",
 }
 AIO = "grpc.aio"
 RULES = frozenset({*NAMES, AIO})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,6 +19,7 @@ RECEIVE_BYTES_MAX: Final = 21 * 1024 * 1024
 """Largest answer: the server's 16 MiB of content, and room for what surrounds it."""
 
 ChannelOptions: TypeAlias = tuple[tuple[str, Any], ...]
+CallMetadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 CHANNEL_OPTIONS: Final[ChannelOptions] = (
     # Retries are the client's own: gRPC's stop at 256 KiB of request and know nothing of our reasons.
     ("grpc.enable_retries", 0),
@@ -79,14 +80,14 @@ class Token:
         """There is a token to send."""
         return self.text is not None or self.file is not None
 
-    def metadata(self) -> Sequence[tuple[str, str]] | None:
+    def metadata(self) -> CallMetadata | None:
         """Return the call metadata that carries the token, or None.
 
         Raises:
             OSError: The token file cannot be read.
         """
         if self.file is None:
-            metadata: Sequence[tuple[str, str]] | None = self._seen.get("metadata")
+            metadata: CallMetadata | None = self._seen.get("metadata")
             return metadata
         found = self.file.stat()
         stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -95,11 +96,11 @@ class Token:
                 text = self.file.read_text(encoding="utf-8").strip()
                 self._seen["metadata"] = _authorization(text, f"the token in {self.file}")
                 self._seen["stamp"] = stamp
-            metadata = self._seen["metadata"]
-        return metadata
+            changed: CallMetadata = self._seen["metadata"]
+        return changed
 
 
-def _authorization(token: str, what: str) -> Sequence[tuple[str, str]]:
+def _authorization(token: str, what: str) -> CallMetadata:
     # The text itself stays out of the message: it is a secret even when it is malformed.
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(f"{what} is not printable ASCII without spaces ({len(token)} characters)")

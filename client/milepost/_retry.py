@@ -1,8 +1,8 @@
 """Decide what follows a failed attempt: another one after a while, or an error. Reads no clock and never waits.
 
 The caller makes an `Attempts` for each call, sends, and on a failure asks `after()`. Two questions are kept apart:
-whether it makes sense to send again (`is_retryable`), and whether what was sent may have taken effect although no answer
-came (`may_have_taken_effect`). The second is what an honest error depends on.
+whether it makes sense to send again (`is_retryable`), and whether what was sent may have taken effect although no
+answer came (`may_have_taken_effect`). The second is what an honest error depends on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from milepost.errors import Code
 # outcome counts as unknown: less exact, never wrong.
 NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failure")
 
-# The rules have looked at the call and refused it; they look for a stored twin first. So nothing of any earlier attempt
-# is stored either.
-FINAL = frozenset(
-    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.ABORTED, Code.FAILED_PRECONDITION}
-)
+FINAL = frozenset({Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.ABORTED, Code.FAILED_PRECONDITION})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +69,15 @@ class Failure:
         return self.code == Code.UNKNOWN and self.details.reason == "OUTCOME_UNKNOWN"
 
     @property
+    def is_final(self) -> bool:
+        """The rules have looked at the call and refused it.
+
+        They look for a stored twin first, so nothing of an earlier attempt with the same ids is stored either. A base
+        that is gone is the exception: without it the server cannot tell a twin.
+        """
+        return self.code in FINAL and self.is_ours and self.details.reason != "BASE_NOT_FOUND"
+
+    @property
     def may_have_taken_effect(self) -> bool:
         """The server may have done what was asked, although no answer says so."""
         if self.code in {Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN}:
@@ -112,7 +117,7 @@ class Attempts:
     def after(self, failure: Failure) -> float | None:
         """Take note of a failed attempt; return the pause before the next one, or None to give up."""
         self.count += 1
-        if failure.code in FINAL and failure.is_ours:
+        if failure.is_final:
             self.outcome_unknown = False
         elif failure.may_have_taken_effect:
             self.outcome_unknown = True

@@ -41,7 +41,7 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
         required: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has it
         _check(state, typing_extensions.get_type_hints(kind), required, refuse)
         return cast("T", state)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind):
         return _read_dataclass(state, kind, refuse)
     if hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
         return _read_model(state, kind, refuse)
@@ -122,10 +122,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, arg) for arg in args)
     if origin is Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
-    if not isinstance(origin, type):
-        return True
-    if not isinstance(value, origin):
-        return False
+    return not isinstance(origin, type) or (isinstance(value, origin) and _items_fit(value, origin, args))
+
+
+def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
             return all(_fits(item, args[0]) for item in value)

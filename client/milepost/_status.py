@@ -73,10 +73,11 @@ def _message_classes() -> dict[str, Any]:
 
     def add(message_name: str, *fields: tuple[int, str, Any]) -> None:
         declared = file.message_type.add(name=message_name)
-        for number, name, kind in fields:
-            one = declared.field.add(name=name, number=number, label=field_type.LABEL_OPTIONAL)
-            if isinstance(kind, list):
-                one.label, kind = field_type.LABEL_REPEATED, kind[0]
+        for number, name, declared_kind in fields:
+            repeated = isinstance(declared_kind, list)
+            label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
+            one = declared.field.add(name=name, number=number, label=label)
+            kind = declared_kind[0] if repeated else declared_kind
             if isinstance(kind, str):
                 one.type, one.type_name = field_type.TYPE_MESSAGE, f".milepost.client.{kind}"
             else:

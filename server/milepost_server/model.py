@@ -403,9 +403,7 @@ Command = (
     | SweepCommand
     | ProbeCommand
 )
-Answer = (
-    SaveAnswer | AppendRecordsAnswer | DeleteWorkflowAnswer | BulkAnswer | ForkAnswer | SweepAnswer | ProbeAnswer
-)
+Answer = SaveAnswer | AppendRecordsAnswer | DeleteWorkflowAnswer | BulkAnswer | ForkAnswer | SweepAnswer | ProbeAnswer
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -473,6 +471,8 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     bytes_max: int
     rows_examined_max: int
+    is_page_started: bool = False
+    """Earlier slices of the page have items already, so that none may pass `bytes_max`."""
     incarnation: str = ""
     """The incarnation that an earlier page was read from; "" on the first page."""
     position: int | None = None
@@ -489,6 +489,10 @@ class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
     position: int | None
     """Where the next page starts; `None` after the last one."""
     sequence_max: int
+    rows_examined: int = 0
+    bytes_left: int = 0
+    is_full: bool = False
+    """The page has all that fits it, whatever rows there are still to look at."""
 
 
 class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -504,6 +508,8 @@ class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     bytes_max: int
     rows_examined_max: int
+    is_page_started: bool = False
+    """Earlier slices of the page have items already, so that none may pass `bytes_max`."""
     after_workflow_id: str | None = None
     """Only ids after this one, bytewise."""
 
@@ -514,6 +520,10 @@ class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     workflows: tuple[WorkflowRow, ...]
     after_workflow_id: str | None
     """Where the next page starts; `None` after the last one."""
+    rows_examined: int = 0
+    bytes_left: int = 0
+    is_full: bool = False
+    """The page has all that fits it, whatever rows there are still to look at."""
 
 
 class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -527,6 +537,8 @@ class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     bytes_max: int
     rows_examined_max: int
+    is_page_started: bool = False
+    """Earlier slices of the page have items already, so that none may pass `bytes_max`."""
     incarnation: str = ""
     position: int | None = None
     """Sequence of the ancestor at which to go on."""
@@ -549,3 +561,7 @@ class EntryHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     versions: tuple[EntryVersion, ...]
     position: int | None
     ancestors_pruned: bool
+    rows_examined: int = 0
+    bytes_left: int = 0
+    is_full: bool = False
+    """The page has all that fits it, whatever rows there are still to look at."""

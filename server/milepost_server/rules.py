@@ -75,9 +75,7 @@ def extend_steps_hash(steps_hash: bytes, steps: Iterable[str]) -> bytes:
     return steps_hash
 
 
-def digest_content(
-    command: SaveCommand, *, parent_id: str, entries_hash: bytes, steps_hash: bytes
-) -> bytes:
+def digest_content(command: SaveCommand, *, parent_id: str, entries_hash: bytes, steps_hash: bytes) -> bytes:
     """Return the 32 bytes that stand for a checkpoint's content.
 
     Content is scope, parent, step, status, definition, metadata, completed steps and the resolved entries. How it was sent (base,
@@ -496,9 +494,7 @@ def is_visible(workflow: WorkflowRow | None) -> bool:
 def with_head(workflow: WorkflowRow, head: CheckpointRow | None) -> WorkflowRow:
     """Let a workflow show its root scope's head."""
     if head is None:
-        return msgspec.structs.replace(
-            workflow, status=0, current_step="", head_checkpoint_id="", head_sequence=0
-        )
+        return msgspec.structs.replace(workflow, status=0, current_step="", head_checkpoint_id="", head_sequence=0)
     return msgspec.structs.replace(
         workflow,
         status=head.status,

@@ -14,7 +14,6 @@ import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import (
-    InvalidFieldError,
     NotFoundError,
     PreconditionError,
     ResourceError,
@@ -97,7 +96,8 @@ def _save_new(
     head_id, head_sequence = _head(workflow, scope)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     parent_id = head_id if command.parent_id is None else command.parent_id
-    base, parent = _base_and_parent(txn, command, parent_id, name, workflow, scope)
+    base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
+    _check_parent(txn, parent_id, parent, name, scope)
     rules.check_definition(workflow, command.definition)
     content = _resolve(txn, command, parent_id, base, parent, workflow)
     rules.check_content_limits(command, content, limits)
@@ -176,12 +176,14 @@ def _save_existing(
     if sent_digest == existing.sent_digest:
         return rules.replay_answer(existing, head_id, workflow.revision)
     parent_id = existing.parent_id if command.parent_id is None else command.parent_id
-    base, parent = _base_and_parent(txn, command, parent_id, name, workflow, scope)
+    base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
     content = _resolve_again(txn, command, parent_id, base, parent, workflow, existing)
     if content.digest == existing.digest:
         return rules.replay_answer(existing, head_id, workflow.revision)
     rules.check_replace(command, existing)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
+    if parent_id != existing.parent_id:
+        _check_parent(txn, parent_id, parent, name, scope)
     if parent is not None:
         rules.check_parent_is_older(parent_id, parent.sequence, existing.sequence)
     rules.check_definition(workflow, command.definition)
@@ -223,7 +225,7 @@ def _save_existing(
     )
 
 
-def _base_and_parent(
+def _find_base_and_parent(
     txn: WriteTransaction,
     command: SaveCommand,
     parent_id: str,
@@ -231,28 +233,34 @@ def _base_and_parent(
     workflow: WorkflowRow | None,
     scope: ScopeRow | None,
 ) -> tuple[CheckpointRow | None, CheckpointRow | None]:
-    """Read the base (which must be live) and the parent (which must be live or have a stub)."""
-    base = parent = None
+    """Read the base, which must be live, and the parent, where it is."""
     base_id = command.base_checkpoint_id
-    if base_id is not None:
-        base = _find_checkpoint(txn, name, workflow, scope, base_id)
-        if base is None:
-            raise PreconditionError(
-                "BASE_NOT_FOUND",
-                f"base_checkpoint_id: there is no checkpoint {base_id!r} in this scope; send the state in full",
-                {"base_checkpoint_id": base_id},
-            )
+    base = _find_checkpoint(txn, name, workflow, scope, base_id) if base_id is not None else None
+    if base_id is not None and base is None:
+        raise PreconditionError(
+            "BASE_NOT_FOUND",
+            f"base_checkpoint_id: there is no checkpoint {base_id!r} in this scope; send the state in full",
+            {"base_checkpoint_id": base_id},
+        )
     if parent_id and parent_id == base_id:
         return base, base
-    if parent_id:
-        parent = _find_checkpoint(txn, name, workflow, scope, parent_id)
-        if parent is None and not _has_stub(txn, name, scope, parent_id):
-            raise PreconditionError(
-                "PARENT_NOT_FOUND",
-                f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
-                {"parent_id": parent_id},
-            )
-    return base, parent
+    return base, _find_checkpoint(txn, name, workflow, scope, parent_id) if parent_id else None
+
+
+def _check_parent(
+    txn: WriteTransaction,
+    parent_id: str,
+    parent: CheckpointRow | None,
+    name: NameRow | None,
+    scope: ScopeRow | None,
+) -> None:
+    """Refuse a parent that is neither live nor remembered."""
+    if parent_id and parent is None and not _has_stub(txn, name, scope, parent_id):
+        raise PreconditionError(
+            "PARENT_NOT_FOUND",
+            f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
+            {"parent_id": parent_id},
+        )
 
 
 def _resolve(
@@ -282,9 +290,9 @@ def _resolve_again(
     A full one told its steps against a parent that may have been pruned since. What the parent had finished can then only be known from the
     stored checkpoint itself: the steps before those that were sent, if the stored ones end with just these.
     """
-    if base is None and parent is None and parent_id and command.steps_added:
+    if base is None and parent is None and parent_id and parent_id == existing.parent_id:
         stored = tuple(txn.resolve_state(workflow.family_id, existing.node_id).steps)
-        if stored[-len(command.steps_added) :] == command.steps_added:
+        if stored[len(stored) - len(command.steps_added) :] == command.steps_added:
             command = _replace(command, steps_added=stored)
     return _resolve(txn, command, parent_id, base, parent, workflow)
 
@@ -367,10 +375,11 @@ def _put_records(
             due_ms = txn.now_ms + limits.waiting_records_ttl_ms
             txn.schedule_waiting_expiry(internal_id, scope_ordinal, checkpoint_id, due_ms)
     outcomes: list[RecordOutcome] = []
-    written: list[Record] = []
+    written: dict[tuple[str, int], Record] = {}
     record_count, record_bytes = group.record_count, group.record_bytes
     for record in records:
-        stored = txn.find_record(internal_id, scope_ordinal, checkpoint_id, record.task_id, record.index)
+        key = (record.task_id, record.index)
+        stored = written.get(key) or txn.find_record(internal_id, scope_ordinal, checkpoint_id, *key)
         if stored is not None and not record.overwrite:
             outcomes.append(RecordOutcome.EXISTING)
             continue
@@ -381,12 +390,12 @@ def _put_records(
             outcomes.append(RecordOutcome.OVERWRITTEN)
             record_bytes -= stored.size_bytes
         record_bytes += record.size_bytes
-        written.append(record)
+        written[key] = record
     created_count = record_count - group.record_count
     group = RecordGroupRow(checkpoint_id, record_count, record_bytes, is_waiting, group.create_time_ms)
     if written:
         rules.check_record_limits(group, limits)
-        for record in written:
+        for record in written.values():
             txn.put_record(internal_id, scope_ordinal, checkpoint_id, _replace(record, overwrite=False))
         txn.put_record_group(internal_id, scope_ordinal, group)
     return tuple(outcomes), created_count
@@ -401,24 +410,21 @@ def _adopt_records(
     if group is not None and group.is_waiting:
         txn.put_record_group(workflow.internal_id, row.scope_ordinal, _replace(group, is_waiting=False))
     if command.records:
-        _put_records(
-            txn, workflow, row.scope_ordinal, row.checkpoint_id, command.records, limits, is_waiting=False
-        )
+        _put_records(txn, workflow, row.scope_ordinal, row.checkpoint_id, command.records, limits, is_waiting=False)
     return waiting_count
 
 
 # Deleting.
 
 
-def delete_workflow(
-    txn: WriteTransaction, command: DeleteWorkflowCommand, limits: Limits
-) -> DeleteWorkflowAnswer:
+def delete_workflow(txn: WriteTransaction, command: DeleteWorkflowCommand, limits: Limits) -> DeleteWorkflowAnswer:
     """Unlink a workflow: one small commit, whatever its size."""
     name = txn.find_name(command.namespace, command.workflow_id)
     workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
     if name is None or workflow is None:
         return DeleteWorkflowAnswer(False, 0)
-    txn.put_name(_replace(name, internal_id=0))
+    # A fork that is being made under this name began before the workflow was saved: it must not be published now.
+    txn.put_name(_replace(name, internal_id=0, building_id=0))
     txn.discard_workflow(workflow, forget_ids=False)
     return DeleteWorkflowAnswer(rules.is_visible(workflow), workflow.checkpoint_count)
 
@@ -475,10 +481,10 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
 def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:
     """Delete one slice of what is older than the newest N of every scope and is not needed by these."""
     name, workflow = _require_workflow(txn, command.namespace, command.workflow_id)
-    if command.position and command.position[0] == workflow.internal_id:
-        _, sequence_max, from_ordinal, from_sequence = command.position
-    else:
-        sequence_max, from_ordinal, from_sequence = workflow.last_sequence, 0, 0
+    if command.position and command.position[0] != workflow.internal_id:
+        # Deleted and made again since the first slice: all that is there was saved later.
+        return BulkAnswer(0, None)
+    sequence_max, from_ordinal, from_sequence = command.position[1:] or (workflow.last_sequence, 0, 0)
     rows: list[CheckpointRow] = []
     examined = 0
     position: tuple[int, ...] | None = None
@@ -553,9 +559,7 @@ def _needed_ancestors(
     return needed
 
 
-def _delete_rows(
-    txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, rows: list[CheckpointRow]
-) -> None:
+def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, rows: list[CheckpointRow]) -> None:
     """Delete checkpoints of one workflow: leave stubs, let go of their states, and find the heads anew."""
     if not rows:
         return
@@ -742,9 +746,7 @@ def _fork_line(
         row = _find_checkpoint(txn, name, source, scope, row.parent_id) if row.parent_id else None
 
 
-def _fork_scope(
-    txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow
-) -> ScopeRow:
+def _fork_scope(txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow) -> ScopeRow:
     """Return the target's scope for a row; copying goes from newest to oldest, so the first row of a scope is its head."""
     scope = txn.find_scope(target_name.name_id, row.scope) or _create_scope(txn, target_name, row.scope)
     if scope.internal_id == target.internal_id and scope.checkpoint_count:
@@ -764,9 +766,7 @@ def _copy_checkpoint(
     copy = _replace(row, scope_ordinal=scope.ordinal, stored_bytes=0)
     txn.retain_state(target.family_id, row.node_id)
     txn.put_checkpoint(target, copy)
-    txn.put_id(
-        target_name.name_id, scope.ordinal, row.checkpoint_id, IdRow(target.internal_id, row.sequence)
-    )
+    txn.put_id(target_name.name_id, scope.ordinal, row.checkpoint_id, IdRow(target.internal_id, row.sequence))
     group = txn.find_record_group(source.internal_id, row.scope_ordinal, row.checkpoint_id)
     if group is None:
         return 0
@@ -846,9 +846,7 @@ def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None
     return txn.find_id(name.name_id, scope.ordinal, checkpoint_id) is not None
 
 
-def _require_workflow(
-    txn: ReadTransaction, namespace: str, workflow_id: str
-) -> tuple[NameRow, WorkflowRow]:
+def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
     name = txn.find_name(namespace, workflow_id)
     workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
     if name is None or workflow is None or not rules.is_visible(workflow):

@@ -1,20 +1,21 @@
 """The engine in memory: the model that other engines are compared to, and a store for tests that need no disk.
 
-Plain dicts of immutable rows. What another engine keeps cleverly is kept here plainly: a node is its whole state, an order is
-a sort, discarded things go at once. Nothing survives the process.
+Plain dicts of immutable rows. What another engine keeps cleverly is kept here plainly: a node is its whole state,
+an order is a sort, discarded things go at once. Nothing survives the process.
 
-A command is made atomic by an undo log: every change first notes how to take it back. One lock makes batches visible whole.
+A command is made atomic by an undo log: every change first notes how to take it back. One lock makes batches visible
+whole. `memory_check` proves that what is stored fits together.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import ResourceError, StoreError
@@ -43,17 +44,18 @@ from milepost_server.model import (
 from milepost_server.storage import commands, queries
 from milepost_server.storage.port import NameRow, ResolvedState, StateChange
 
-_logger = logging.getLogger(__name__)
+_replace = msgspec.structs.replace
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+_P = ParamSpec("_P")
 
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
     """A whole state, and how many checkpoints have it."""
 
     entries: Mapping[str, EntryRef]
@@ -61,7 +63,7 @@ class _Node(NamedTuple):
     holder_count: int
 
 
-class _StoredValue(NamedTuple):
+class StoredValue(NamedTuple):
     """A value, and how many nodes have it."""
 
     value: Value
@@ -69,10 +71,10 @@ class _StoredValue(NamedTuple):
     holder_count: int
 
 
-_NO_STATE = _Node({}, (), 0)
+_NO_STATE = Node({}, (), 0)
 
 
-class _Tables:
+class Tables:
     """All that is stored. Rows are immutable, so a dict's old item is all that an undo needs."""
 
     def __init__(self) -> None:
@@ -86,9 +88,9 @@ class _Tables:
         """By name id, then (scope ordinal, checkpoint_id)."""
         self.checkpoints: dict[int, dict[int, CheckpointRow]] = {}
         """By internal id, then sequence."""
-        self.nodes: dict[tuple[int, int], _Node] = {}
+        self.nodes: dict[tuple[int, int], Node] = {}
         """By (family id, node id)."""
-        self.values: dict[tuple[int, int], _StoredValue] = {}
+        self.values: dict[tuple[int, int], StoredValue] = {}
         """By (family id, value id)."""
         self.value_ids: dict[tuple[int, bytes], int] = {}
         """By (family id, digest)."""
@@ -105,7 +107,7 @@ class _Tables:
 class MemoryTransaction:
     """A view of the tables that can be changed; `rollback` takes back what was changed since the last `commit`."""
 
-    def __init__(self, tables: _Tables, limits: Limits, now_ms: int) -> None:
+    def __init__(self, tables: Tables, limits: Limits, now_ms: int) -> None:
         self._tables = tables
         self._limits = limits
         self._now_ms = now_ms
@@ -213,7 +215,7 @@ class MemoryTransaction:
         entries = self._node(family_id, node_id).entries
         return {key: entries[key] for key in keys if key in entries}
 
-    def _node(self, family_id: int, node_id: int) -> _Node:
+    def _node(self, family_id: int, node_id: int) -> Node:
         return self._tables.nodes[family_id, node_id] if node_id else _NO_STATE
 
     def read_value(self, family_id: int, ref: EntryRef) -> Value:
@@ -234,9 +236,7 @@ class MemoryTransaction:
         """Yield a checkpoint id's records, in no order that means anything."""
         return iter(list(self._records(internal_id, scope_ordinal, checkpoint_id).values()))
 
-    def _records(
-        self, internal_id: int, scope_ordinal: int, checkpoint_id: str
-    ) -> Mapping[tuple[str, int], Record]:
+    def _records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> Mapping[tuple[str, int], Record]:
         return self._tables.records.get(internal_id, {}).get((scope_ordinal, checkpoint_id), {})
 
     # Writes.
@@ -301,7 +301,7 @@ class MemoryTransaction:
             self._hold_value(family_id, ref.value_id, 1)
         steps = tuple(dict.fromkeys((*prior.steps, *change.steps_added)))
         node_id = self.new_id()
-        self._put(self._tables.nodes, (family_id, node_id), _Node(entries, steps, holder_count=1))
+        self._put(self._tables.nodes, (family_id, node_id), Node(entries, steps, holder_count=1))
         return node_id
 
     def _intern_value(self, family_id: int, entry: NewEntry) -> EntryRef:
@@ -309,7 +309,7 @@ class MemoryTransaction:
         if value_id is None:
             value_id = self.new_id()
             self._put(self._tables.value_ids, (family_id, entry.digest), value_id)
-            self._put(self._tables.values, (family_id, value_id), _StoredValue(entry.value, entry.digest, 0))
+            self._put(self._tables.values, (family_id, value_id), StoredValue(entry.value, entry.digest, 0))
         return EntryRef(value_id, entry.digest, entry.size_bytes)
 
     def _hold_value(self, family_id: int, value_id: int, change: int) -> None:
@@ -376,23 +376,18 @@ class MemoryTransaction:
             elif not id_row.deleted_time_ms:
                 self._put(ids, id_key, IdRow(id_row.internal_id, id_row.sequence, self._now_ms))
         self._remove(self._tables.workflows, row.internal_id)
+        name = self._tables.names.get((row.namespace_id, row.workflow_id))
+        if name is not None:
+            self.schedule_stub_expiry(name)
 
     def schedule_stub_expiry(self, name: NameRow) -> NameRow:
         """See to it that stubs in this name are looked through when the first may have outlived the replay window."""
-        if name.stub_due_ms:
-            return name
-        return NameRow(
-            name.name_id,
-            name.namespace_id,
-            name.workflow_id,
-            name.internal_id,
-            name.building_id,
-            self._now_ms + self._limits.replay_window_ms,
-        )
+        if not name.stub_due_ms:
+            name = _replace(name, stub_due_ms=self._now_ms + self._limits.replay_window_ms)
+            self.put_name(name)
+        return name
 
-    def schedule_waiting_expiry(
-        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int
-    ) -> None:
+    def schedule_waiting_expiry(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int) -> None:
         """See to it that records are dropped at `due_ms` if their checkpoint has not come."""
         self._put(self._tables.waiting_due_ms, (internal_id, scope_ordinal, checkpoint_id), due_ms)
 
@@ -402,3 +397,134 @@ class MemoryTransaction:
             self._put(self._tables.building, internal_id, None)
         else:
             self._remove(self._tables.building, internal_id)
+
+    # Time.
+
+    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+        """Drop what is past its time, all of it at once: what was discarded has gone already."""
+        freed = 0
+        for name in list(self._tables.names.values()):
+            if 0 < name.stub_due_ms <= self._now_ms:
+                freed += self._expire_stubs(name, limits)
+        for key, due_ms in list(self._tables.waiting_due_ms.items()):
+            if due_ms <= self._now_ms:
+                freed += self._expire_waiting(*key)
+        return freed, False
+
+    def _expire_stubs(self, name: NameRow, limits: Limits) -> int:
+        """Forget outlived stubs; forget the name too, once nothing is left that it stands for."""
+        ids = self._tables.ids.get(name.name_id, {})
+        stubs = {key: row.deleted_time_ms + limits.replay_window_ms for key, row in ids.items() if row.deleted_time_ms}
+        outlived = [key for key, due_ms in stubs.items() if due_ms <= self._now_ms]
+        for key in outlived:
+            self._remove(ids, key)
+            del stubs[key]
+        if ids or name.internal_id or name.building_id:
+            self.put_name(_replace(name, stub_due_ms=min(stubs.values(), default=0)))
+        else:
+            self._remove(self._tables.names, (name.namespace_id, name.workflow_id))
+            self._remove(self._tables.scopes, name.name_id)
+            self._remove(self._tables.ids, name.name_id)
+        return len(outlived)
+
+    def _expire_waiting(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> int:
+        """Drop records whose checkpoint has not come, and a workflow that had nothing else."""
+        group = self.find_record_group(internal_id, scope_ordinal, checkpoint_id)
+        if group is None or not group.is_waiting:
+            self._remove(self._tables.waiting_due_ms, (internal_id, scope_ordinal, checkpoint_id))
+            return 0
+        self.discard_records(internal_id, scope_ordinal, checkpoint_id)
+        workflow = self._tables.workflows[internal_id]
+        workflow = _replace(workflow, waiting_record_count=workflow.waiting_record_count - group.record_count)
+        if rules.is_visible(workflow) or workflow.waiting_record_count:
+            self.put_workflow(workflow)
+        else:
+            name = self._tables.names[workflow.namespace_id, workflow.workflow_id]
+            self.put_name(_replace(name, internal_id=0))
+            self.discard_workflow(workflow, forget_ids=False)
+        return group.record_count
+
+
+class MemoryEngine:
+    """A store in memory. Nothing of it survives the process."""
+
+    def __init__(self, *, limits: Limits = DEFAULT_LIMITS, clock_ms: Callable[[], int] = _wall_clock_ms) -> None:
+        """Make an empty store.
+
+        Args:
+            limits: Bounds of what is stored.
+            clock_ms: The time, in milliseconds since the epoch.
+        """
+        self._limits = limits
+        self._clock_ms = clock_ms
+        self._tables = Tables()
+        # Held for a whole batch and for a whole read, so that a read sees only finished batches.
+        self._lock = threading.Lock()
+
+    def execute(self, batch: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """Run commands in order; each sees what those before it did, and one that fails leaves nothing."""
+        with self._lock:
+            txn = MemoryTransaction(self._tables, self._limits, self._clock_ms())
+            return [self._run(txn, command) for command in batch]
+
+    def _run(self, txn: MemoryTransaction, command: Command) -> Answer | StoreError:
+        try:
+            answer = commands.run(txn, command, self._limits)
+        except StoreError as error:
+            txn.rollback()
+            return error
+        except BaseException:
+            txn.rollback()
+            raise
+        txn.commit()
+        return answer
+
+    def reopen(self) -> None:
+        """Do nothing: this store never fails."""
+
+    def load(self, query: LoadQuery) -> LoadAnswer:
+        """Read one checkpoint."""
+        return self._read(queries.load, query)
+
+    def list_checkpoints(self, query: ListQuery) -> ListAnswer:
+        """Read one page of a workflow's checkpoints."""
+        return self._read(queries.list_checkpoints, query)
+
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+        """Read one workflow."""
+        return self._read(queries.get_workflow, namespace, workflow_id)
+
+    def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+        """Read one page of a namespace's workflows."""
+        return self._read(queries.list_workflows, query)
+
+    def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+        """Read one page of what entries were."""
+        return self._read(queries.entry_history, query)
+
+    def _read(self, read: Callable[Concatenate[MemoryTransaction, _P], _V], *args: _P.args, **kwargs: _P.kwargs) -> _V:
+        with self._lock:
+            return read(MemoryTransaction(self._tables, self._limits, self._clock_ms()), *args, **kwargs)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return counts of what is stored; nothing here was discarded and not yet freed."""
+        with self._lock:
+            tables = self._tables
+            return {
+                "namespaces": len(tables.namespaces),
+                "names": len(tables.names),
+                "workflows": len(tables.workflows),
+                "checkpoints": sum(map(len, tables.checkpoints.values())),
+                "ids": sum(map(len, tables.ids.values())),
+                "nodes": len(tables.nodes),
+                "values": len(tables.values),
+                "records": sum(len(group) for groups in tables.records.values() for group in groups.values()),
+            }
+
+    def inspect(self, look: Callable[[Tables], _V]) -> _V:
+        """Return what `look` makes of the tables, which it must not change; for checks."""
+        with self._lock:
+            return look(self._tables)
+
+    def close(self) -> None:
+        """Do nothing; the store goes with the object."""

@@ -192,9 +192,7 @@ class WriteTransaction(ReadTransaction, Protocol):
     def schedule_stub_expiry(self, name: NameRow) -> NameRow:
         """See to it that stubs in this name are looked through when the first may have outlived the replay window."""
 
-    def schedule_waiting_expiry(
-        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int
-    ) -> None:
+    def schedule_waiting_expiry(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int) -> None:
         """See to it that records are dropped at `due_ms` if their checkpoint has not come."""
 
     def note_building(self, internal_id: int, *, is_building: bool) -> None:

@@ -6,7 +6,10 @@ filtered, by `rows_examined_max`; an engine decides how long one transaction may
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import NotFoundError, StoreError
@@ -89,28 +92,36 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
     found: list[LoadedCheckpoint] = []
     bytes_left = query.bytes_max
     examined = 0
+    is_full = False
     position: int | None = query.position
-    for sequence in txn.sequences(
-        workflow.internal_id, scope_ordinal, newest_first=query.newest_first, start=start
-    ):
+    for sequence in txn.sequences(workflow.internal_id, scope_ordinal, newest_first=query.newest_first, start=start):
         if sequence > sequence_max:
+            position = None
             break
-        if len(found) == query.page_size or examined == query.rows_examined_max:
-            return ListAnswer(
-                workflow=workflow, checkpoints=tuple(found), position=position, sequence_max=sequence_max
-            )
-        examined += 1
+        is_full = len(found) == query.page_size
+        if is_full or examined == query.rows_examined_max:
+            break
         row = _get_indexed(txn, workflow, sequence)
         if rules.matches(row, query.filter):
             size_bytes = _answer_bytes(txn, workflow, row, query.selection)
-            if found and size_bytes > bytes_left:
-                return ListAnswer(
-                    workflow=workflow, checkpoints=tuple(found), position=position, sequence_max=sequence_max
-                )
+            is_full = size_bytes > bytes_left and bool(found or query.is_page_started)
+            if is_full:
+                break
             bytes_left -= size_bytes
             found.append(_read_checkpoint(txn, name, workflow, row, query.selection))
+        examined += 1
         position = sequence
-    return ListAnswer(workflow=workflow, checkpoints=tuple(found), position=None, sequence_max=sequence_max)
+    else:
+        position = None
+    return ListAnswer(
+        workflow=workflow,
+        checkpoints=tuple(found),
+        position=position,
+        sequence_max=sequence_max,
+        rows_examined=examined,
+        bytes_left=bytes_left,
+        is_full=is_full,
+    )
 
 
 def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> WorkflowRow:
@@ -128,8 +139,15 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
     examined = 0
     after = query.after_workflow_id
     for name in txn.workflow_names(namespace_id, query.prefix, after):
-        if len(found) == query.page_size or examined == query.rows_examined_max or bytes_left <= 0:
-            return ListWorkflowsAnswer(workflows=tuple(found), after_workflow_id=after)
+        is_full = len(found) == query.page_size or bytes_left <= 0
+        if is_full or examined == query.rows_examined_max:
+            return ListWorkflowsAnswer(
+                workflows=tuple(found),
+                after_workflow_id=after,
+                rows_examined=examined,
+                bytes_left=bytes_left,
+                is_full=is_full,
+            )
         examined += 1
         after = name.workflow_id
         workflow = txn.get_workflow(name.internal_id) if name.internal_id else None
@@ -143,8 +161,10 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
         ):
             continue
         found.append(workflow)
-        bytes_left -= WORKFLOW_WIRE_BYTES + len(workflow.workflow_id.encode()) + sum(
-            len(key.encode()) + len(value.encode()) for key, value in workflow.labels.items()
+        bytes_left -= (
+            WORKFLOW_WIRE_BYTES
+            + len(workflow.workflow_id.encode())
+            + sum(len(key.encode()) + len(value.encode()) for key, value in workflow.labels.items())
         )
     return ListWorkflowsAnswer(workflows=tuple(found), after_workflow_id=None)
 
@@ -183,11 +203,7 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
     while True:
         examined += 1
         parent = _find_parent(txn, name, workflow, row)
-        theirs = (
-            txn.lookup_entries(workflow.family_id, parent.node_id, query.entry_keys)
-            if parent is not None
-            else {}
-        )
+        theirs = txn.lookup_entries(workflow.family_id, parent.node_id, query.entry_keys) if parent is not None else {}
         for key in query.entry_keys:
             ref, before = mine.get(key), theirs.get(key)
             if _is_same(ref, before):
@@ -195,9 +211,7 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
             value = txn.read_value(workflow.family_id, ref) if ref is not None else None
             bytes_left -= CHECKPOINT_WIRE_BYTES + (len(value.payload) if value is not None else 0)
             versions.append(
-                EntryVersion(
-                    entry_key=key, checkpoint_id=row.checkpoint_id, sequence=row.sequence, value=value
-                )
+                EntryVersion(entry_key=key, checkpoint_id=row.checkpoint_id, sequence=row.sequence, value=value)
             )
         if parent is None:
             return EntryHistoryAnswer(
@@ -206,12 +220,16 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
                 position=None,
                 ancestors_pruned=bool(row.parent_id),
             )
-        if len(versions) >= query.page_size or bytes_left <= 0 or examined >= query.rows_examined_max:
+        is_full = len(versions) >= query.page_size or bytes_left <= 0
+        if is_full or examined >= query.rows_examined_max:
             return EntryHistoryAnswer(
                 workflow=workflow,
                 versions=tuple(versions),
                 position=parent.sequence,
                 ancestors_pruned=False,
+                rows_examined=examined,
+                bytes_left=bytes_left,
+                is_full=is_full,
             )
         row, mine = parent, theirs
 
@@ -220,6 +238,99 @@ def _is_same(ref: EntryRef | None, other: EntryRef | None) -> bool:
     if ref is None or other is None:
         return ref is other
     return ref.digest == other.digest
+
+
+# Slices.
+
+SLICE_ROWS_MAX = 1_000
+"""Rows that one read transaction examines: a longer one would keep LMDB from reusing the pages that were freed since it began."""
+
+Query = TypeVar("Query", ListQuery, ListWorkflowsQuery, EntryHistoryQuery)
+PageAnswer = TypeVar("PageAnswer", ListAnswer, ListWorkflowsAnswer, EntryHistoryAnswer)
+_replace = msgspec.structs.replace
+
+
+def list_checkpoints_in_slices(run: Callable[[ListQuery], ListAnswer], query: ListQuery) -> ListAnswer:
+    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
+
+    def rest_of(query: ListQuery, answer: ListAnswer) -> ListQuery | None:
+        if answer.position is None:
+            return None
+        return _replace(
+            query,
+            position=answer.position,
+            sequence_max=answer.sequence_max,
+            incarnation=answer.workflow.incarnation,
+            page_size=query.page_size - len(answer.checkpoints),
+            is_page_started=bool(answer.checkpoints),
+        )
+
+    def join(first: ListAnswer, second: ListAnswer) -> ListAnswer:
+        return _replace(second, checkpoints=first.checkpoints + second.checkpoints)
+
+    return _in_slices(run, query, rest_of, join)
+
+
+def list_workflows_in_slices(
+    run: Callable[[ListWorkflowsQuery], ListWorkflowsAnswer], query: ListWorkflowsQuery
+) -> ListWorkflowsAnswer:
+    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
+
+    def rest_of(query: ListWorkflowsQuery, answer: ListWorkflowsAnswer) -> ListWorkflowsQuery | None:
+        if answer.after_workflow_id is None:
+            return None
+        return _replace(
+            query,
+            after_workflow_id=answer.after_workflow_id,
+            page_size=query.page_size - len(answer.workflows),
+            is_page_started=bool(answer.workflows),
+        )
+
+    def join(first: ListWorkflowsAnswer, second: ListWorkflowsAnswer) -> ListWorkflowsAnswer:
+        return _replace(second, workflows=first.workflows + second.workflows)
+
+    return _in_slices(run, query, rest_of, join)
+
+
+def entry_history_in_slices(
+    run: Callable[[EntryHistoryQuery], EntryHistoryAnswer], query: EntryHistoryQuery
+) -> EntryHistoryAnswer:
+    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
+
+    def rest_of(query: EntryHistoryQuery, answer: EntryHistoryAnswer) -> EntryHistoryQuery | None:
+        if answer.position is None:
+            return None
+        return _replace(
+            query,
+            position=answer.position,
+            incarnation=answer.workflow.incarnation,
+            page_size=query.page_size - len(answer.versions),
+            is_page_started=bool(answer.versions),
+        )
+
+    def join(first: EntryHistoryAnswer, second: EntryHistoryAnswer) -> EntryHistoryAnswer:
+        return _replace(second, versions=first.versions + second.versions)
+
+    return _in_slices(run, query, rest_of, join)
+
+
+def _in_slices(
+    run: Callable[[Query], PageAnswer],
+    query: Query,
+    rest_of: Callable[[Query, PageAnswer], Query | None],
+    join: Callable[[PageAnswer, PageAnswer], PageAnswer],
+) -> PageAnswer:
+    answer = run(_replace(query, rows_examined_max=min(SLICE_ROWS_MAX, query.rows_examined_max)))
+    examined = answer.rows_examined
+    while not answer.is_full and examined < query.rows_examined_max:
+        rest = rest_of(query, answer)
+        if rest is None:
+            break
+        rows_max = min(SLICE_ROWS_MAX, query.rows_examined_max - examined)
+        following = run(_replace(rest, bytes_max=answer.bytes_left, rows_examined_max=rows_max))
+        examined += following.rows_examined
+        answer = join(answer, following)
+    return answer
 
 
 # Shared steps.
@@ -264,15 +375,11 @@ def _read_checkpoint(
     )
 
 
-def _read_values(
-    txn: ReadTransaction, workflow: WorkflowRow, refs: Iterable[tuple[str, EntryRef]]
-) -> dict[str, Value]:
+def _read_values(txn: ReadTransaction, workflow: WorkflowRow, refs: Iterable[tuple[str, EntryRef]]) -> dict[str, Value]:
     return {key: txn.read_value(workflow.family_id, ref) for key, ref in refs}
 
 
-def _answer_bytes(
-    txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRow, selection: Selection
-) -> int:
+def _answer_bytes(txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRow, selection: Selection) -> int:
     size_bytes = CHECKPOINT_WIRE_BYTES + len(row.metadata)
     if selection.with_state:
         size_bytes += row.entries_bytes
@@ -284,11 +391,7 @@ def _answer_bytes(
 
 def _has_parent(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow) -> bool:
     id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
-    return (
-        id_row is not None
-        and id_row.internal_id == workflow.internal_id
-        and id_row.deleted_time_ms == 0
-    )
+    return id_row is not None and id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
 
 
 def _find_parent(
@@ -302,9 +405,7 @@ def _find_parent(
     return _get_indexed(txn, workflow, id_row.sequence)
 
 
-def _require_workflow(
-    txn: ReadTransaction, namespace: str, workflow_id: str
-) -> tuple[NameRow, WorkflowRow]:
+def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
     name = txn.find_name(namespace, workflow_id)
     workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
     if name is None or workflow is None or not rules.is_visible(workflow):
@@ -316,9 +417,7 @@ def _require_workflow(
     return name, workflow
 
 
-def _find_scope(
-    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: str
-) -> ScopeRow | None:
+def _find_scope(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: str) -> ScopeRow | None:
     row = txn.find_scope(name.name_id, scope)
     return row if row is not None and row.internal_id == workflow.internal_id else None
 

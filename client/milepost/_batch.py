@@ -1,0 +1,186 @@
+"""Save many checkpoints in few calls: which go into the next request, and what each answer means. Sans-IO.
+
+A batch is not atomic, and its items fail one by one. An item that failed for a passing reason is sent again, unless a
+later item of the same line has been stored meanwhile: without `after` nothing else would keep the two in order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from milepost import _calls
+from milepost._calls import SaveDraft
+from milepost._config import MESSAGE_BYTES_MAX
+from milepost._retry import Attempts, Failure
+from milepost._state import DigestMemory
+from milepost.codecs import Codec
+from milepost.errors import MilepostError, OutcomeUnknownError, UnavailableError
+from milepost.types import Saved, SaveItem
+from milepost.v1 import checkpoint_store_pb2 as pb
+
+_ITEM_BYTES_EXTRA = 16
+"""What an item costs in a batch beside its own bytes, at most."""
+
+
+class SaveAll:
+    """The state of one `save_all`. Ask `next_request()`, send it, hand back the answer with `take()` or `fail()`."""
+
+    def __init__(
+        self,
+        items: Iterable[SaveItem],
+        *,
+        namespace: str,
+        codec: Codec,
+        compress_over_bytes: int | None,
+        memory: DigestMemory,
+    ) -> None:
+        self._items = iter(items)
+        self._namespace = namespace
+        self._codec = codec
+        self._compress_over_bytes = compress_over_bytes
+        self._memory = memory
+        self._results: list[Saved | MilepostError | None] = []
+        # Encoded, and not yet in a request: (position, draft, bytes).
+        self._waiting: deque[tuple[int, SaveDraft, int]] = deque()
+        # In the request that is being sent.
+        self._pending: dict[int, SaveDraft] = {}
+        # Of the items of this call, for those that name them as `after`.
+        self._digests: dict[str, Mapping[str, bytes]] = {}
+        self._stopped: MilepostError | None = None
+
+    @property
+    def results(self) -> list[Saved | MilepostError]:
+        """One result an item, in order; complete when there is no next request."""
+        return [result for result in self._results if result is not None]
+
+    def next_request(self) -> pb.BatchSaveRequest | None:
+        """Return what to send: what is to be sent again, or the next items. None: there is nothing left."""
+        if not self._pending:
+            self._fill()
+        if not self._pending:
+            return None
+        return pb.BatchSaveRequest(items=[draft.request for draft in self._pending.values()])
+
+    def take(self, response: pb.BatchSaveResponse) -> Failure | None:
+        """Take note of an answer; return a failure where items are to be sent again after a pause."""
+        sent, self._pending = self._pending, {}
+        if len(response.results) != len(sent):
+            self._pending = sent
+            self.fail(MilepostError(f"the server answered {len(response.results)} results for {len(sent)} items"))
+            return None
+        passing: Failure | None = None
+        failures: dict[int, Failure] = {}
+        stored_lines: set[tuple[str, str]] = set()
+        # From the last to the first, to know of each failed item whether something after it was stored.
+        for (position, draft), result in reversed(list(zip(sent.items(), response.results, strict=True))):
+            if result.WhichOneof("outcome") == "saved":
+                self._results[position] = draft.saved(result.saved)
+                stored_lines.add((draft.request.workflow_id, draft.request.scope))
+                continue
+            failure = _calls.read_item_error(result.error)
+            draft.outcome_unknown |= failure.may_have_taken_effect
+            overtaken = not draft.has_predecessor and (draft.request.workflow_id, draft.request.scope) in stored_lines
+            if failure.is_retryable and not overtaken:
+                passing = failure
+                self._pending[position] = draft
+            elif failure.details.reason == "BASE_NOT_FOUND" and draft.is_incremental and not overtaken:
+                draft.in_full()
+                self._pending[position] = draft
+            failures[position] = failure
+        self._keep_successors(sent, failures)
+        for position, failure in failures.items():
+            if position not in self._pending:
+                self._settle(position, sent[position], failure)
+        self._pending = dict(sorted(self._pending.items()))
+        return passing
+
+    def _keep_successors(self, sent: dict[int, SaveDraft], failures: dict[int, Failure]) -> None:
+        """Send those again, too, that failed because an item they build on is sent again."""
+        again = {draft.request.checkpoint_id for draft in self._pending.values()}
+        for position in sorted(failures):
+            request = sent[position].request
+            if failures[position].details.reason == "PREDECESSOR_FAILED" and request.parent_id in again:
+                self._pending[position] = sent[position]
+                again.add(request.checkpoint_id)
+
+    def give_up(self, failure: Failure, attempts: Attempts) -> None:
+        """End the items that were to be sent again: their time, or their number of attempts, is over."""
+        for position, draft in self._pending.items():
+            self._settle(position, draft, failure, attempts)
+        self._pending = {}
+
+    def fail(self, error: MilepostError) -> None:
+        """End all that is left: the call itself failed, and a further one would wait as long for the same."""
+        for position, draft in self._pending.items():
+            self._results[position] = _about(error, draft.item, self._namespace)
+        self._pending = {}
+        self._stopped = UnavailableError(f"not sent, because an earlier part of the same save_all failed: {error}")
+        self._stopped.__cause__ = error
+        for position, draft, _ in self._waiting:
+            self._results[position] = _about(self._stopped, draft.item, self._namespace)
+        self._waiting.clear()
+        while self._encode_next():
+            pass
+
+    def _settle(self, position: int, draft: SaveDraft, failure: Failure, attempts: Attempts | None = None) -> None:
+        unknown = draft.outcome_unknown and not failure.is_final
+        self._results[position] = _calls.to_error(
+            _calls.SAVE, draft.request, failure, outcome_unknown=unknown, attempts=attempts
+        )
+
+    def _fill(self) -> None:
+        size_bytes = 0
+        while len(self._pending) < _calls.ITEMS_MAX:
+            if not self._waiting and not self._encode_next():
+                break
+            if not self._waiting:
+                continue
+            position, draft, item_bytes = self._waiting[0]
+            if self._pending and size_bytes + item_bytes > _calls.BATCH_BYTES:
+                break
+            self._waiting.popleft()
+            self._pending[position] = draft
+            size_bytes += item_bytes
+
+    def _encode_next(self) -> bool:
+        """Encode one more item, if there is one; one that cannot be sent has its result at once."""
+        item = next(self._items, None)
+        if item is None:
+            return False
+        position = len(self._results)
+        self._results.append(None)
+        if self._stopped is not None:
+            self._results[position] = _about(self._stopped, item, self._namespace)
+            return True
+        base = self._digests.get(item.after.checkpoint_id) if isinstance(item.after, SaveItem) else None
+        try:
+            draft = SaveDraft(
+                item,
+                namespace=self._namespace,
+                codec=self._codec,
+                compress_over_bytes=self._compress_over_bytes,
+                memory=self._memory,
+                base_digests=base,
+            )
+            item_bytes = draft.request.ByteSize() + _ITEM_BYTES_EXTRA
+            if item_bytes > MESSAGE_BYTES_MAX:
+                _calls.encode(_calls.SAVE, draft.request)
+        except MilepostError as error:
+            self._results[position] = error
+            return True
+        self._digests[item.checkpoint_id] = draft.encoded.digests
+        self._waiting.append((position, draft, item_bytes))
+        return True
+
+
+def _about(error: MilepostError, item: SaveItem, namespace: str) -> MilepostError:
+    """Return the error of a whole call as the error of one of its items."""
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__ or error
+    own.namespace, own.workflow_id = namespace, item.workflow_id
+    own.scope, own.checkpoint_id = item.scope, item.checkpoint_id
+    if isinstance(own, OutcomeUnknownError):
+        own.args = (f"save of workflow {item.workflow_id!r}, checkpoint {item.checkpoint_id!r}, in: {error.message}",)
+    return own

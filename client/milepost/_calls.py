@@ -1,0 +1,739 @@
+"""What the clients say and hear, without saying or hearing it: requests are built here, answers and failures read.
+
+Nothing here waits, opens or retries; both halves of the client share it. An encoded request is plain bytes, so that
+each is encoded once, whatever it takes to get it through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar, cast
+
+import grpc
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milepost import _compression, _state
+from milepost._config import MESSAGE_BYTES_MAX
+from milepost._retry import Attempts, Failure
+from milepost._state import DigestMemory, EncodedState
+from milepost._status import Details, read_details
+from milepost.codecs import Codec
+from milepost.errors import (
+    Code,
+    CodecError,
+    InvalidRequestError,
+    LimitExceededError,
+    MilepostError,
+    NotFoundError,
+    OutcomeUnknownError,
+    error_class,
+)
+from milepost.types import (
+    Checkpoint,
+    EntryVersion,
+    Record,
+    RecordOutcome,
+    Saved,
+    SaveItem,
+    Status,
+    WorkflowInfo,
+)
+from milepost.v1 import checkpoint_pb2, error_reason_pb2
+from milepost.v1 import checkpoint_store_pb2 as pb
+
+SERVICE: Final = "milepost.v1.CheckpointStore"
+ITEMS_MAX: Final = 1_000
+"""Most items of one BatchSave, and most ids of one DeleteCheckpoints."""
+RUNS_MAX: Final = 100
+"""Most runs of one DeleteCheckpoints."""
+BATCH_BYTES: Final = 8 * 1024 * 1024
+"""A batch is sent when it has this much: well below the limit of a message, well above what makes a batch pay."""
+
+T = TypeVar("T")
+ResponseT = TypeVar("ResponseT")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[ResponseT]):
+    """One call of the service."""
+
+    name: str
+    path: str
+    read: Callable[[bytes], ResponseT]
+    mutates: bool
+    """It changes something, so that a lost answer leaves it open whether it did."""
+
+
+def _method(name: str, response: type[ResponseT], *, mutates: bool = False) -> Method[ResponseT]:
+    return Method(name, f"/{SERVICE}/{name}", cast("Any", response).FromString, mutates)
+
+
+SAVE: Final = _method("Save", pb.SaveResponse, mutates=True)
+BATCH_SAVE: Final = _method("BatchSave", pb.BatchSaveResponse, mutates=True)
+LOAD: Final = _method("Load", pb.LoadResponse)
+LIST: Final = _method("List", pb.ListResponse)
+APPEND_RECORDS: Final = _method("AppendRecords", pb.AppendRecordsResponse, mutates=True)
+GET_ENTRY_HISTORY: Final = _method("GetEntryHistory", pb.GetEntryHistoryResponse)
+LIST_WORKFLOWS: Final = _method("ListWorkflows", pb.ListWorkflowsResponse)
+GET_WORKFLOW: Final = _method("GetWorkflow", pb.GetWorkflowResponse)
+FORK_WORKFLOW: Final = _method("ForkWorkflow", pb.ForkWorkflowResponse, mutates=True)
+DELETE_WORKFLOW: Final = _method("DeleteWorkflow", pb.DeleteWorkflowResponse, mutates=True)
+DELETE_CHECKPOINTS: Final = _method("DeleteCheckpoints", pb.DeleteCheckpointsResponse, mutates=True)
+PRUNE_WORKFLOW: Final = _method("PruneWorkflow", pb.PruneWorkflowResponse, mutates=True)
+# grpc.health.v1.Health/Check of the whole server: an empty request, an answer of one enum field, 1 for SERVING.
+CHECK_HEALTH: Final[Method[bytes]] = Method("Check", "/grpc.health.v1.Health/Check", bytes, mutates=False)
+HEALTH_REQUEST: Final = empty_pb2.Empty()
+HEALTH_SERVING: Final = b"\x08\x01"
+
+STATUS_TO_WIRE: Final[Mapping[Status, checkpoint_pb2.Status.ValueType]] = {
+    Status.RUNNING: checkpoint_pb2.STATUS_RUNNING,
+    Status.WAITING: checkpoint_pb2.STATUS_WAITING,
+    Status.SUSPENDED: checkpoint_pb2.STATUS_SUSPENDED,
+    Status.COMPLETED: checkpoint_pb2.STATUS_COMPLETED,
+    Status.FAILED: checkpoint_pb2.STATUS_FAILED,
+    Status.CANCELLED: checkpoint_pb2.STATUS_CANCELLED,
+}
+STATUS_FROM_WIRE: Final[Mapping[int, Status]] = {wire: status for status, wire in STATUS_TO_WIRE.items()}
+OUTCOME_FROM_WIRE: Final[Mapping[int, RecordOutcome]] = {
+    pb.RECORD_OUTCOME_CREATED: RecordOutcome.CREATED,
+    pb.RECORD_OUTCOME_EXISTING: RecordOutcome.EXISTING,
+    pb.RECORD_OUTCOME_OVERWRITTEN: RecordOutcome.OVERWRITTEN,
+}
+
+
+# Requests.
+
+
+def encode(method: Method[Any], request: Message) -> bytes:
+    """Return the bytes of a request.
+
+    Raises:
+        LimitExceededError: The server would not take a message of this size; names the largest entry.
+    """
+    payload = request.SerializeToString()
+    if len(payload) > MESSAGE_BYTES_MAX:
+        raise _too_large(method, request, len(payload))
+    return payload
+
+
+def _too_large(method: Method[Any], request: Message, size_bytes: int) -> LimitExceededError:
+    where, advice = "", "Send it in parts."
+    state: Mapping[str, Message] = getattr(request, "state", {})
+    if state:
+        key = max(state, key=lambda k: state[k].ByteSize())
+        where = f" Its largest entry is {key!r} with {state[key].ByteSize()} bytes."
+        advice = "Keep large content elsewhere and save its address, or split it over several entries and saves."
+    return LimitExceededError(
+        f"{_asked(method, request)}: the request has {size_bytes} bytes, at most {MESSAGE_BYTES_MAX} are allowed."
+        f"{where} {advice}",
+        reason="LIMIT_EXCEEDED",
+        metadata={
+            "field": "state" if state else "",
+            "limit": "message_bytes",
+            "allowed": str(MESSAGE_BYTES_MAX),
+            "found": str(size_bytes),
+            "unit": "bytes",
+        },
+        **_ids(request),
+    )
+
+
+class SaveDraft:
+    """One Save: its request, incremental where that is shorter, and how to turn it into one in full."""
+
+    __slots__ = ("_encoded", "_memory", "has_predecessor", "is_incremental", "item", "outcome_unknown", "request")
+
+    def __init__(
+        self,
+        item: SaveItem,
+        *,
+        namespace: str,
+        codec: Codec,
+        compress_over_bytes: int | None,
+        memory: DigestMemory,
+        base_digests: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Encode a save.
+
+        Args:
+            item: What to save.
+            namespace: Where.
+            codec: For the state and the records.
+            compress_over_bytes: Values larger than this may be compressed.
+            memory: Digests of what was saved before.
+            base_digests: Digests of the checkpoint that `item.after` names, where the memory cannot have them yet.
+
+        Raises:
+            CodecError: A value of the state, of a record or of metadata cannot be encoded.
+            InvalidRequestError: `after` belongs to another workflow, scope or namespace; an entry key is malformed.
+        """
+        self.item = item
+        self._memory = memory
+        self.outcome_unknown = False
+        self.has_predecessor = item.after is not None
+        try:
+            self._encoded = _state.encode_state(item.state, codec, compress_over_bytes=compress_over_bytes)
+            request = pb.SaveRequest(
+                namespace=namespace,
+                workflow_id=item.workflow_id,
+                scope=item.scope,
+                checkpoint_id=item.checkpoint_id,
+                current_step=item.current_step,
+                completed_steps_added=_texts(item.completed_steps, "completed_steps"),
+                status=STATUS_TO_WIRE[item.status],
+                metadata="" if item.metadata is None else encode_metadata(item.metadata),
+                labels=item.labels,
+                definition=item.definition,
+                fingerprint=item.fingerprint,
+                run_id=item.run_id,
+                records=[record_to_wire(r, codec, compress_over_bytes) for r in item.records],
+                history_entries=_texts(item.history_entries, "history_entries"),
+            )
+        except CodecError as error:
+            raise _located(error, namespace, item.workflow_id, item.scope, item.checkpoint_id) from error.__cause__
+        if item.replace:
+            request.on_conflict = pb.ON_CONFLICT_REPLACE
+        increment = None
+        if item.after == "start":
+            request.parent_id = request.expected_head = ""
+        elif item.after is not None:
+            after = item.after
+            if after.workflow_id != item.workflow_id or after.scope != item.scope:
+                raise InvalidRequestError(
+                    f"save of workflow {item.workflow_id!r} (scope {item.scope!r}): `after` is checkpoint "
+                    f"{after.checkpoint_id!r} of workflow {after.workflow_id!r} (scope {after.scope!r}). A line of "
+                    "checkpoints stays in one workflow and scope; fork() starts a new one.",
+                    reason="INVALID_FIELD",
+                    metadata={"field": "parent_id"},
+                    **_ids(request),
+                )
+            request.parent_id = request.expected_head = after.checkpoint_id
+            # Replaced content could differ from what the increment was made against, so a replace is always in full.
+            if not item.replace:
+                known = base_digests or memory.recall(namespace, item.workflow_id, item.scope, after.checkpoint_id)
+                increment = None if known is None else _state.plan_increment(self._encoded, known)
+        self.request = request
+        self.is_incremental = increment is not None
+        if increment is None:
+            _put_state(request, self._encoded.values)
+        else:
+            # The base is always the parent: `completed_steps_added` counts from the base, so another one would make
+            # the increment and the full save two different checkpoints.
+            request.base_checkpoint_id = request.parent_id
+            _put_state(request, increment.values)
+            request.removed_keys.extend(increment.removed_keys)
+
+    @property
+    def encoded(self) -> EncodedState:
+        """The encoded state."""
+        return self._encoded
+
+    def in_full(self) -> pb.SaveRequest:
+        """Turn the request into the full save of the same checkpoint, because its base is gone."""
+        request = self.request
+        self._memory.forget(request.namespace, request.workflow_id, request.scope, request.base_checkpoint_id)
+        request.ClearField("base_checkpoint_id")
+        request.ClearField("removed_keys")
+        request.ClearField("state")
+        _put_state(request, self._encoded.values)
+        self.is_incremental = False
+        return request
+
+    def saved(self, response: pb.SaveResponse) -> Saved:
+        """Read the answer, and remember what is stored now."""
+        request = self.request
+        self._memory.remember(
+            request.namespace, request.workflow_id, request.scope, response.checkpoint_id, self._encoded.digests
+        )
+        return Saved(
+            namespace=request.namespace,
+            workflow_id=request.workflow_id,
+            scope=request.scope,
+            checkpoint_id=response.checkpoint_id,
+            parent_id=response.parent_id,
+            sequence=response.sequence,
+            head_checkpoint_id=response.head_checkpoint_id,
+            replayed=response.replayed,
+            create_time=_time(response.create_time),
+            digest=response.digest,
+            revision=response.revision,
+        )
+
+
+def _put_state(request: pb.SaveRequest, values: Mapping[str, checkpoint_pb2.Value]) -> None:
+    state = request.state
+    for key, value in values.items():
+        state[key].CopyFrom(value)
+
+
+def record_to_wire(record: Record, codec: Codec, compress_over_bytes: int | None) -> checkpoint_pb2.Record:
+    """Return a record as it is sent."""
+    path = f"record({record.task_id!r}, {record.index})"
+    return checkpoint_pb2.Record(
+        task_id=record.task_id,
+        index=record.index,
+        path=record.path,
+        name=record.name,
+        value=_state.encode_value(record.value, codec, compress_over_bytes=compress_over_bytes, path=path),
+        overwrite=record.overwrite,
+    )
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> str:
+    """Return metadata as JSON text: the same mapping is the same text, in whatever order it was made.
+
+    Raises:
+        CodecError: It holds something that JSON has no word for.
+    """
+    try:
+        return json.dumps(
+            dict(metadata),
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+            sort_keys=True,
+            default=_refuse_metadata,
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        # The text of json's own errors names types and at most the float nan, never other values.
+        raise CodecError(
+            f"metadata is plain JSON (str, int, float, bool, None, list, and dict with str keys): {error}",
+            path="metadata",
+        ) from None
+
+
+def _refuse_metadata(value: object) -> Any:
+    raise TypeError(f"a {type(value).__name__} is not")
+
+
+def load_request(
+    namespace: str,
+    workflow_id: str,
+    *,
+    checkpoint_id: str | None,
+    sequence: int | None,
+    latest_with_status: Status | Iterable[Status] | None,
+    scope: str,
+    entries: Iterable[str] | None,
+    with_state: bool,
+) -> pb.LoadRequest:
+    """Return a Load request."""
+    if (checkpoint_id is not None) + (sequence is not None) + (latest_with_status is not None) > 1:
+        raise InvalidRequestError(
+            f"load of workflow {workflow_id!r}: give at most one of checkpoint_id, sequence and latest_with_status",
+            workflow_id=workflow_id,
+        )
+    keys = None if entries is None else _texts(entries, "entries")
+    return pb.LoadRequest(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        sequence=sequence,
+        latest_with_status=statuses_to_wire(latest_with_status),
+        entry_keys=keys,
+        # On the wire no keys mean all of them; from a caller an empty choice means none.
+        omit_state=not with_state or keys == [],
+        accept_compression=_compression.accepted(),
+    )
+
+
+def list_request(
+    namespace: str,
+    workflow_id: str,
+    *,
+    scope: str | None,
+    newest_first: bool,
+    limit: int | None,
+    with_state: bool,
+    with_records: bool,
+    status: Status | Iterable[Status] | None,
+    current_step: str | None,
+    before: Checkpoint | Saved | int | str | None,
+    metadata_contains: Mapping[str, Any] | None,
+    run_id: str | None,
+    page_size: int | None,
+) -> pb.ListRequest:
+    """Return the request of the first page."""
+    before_sequence = before if isinstance(before, int) else None
+    if isinstance(before, (Checkpoint, Saved)):
+        before_sequence = before.sequence
+    return pb.ListRequest(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        page_size=_page_size(page_size, limit),
+        order=pb.ORDER_NEWEST_FIRST if newest_first else pb.ORDER_OLDEST_FIRST,
+        statuses=statuses_to_wire(status),
+        current_step=current_step,
+        before_checkpoint_id=before if isinstance(before, str) else None,
+        before_sequence=before_sequence,
+        metadata_contains="" if metadata_contains is None else encode_metadata(metadata_contains),
+        include_state=with_state,
+        include_records=with_records,
+        accept_compression=_compression.accepted(),
+        run_id=run_id,
+    )
+
+
+def append_records_request(
+    namespace: str,
+    workflow_id: str,
+    checkpoint_id: str,
+    records: Iterable[Record],
+    *,
+    codec: Codec,
+    compress_over_bytes: int | None,
+    scope: str,
+    require_checkpoint: bool,
+) -> pb.AppendRecordsRequest:
+    """Return an AppendRecords request.
+
+    Raises:
+        CodecError: The value of a record cannot be encoded.
+    """
+    try:
+        encoded = [record_to_wire(record, codec, compress_over_bytes) for record in records]
+    except CodecError as error:
+        raise _located(error, namespace, workflow_id, scope, checkpoint_id) from error.__cause__
+    return pb.AppendRecordsRequest(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        records=encoded,
+        require_checkpoint=require_checkpoint,
+    )
+
+
+def entry_history_request(
+    namespace: str,
+    workflow_id: str,
+    entries: str | Iterable[str],
+    *,
+    scope: str,
+    checkpoint_id: str | None,
+    limit: int | None,
+    page_size: int | None,
+) -> pb.GetEntryHistoryRequest:
+    """Return the request of the first page."""
+    return pb.GetEntryHistoryRequest(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        entry_keys=(entries,) if isinstance(entries, str) else list(entries),
+        page_size=_page_size(page_size, limit),
+        accept_compression=_compression.accepted(),
+    )
+
+
+def list_workflows_request(
+    namespace: str,
+    *,
+    prefix: str,
+    status: Status | Iterable[Status] | None,
+    labels: Mapping[str, str] | None,
+    definition: str | None,
+    updated_from: datetime | None,
+    updated_before: datetime | None,
+    limit: int | None,
+    page_size: int | None,
+) -> pb.ListWorkflowsRequest:
+    """Return the request of the first page."""
+    return pb.ListWorkflowsRequest(
+        namespace=namespace,
+        workflow_id_prefix=prefix,
+        statuses=statuses_to_wire(status),
+        labels=labels,
+        definition=definition,
+        updated_from=_timestamp(updated_from, "updated_from"),
+        updated_before=_timestamp(updated_before, "updated_before"),
+        page_size=_page_size(page_size, limit),
+    )
+
+
+def delete_requests(
+    namespace: str, workflow_id: str, checkpoint_ids: Iterable[str], run_ids: Iterable[str], scope: str
+) -> list[pb.DeleteCheckpointsRequest]:
+    """Return the requests that delete these checkpoints and these runs, each within the limits of one call."""
+    ids, runs = _texts(checkpoint_ids, "checkpoint_ids"), _texts(run_ids, "run_ids")
+    requests = [
+        pb.DeleteCheckpointsRequest(
+            namespace=namespace, workflow_id=workflow_id, scope=scope, checkpoint_ids=ids[i : i + ITEMS_MAX]
+        )
+        for i in range(0, len(ids), ITEMS_MAX)
+    ]
+    return requests + [
+        pb.DeleteCheckpointsRequest(namespace=namespace, workflow_id=workflow_id, run_ids=runs[i : i + RUNS_MAX])
+        for i in range(0, len(runs), RUNS_MAX)
+    ]
+
+
+def statuses_to_wire(status: Status | Iterable[Status] | None) -> list[checkpoint_pb2.Status.ValueType]:
+    """Return one status or several as the wire has them."""
+    if status is None:
+        return []
+    return [STATUS_TO_WIRE[s] for s in ([status] if isinstance(status, Status) else status)]
+
+
+def _texts(texts: Iterable[str], name: str) -> list[str]:
+    if isinstance(texts, str):
+        # Each of its letters would be taken for one.
+        raise TypeError(f"{name} is a list of strings, not one string")
+    return list(texts)
+
+
+def _page_size(page_size: int | None, limit: int | None) -> int:
+    """Return the size of every page: no larger than what the caller wants in all. 0: the server decides."""
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit is at least 0, not {limit}")
+    if page_size is not None and page_size < 1:
+        raise ValueError(f"page_size is at least 1, not {page_size}")
+    if limit is None:
+        return page_size or 0
+    return min(limit, page_size or 50)
+
+
+def _timestamp(moment: datetime | None, name: str) -> Timestamp | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} has no time zone; give datetime.now(UTC), for example")
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment.astimezone(UTC))
+    return timestamp
+
+
+# Answers.
+
+
+def read_checkpoint(
+    found: checkpoint_pb2.Checkpoint, codec: Codec, *, with_state: bool, head_checkpoint_id: str = ""
+) -> Checkpoint:
+    """Return a checkpoint as programs see it.
+
+    Raises:
+        CodecError: A value was stored by another codec, or is damaged.
+    """
+    try:
+        state = _state.decode_state(found.state, codec) if with_state else None
+        records = tuple(read_record(record, codec) for record in found.records)
+    except CodecError as error:
+        raise _located(error, found.namespace, found.workflow_id, found.scope, found.checkpoint_id) from error.__cause__
+    return Checkpoint(
+        namespace=found.namespace,
+        workflow_id=found.workflow_id,
+        scope=found.scope,
+        checkpoint_id=found.checkpoint_id,
+        parent_id=found.parent_id,
+        parent_pruned=found.parent_pruned,
+        sequence=found.sequence,
+        current_step=found.current_step,
+        completed_steps=tuple(found.completed_steps),
+        completed_step_count=found.completed_step_count,
+        status=_read_status(found.status),
+        create_time=_time(found.create_time),
+        metadata=json.loads(found.metadata) if found.metadata else {},
+        definition=found.definition,
+        fingerprint=found.fingerprint,
+        run_id=found.run_id,
+        history_entries=tuple(found.history_entries),
+        entry_count=found.entry_count,
+        size_bytes=found.size_bytes,
+        digest=found.digest,
+        records=records,
+        record_count=found.record_count,
+        head_checkpoint_id=head_checkpoint_id,
+        state_omitted=found.state_omitted,
+        state_values=state,
+    )
+
+
+def read_record(found: checkpoint_pb2.Record, codec: Codec) -> Record:
+    """Return a record as programs see it."""
+    return Record(
+        task_id=found.task_id,
+        index=found.index,
+        path=found.path,
+        name=found.name,
+        value=_state.decode_value(found.value, codec, f"record({found.task_id!r}, {found.index})"),
+    )
+
+
+def read_entry_version(found: pb.EntryVersion, codec: Codec) -> EntryVersion:
+    """Return one version of an entry as programs see it."""
+    removed = not found.HasField("value")
+    return EntryVersion(
+        entry_key=found.entry_key,
+        checkpoint_id=found.checkpoint_id,
+        sequence=found.sequence,
+        value=None if removed else _state.decode_value(found.value, codec, found.entry_key),
+        removed=removed,
+    )
+
+
+def read_workflow(found: checkpoint_pb2.Workflow) -> WorkflowInfo:
+    """Return what is known of a workflow as programs see it."""
+    return WorkflowInfo(
+        namespace=found.namespace,
+        workflow_id=found.workflow_id,
+        status=None if found.status == checkpoint_pb2.STATUS_UNSPECIFIED else _read_status(found.status),
+        current_step=found.current_step,
+        definition=found.definition,
+        labels=dict(found.labels),
+        head_checkpoint_id=found.head_checkpoint_id,
+        head_sequence=found.head_sequence,
+        last_sequence=found.last_sequence,
+        checkpoint_count=found.checkpoint_count,
+        scope_count=found.scope_count,
+        stored_bytes=found.stored_bytes,
+        create_time=_time(found.create_time) if found.HasField("create_time") else None,
+        update_time=_time(found.update_time) if found.HasField("update_time") else None,
+        revision=found.revision,
+        incarnation=found.incarnation,
+        forked_from_workflow_id=found.forked_from_workflow_id,
+    )
+
+
+def read_outcomes(found: Iterable[int]) -> list[RecordOutcome]:
+    """Return what became of appended records."""
+    return [OUTCOME_FROM_WIRE[outcome] for outcome in found]
+
+
+def _read_status(wire: int) -> Status:
+    status = STATUS_FROM_WIRE.get(wire)
+    if status is None:
+        # Guessing would tell a program that a finished workflow runs, or the other way round.
+        raise MilepostError(
+            f"the server answered status {wire}, which this version of milepost does not know: upgrade it"
+        )
+    return status
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1_000)
+
+
+def _located(error: CodecError, namespace: str, workflow_id: str, scope: str, checkpoint_id: str) -> CodecError:
+    error.namespace, error.workflow_id = namespace, workflow_id
+    error.scope, error.checkpoint_id = scope, checkpoint_id
+    return error
+
+
+# Failures.
+
+
+def read_failure(error: grpc.RpcError) -> Failure:
+    """Return what a failed call tells, of either half of gRPC."""
+    call = cast("grpc.Call", error)
+    details = read_details(cast("Sequence[tuple[str, str | bytes]] | None", call.trailing_metadata()))
+    return Failure(call.code().value[0], call.details() or "", details)
+
+
+def read_item_error(error: pb.ItemError) -> Failure:
+    """Return what the error of a batch's item tells."""
+    try:
+        reason = error_reason_pb2.ErrorReason.Name(error.reason) if error.reason else ""
+    except ValueError:
+        reason = f"UNKNOWN_REASON_{error.reason}"
+    # The one reason that comes with RetryInfo where its code alone does not invite to try again.
+    retry_after_s = 0.0 if reason == "QUEUE_FULL" else None
+    return Failure(error.code, error.message, Details(reason, dict(error.metadata), retry_after_s))
+
+
+def to_error(
+    method: Method[Any],
+    request: Message,
+    failure: Failure,
+    *,
+    outcome_unknown: bool,
+    attempts: Attempts | None = None,
+    target: str = "",
+) -> MilepostError:
+    """Return the error that a caller sees for a call that is given up.
+
+    Args:
+        method: What was called.
+        request: With what; only its ids are read.
+        failure: The last attempt.
+        outcome_unknown: An attempt may have taken effect.
+        attempts: All of them, for the message.
+        target: The server, for the message.
+    """
+    name = _code_name(failure.code)
+    said = f"{failure.text.rstrip('.') or 'no message'} ({failure.details.reason or name})"
+    tries = ""
+    if attempts is not None and (attempts.count > 1 or failure.is_retryable):
+        plural = "s" if attempts.count > 1 else ""
+        tries = f", after {attempts.count} attempt{plural} in {attempts.elapsed_s:.1f} s"
+    asked = _asked(method, request)
+    metadata = dict(failure.details.metadata)
+    if failure.details.violations:
+        metadata.setdefault("field", failure.details.violations[0][0])
+    fields: dict[str, Any] = {"reason": failure.details.reason, "metadata": metadata, **_ids(request)}
+    if outcome_unknown and method.mutates:
+        same = " with the same checkpoint_id" if fields["checkpoint_id"] and method is SAVE else ""
+        return OutcomeUnknownError(
+            f"{asked}: it may or may not have taken effect: {said}{tries}. Make the same call again{same} to learn "
+            "which.",
+            **fields,
+        )
+    kind = error_class(failure.code, failure.details.reason)
+    if issubclass(kind, NotFoundError) and not failure.is_ours:
+        # Something between here and the server does not know it. That must not look like a new workflow.
+        kind = MilepostError
+    advice = _ADVICE.get(failure.code, "") if not failure.is_ours else ""
+    return kind(f"{asked}: {said}{tries}.{advice.format(target=target)}", **fields)
+
+
+_ADVICE: Final[Mapping[int, str]] = {
+    Code.UNAVAILABLE: " Is milepost-server running at {target}?",
+    Code.UNIMPLEMENTED: " The server at {target} is older than this client, or is not a milepost-server.",
+    Code.NOT_FOUND: " This is not the answer of a milepost-server; what is at {target}?",
+}
+
+
+def _code_name(code: int) -> str:
+    try:
+        return Code(code).name
+    except ValueError:
+        return f"code {code}"
+
+
+_VERBS: Final[Mapping[str, str]] = {
+    "Save": "save of",
+    "Load": "load of",
+    "List": "list of",
+    "AppendRecords": "append_records to",
+    "GetEntryHistory": "entry_history of",
+    "GetWorkflow": "read of",
+    "ForkWorkflow": "fork of",
+    "DeleteWorkflow": "delete of",
+    "DeleteCheckpoints": "delete_checkpoints of",
+    "PruneWorkflow": "prune of",
+}
+
+
+def _asked(method: Method[Any], request: Message) -> str:
+    """Say in a few words what was asked: `save of workflow 'w1', checkpoint '…'`."""
+    ids = _ids(request)
+    if method.name == "BatchSave":
+        return f"save_all of {len(request.items)} items"  # type: ignore[attr-defined]  # a BatchSaveRequest
+    if not ids["workflow_id"] or method.name not in _VERBS:
+        return {"ListWorkflows": "workflows", "Check": "ping"}.get(method.name, method.name)
+    text = f"{_VERBS[method.name]} workflow {ids['workflow_id']!r}"
+    if ids["scope"]:
+        text += f", scope {ids['scope']!r}"
+    if ids["checkpoint_id"]:
+        text += f", checkpoint {ids['checkpoint_id']!r}"
+    return text
+
+
+def _ids(request: Message) -> dict[str, str]:
+    return {name: getattr(request, name, "") for name in ("namespace", "workflow_id", "scope", "checkpoint_id")}

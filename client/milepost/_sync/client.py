@@ -1,0 +1,788 @@
+# Generated from client/milepost/_async/client.py by tools/unasync.py. Do not edit.
+"""The client: one method for each operation, and one place, `_call`, through which everything is sent.
+
+What is sent and what an answer means is decided in `_calls`, what follows a failure in `_retry`. Here is only what has
+to wait: channels, attempts, pages.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+import grpc
+import grpc
+from google.protobuf.message import Message
+from typing_extensions import override
+
+from milepost import _calls, _compression, _config, _telemetry
+from milepost._sync import _compat
+from milepost._batch import SaveAll
+from milepost._calls import Method, SaveDraft
+from milepost._config import TLS
+from milepost._retry import Attempts, RetryPolicy
+from milepost._state import DigestMemory
+from milepost.codecs import JSON, Codec
+from milepost.errors import BaseNotFoundError, ClientForkedError, MilepostError, UnavailableError
+from milepost.types import (
+    After,
+    Checkpoint,
+    EntryVersion,
+    Record,
+    RecordOutcome,
+    Saved,
+    SaveItem,
+    Status,
+    WorkflowInfo,
+    new_checkpoint_id,
+)
+from milepost.v1 import checkpoint_store_pb2 as pb
+
+logger = logging.getLogger("milepost.client")
+logger.addHandler(logging.NullHandler())
+
+T = TypeVar("T")
+ResponseT = TypeVar("ResponseT")
+
+
+class Client:
+    """Saves and loads checkpoints at a milepost server. Safe to share; makes no connection before its first call.
+
+    Every call has a timeout and is sent again inside it when the server is unreachable or overloaded, always with the
+    same ids, so that nothing is stored twice. What was acknowledged is on the server's disk.
+
+    Errors common to all calls: `UnavailableError`, `DeadlineError`, `AuthError`, `CapacityError`, `InternalError`, and
+    for calls that change something `OutcomeUnknownError`, where an answer was lost and the time is over.
+
+    A client that was used cannot be used in a process forked later; one that was not, can.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        namespace: str | None = None,
+        token: str | None = None,
+        tls: TLS | None = None,
+        timeout_s: float = 30.0,
+        codec: Codec = JSON,
+        compress_over_bytes: int | None = _compression.COMPRESS_OVER_BYTES,
+        retry: RetryPolicy | None = None,
+        interceptors: Sequence[_compat.Interceptor] = (),
+        instrument: bool | None = None,
+        insecure: bool = False,
+    ) -> None:
+        """Make a client.
+
+        Args:
+            target: `host:port` or `unix:PATH`; default: MILEPOST_TARGET, else 127.0.0.1:7450.
+            namespace: Tenant boundary of every call; default: MILEPOST_NAMESPACE, else "default".
+            token: Bearer token; default: the content of the file MILEPOST_TOKEN_FILE, read again when it changes.
+            tls: How to trust the server; None: no encryption.
+            timeout_s: For each call that is not given its own, in seconds, all its attempts included.
+            codec: How values are encoded.
+            compress_over_bytes: Values larger than this are compressed where that pays and the extra `zstd` is
+                installed; None: never.
+            retry: When a failed call is sent again.
+            interceptors: gRPC interceptors, outermost first.
+            instrument: Trace calls with OpenTelemetry; None: if the extra `otel` is installed and configured.
+            insecure: Send a token without `tls` to another machine, because something else encrypts the connection.
+
+        Raises:
+            ValueError: An argument does not make sense, or a token would travel in clear text.
+        """
+        _require_positive(timeout_s)
+        self._endpoint = _config.resolve(target, namespace, token, tls, insecure=insecure)
+        self._namespace = self._endpoint.namespace
+        self._token = self._endpoint.token
+        self._timeout_s = timeout_s
+        self._codec = codec
+        self._compress_over_bytes = compress_over_bytes
+        self._retry = retry or RetryPolicy()
+        self._interceptors = tuple(interceptors)
+        self._instrument = instrument
+        self._digests = DigestMemory()
+        # Tests put their own in place of these.
+        self._clock: Callable[[], float] = time.monotonic
+        self._random: Callable[[], float] = random.random
+        self._sleep = _compat.sleep
+        # Guards the three below; held for moments only, never while waiting.
+        self._lock = threading.Lock()
+        self._connections: dict[_compat.Home, _Connection] = {}
+        self._owner_pid: int | None = None
+        self._is_closed = False
+
+    @property
+    def target(self) -> str:
+        """The server's address."""
+        return self._endpoint.target
+
+    @property
+    def namespace(self) -> str:
+        """Tenant boundary of every call."""
+        return self._namespace
+
+    def save(
+        self,
+        workflow_id: str,
+        *,
+        state: Mapping[str, Any],
+        current_step: str = "",
+        after: After = None,
+        checkpoint_id: str | None = None,
+        status: Status = Status.RUNNING,
+        metadata: Mapping[str, Any] | None = None,
+        scope: str = "",
+        completed_steps: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        definition: str = "",
+        fingerprint: str = "",
+        run_id: str = "",
+        records: Sequence[Record] = (),
+        history_entries: Sequence[str] = (),
+        replace: bool = False,
+        timeout_s: float | None = None,
+    ) -> Saved:
+        """Store one checkpoint: when this returns it is on the server's disk, once, however often it was sent.
+
+        Only what changed since `after` travels, where the client knows it; the stored checkpoint is whole either way.
+
+        Args:
+            workflow_id: The run; its first save creates it. At most 1,024 bytes.
+            state: The whole state, by entry; at most 10,000 entries, 16 MiB a call.
+            current_step: The step that is finished with this checkpoint; "" at the start.
+            after: The checkpoint this one follows. It is stored only if that is still the head: if somebody else saved
+                in between, HeadMovedError. "start": it must be the first. None: an unconditional append to whatever
+                is the head, which overtakes other writers silently.
+            checkpoint_id: Unique in (workflow, scope); default: a new UUIDv7. Give your own to make a save repeatable
+                beyond this call.
+            status: Where the workflow stands.
+            metadata: Small JSON for filters and people; at most 64 KiB.
+            scope: A nested run inside the workflow; "" is the root.
+            completed_steps: Steps finished since the checkpoint before this one, in order.
+            labels: Replace the workflow's labels, if given; at most 16.
+            definition: Name of the workflow's definition; the first one binds the workflow to it.
+            fingerprint: Digest of that definition's manifest.
+            run_id: The execution that saves.
+            records: Stored with the checkpoint, at the same moment.
+            history_entries: Entries whose meaning needs ancestors, which pruning then keeps.
+            replace: Put this content in the place of what the checkpoint_id holds, if it holds other content.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Raises:
+            HeadMovedError: `after` is not the head any more; it names the real one.
+            CheckpointExistsError: The id is taken by other content.
+            CheckpointDeletedError: The id was stored before and has been deleted since.
+            LimitExceededError: Something is too large; nothing was stored.
+            CodecError: A value has no exact encoded form.
+            OutcomeUnknownError: It may or may not be stored. Save again with its `checkpoint_id` to learn which.
+        """
+        item = SaveItem(
+            workflow_id=workflow_id,
+            state=state,
+            current_step=current_step,
+            after=after,
+            checkpoint_id=new_checkpoint_id() if checkpoint_id is None else checkpoint_id,
+            status=status,
+            metadata=metadata,
+            scope=scope,
+            completed_steps=completed_steps,
+            labels=labels,
+            definition=definition,
+            fingerprint=fingerprint,
+            run_id=run_id,
+            records=records,
+            history_entries=history_entries,
+            replace=replace,
+        )
+        attempts = self._attempts(timeout_s)
+        draft = SaveDraft(
+            item,
+            namespace=self._namespace,
+            codec=self._codec,
+            compress_over_bytes=self._compress_over_bytes,
+            memory=self._digests,
+        )
+        try:
+            response = self._call(_calls.SAVE, draft.request, attempts)
+        except BaseNotFoundError:
+            if not draft.is_incremental:
+                raise
+            # The same checkpoint under the same id, in full: what an earlier attempt may have stored is replayed.
+            response = self._call(_calls.SAVE, draft.in_full(), attempts)
+        return draft.saved(response)
+
+    def save_all(
+        self, items: Iterable[SaveItem], *, timeout_s: float | None = None
+    ) -> builtins.list[Saved | MilepostError]:
+        """Store many checkpoints in few calls; not atomic.
+
+        Items of one workflow are stored in order; `after` may name an earlier item.
+
+        Args:
+            items: What to save.
+            timeout_s: For each part that is sent as one call (up to 1,000 items), in seconds; default: the client's.
+
+        Returns:
+            For each item, in order, what became of it, or the error that `save` would have raised. Errors are
+            returned, not raised, since other items may be stored.
+        """
+        batch = SaveAll(
+            items,
+            namespace=self._namespace,
+            codec=self._codec,
+            compress_over_bytes=self._compress_over_bytes,
+            memory=self._digests,
+        )
+        attempts: Attempts | None = None
+        while (request := batch.next_request()) is not None:
+            attempts = attempts or self._attempts(timeout_s)
+            try:
+                response = self._call(_calls.BATCH_SAVE, request, attempts)
+            except MilepostError as error:
+                batch.fail(error)
+                break
+            failure = batch.take(response)
+            if failure is None:
+                attempts = None
+                continue
+            pause_s = attempts.after(failure)
+            if pause_s is None:
+                batch.give_up(failure, attempts)
+                attempts = None
+            else:
+                self._sleep(pause_s)
+        return batch.results
+
+    def load(
+        self,
+        workflow_id: str,
+        *,
+        checkpoint_id: str | None = None,
+        sequence: int | None = None,
+        latest_with_status: Status | Iterable[Status] | None = None,
+        scope: str = "",
+        entries: Iterable[str] | None = None,
+        with_state: bool = True,
+        timeout_s: float | None = None,
+    ) -> Checkpoint:
+        """Read one checkpoint with its records: the head, unless told otherwise.
+
+        Sees every save that was acknowledged before the call.
+
+        Args:
+            workflow_id: The run.
+            checkpoint_id: This one. At most one of this, `sequence` and `latest_with_status`.
+            sequence: The one with this sequence.
+            latest_with_status: The newest with this status, or with one of these.
+            scope: The nested run; "" is the root.
+            entries: Only these entries of the state; those it lacks are left out.
+            with_state: False leaves out the state: `.state` then raises StateNotLoadedError.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow. Never raised for an outage.
+            CheckpointNotFoundError: The workflow has no such checkpoint in this scope.
+            CodecError: A value was stored by another codec.
+            DataLossError: The stored record is damaged.
+        """
+        request = _calls.load_request(
+            self._namespace,
+            workflow_id,
+            checkpoint_id=checkpoint_id,
+            sequence=sequence,
+            latest_with_status=latest_with_status,
+            scope=scope,
+            entries=entries,
+            with_state=with_state,
+        )
+        response = self._call(_calls.LOAD, request, self._attempts(timeout_s))
+        return _calls.read_checkpoint(
+            response.checkpoint,
+            self._codec,
+            with_state=not request.omit_state,
+            head_checkpoint_id=response.head_checkpoint_id,
+        )
+
+    def list(
+        self,
+        workflow_id: str,
+        *,
+        scope: str | None = "",
+        newest_first: bool = True,
+        limit: int | None = None,
+        with_state: bool = False,
+        with_records: bool = False,
+        status: Status | Iterable[Status] | None = None,
+        current_step: str | None = None,
+        before: Checkpoint | Saved | int | str | None = None,
+        metadata_contains: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        page_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Checkpoint]:
+        """Read checkpoints of one workflow, a page at a time, each page when it is needed.
+
+        Args:
+            workflow_id: The run.
+            scope: The nested run; "" is the root, None all of them.
+            newest_first: By falling sequence; else by rising sequence, up to the highest there was at the first page.
+            limit: Most checkpoints in all; None: no end.
+            with_state: Read the states too; else `.state` raises StateNotLoadedError.
+            with_records: Read the records too.
+            status: Only with this status, or with one of these.
+            current_step: Only of this step.
+            before: Only checkpoints before this one: a checkpoint or a sequence by order, or a checkpoint id compared
+                bytewise, which need not exist.
+            metadata_contains: Only those whose metadata contains this, with the meaning of PostgreSQL's `@>`.
+            run_id: Only of this execution.
+            page_size: Most checkpoints of one call, at most 1,000; default: 50.
+            timeout_s: For each page, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+            PageExpiredError: The workflow was deleted and made again between two pages.
+        """
+        request = _calls.list_request(
+            self._namespace,
+            workflow_id,
+            scope=scope,
+            newest_first=newest_first,
+            limit=limit,
+            with_state=with_state,
+            with_records=with_records,
+            status=status,
+            current_step=current_step,
+            before=before,
+            metadata_contains=metadata_contains,
+            run_id=run_id,
+            page_size=page_size,
+        )
+        return self._pages(
+            _calls.LIST,
+            request,
+            lambda page: (_calls.read_checkpoint(c, self._codec, with_state=with_state) for c in page.checkpoints),
+            limit,
+            timeout_s,
+        )
+
+    def append_records(
+        self,
+        workflow_id: str,
+        checkpoint_id: str,
+        records: Sequence[Record],
+        *,
+        scope: str = "",
+        require_checkpoint: bool = False,
+        timeout_s: float | None = None,
+    ) -> builtins.list[RecordOutcome]:
+        """Append records to a checkpoint, durably, also before that checkpoint exists.
+
+        Args:
+            workflow_id: The run; need not exist yet.
+            checkpoint_id: The checkpoint they belong to.
+            records: What to append, at most 10,000 and 4 MiB a checkpoint.
+            scope: The nested run; "" is the root.
+            require_checkpoint: Refuse records whose checkpoint does not exist.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Returns:
+            What became of each record, in order. A record sent twice, because an answer was lost, is `existing`.
+
+        Raises:
+            CheckpointNotFoundError: `require_checkpoint`, and there is none.
+            CheckpointDeletedError: The checkpoint was there and has been deleted.
+            QuotaExceededError: Too many records wait for a checkpoint that does not come.
+        """
+        request = _calls.append_records_request(
+            self._namespace,
+            workflow_id,
+            checkpoint_id,
+            records,
+            codec=self._codec,
+            compress_over_bytes=self._compress_over_bytes,
+            scope=scope,
+            require_checkpoint=require_checkpoint,
+        )
+        if not request.records:
+            return []
+        response = self._call(_calls.APPEND_RECORDS, request, self._attempts(timeout_s))
+        return _calls.read_outcomes(response.outcomes)
+
+    def entry_history(
+        self,
+        workflow_id: str,
+        entries: str | Iterable[str],
+        *,
+        scope: str = "",
+        checkpoint_id: str | None = None,
+        limit: int | None = None,
+        page_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[EntryVersion]:
+        """Read the values that entries had along a checkpoint's line of ancestors, newest first.
+
+        Args:
+            workflow_id: The run.
+            entries: One entry key or up to 100.
+            scope: The nested run; "" is the root.
+            checkpoint_id: Where to start; default: the head.
+            limit: Most versions in all; None: no end.
+            page_size: Most versions of one call, at most 1,000; default: 50.
+            timeout_s: For each page, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+            CheckpointNotFoundError: The workflow has no such checkpoint in this scope.
+        """
+        request = _calls.entry_history_request(
+            self._namespace,
+            workflow_id,
+            entries,
+            scope=scope,
+            checkpoint_id=checkpoint_id,
+            limit=limit,
+            page_size=page_size,
+        )
+        return self._pages(
+            _calls.GET_ENTRY_HISTORY,
+            request,
+            lambda page: (_calls.read_entry_version(v, self._codec) for v in page.versions),
+            limit,
+            timeout_s,
+        )
+
+    def workflows(
+        self,
+        *,
+        prefix: str = "",
+        status: Status | Iterable[Status] | None = None,
+        labels: Mapping[str, str] | None = None,
+        definition: str | None = None,
+        updated_from: datetime | None = None,
+        updated_before: datetime | None = None,
+        limit: int | None = None,
+        page_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[WorkflowInfo]:
+        """Read the workflows of the namespace by workflow_id, without reading any state.
+
+        Args:
+            prefix: Only ids that start with this.
+            status: Only with this status, or with one of these.
+            labels: Only those that have all of these labels.
+            definition: Only of this definition.
+            updated_from: Only those updated at this time or later; with a time zone.
+            updated_before: Only those updated before this time; with a time zone.
+            limit: Most workflows in all; None: no end.
+            page_size: Most workflows of one call, at most 1,000; default: 50.
+            timeout_s: For each page, in seconds; default: the client's.
+        """
+        request = _calls.list_workflows_request(
+            self._namespace,
+            prefix=prefix,
+            status=status,
+            labels=labels,
+            definition=definition,
+            updated_from=updated_from,
+            updated_before=updated_before,
+            limit=limit,
+            page_size=page_size,
+        )
+        return self._pages(
+            _calls.LIST_WORKFLOWS,
+            request,
+            lambda page: (_calls.read_workflow(w) for w in page.workflows),
+            limit,
+            timeout_s,
+        )
+
+    def workflow(self, workflow_id: str, *, timeout_s: float | None = None) -> WorkflowInfo:
+        """Read what is known of one workflow, without reading its state.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+        """
+        request = pb.GetWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id)
+        response = self._call(_calls.GET_WORKFLOW, request, self._attempts(timeout_s))
+        return _calls.read_workflow(response.workflow)
+
+    def fork(
+        self,
+        workflow_id: str,
+        new_workflow_id: str,
+        *,
+        checkpoint_id: str | None = None,
+        scope: str = "",
+        all_scopes: bool = False,
+        fork_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> WorkflowInfo:
+        """Make a new workflow whose history is another's up to a checkpoint. What is stored is shared, not copied.
+
+        Args:
+            workflow_id: The source; it stays as it is.
+            new_workflow_id: The new workflow; must not exist.
+            checkpoint_id: The last checkpoint the new one has; default: the head.
+            scope: The checkpoint's scope; "" is the root.
+            all_scopes: Take every checkpoint of every scope up to that one's sequence; else its line of ancestors.
+            fork_id: A fork with the same id is made once; default: a new one, so each call is its own fork.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such source.
+            CheckpointNotFoundError: The source has no such checkpoint in this scope.
+            WorkflowExistsError: The new workflow exists already.
+        """
+        request = pb.ForkWorkflowRequest(
+            namespace=self._namespace,
+            workflow_id=workflow_id,
+            scope=scope,
+            checkpoint_id=checkpoint_id,
+            target_workflow_id=new_workflow_id,
+            mode=pb.FORK_MODE_ALL_UP_TO if all_scopes else pb.FORK_MODE_ANCESTORS,
+            fork_id=new_checkpoint_id() if fork_id is None else fork_id,
+        )
+        response = self._call(_calls.FORK_WORKFLOW, request, self._attempts(timeout_s))
+        return _calls.read_workflow(response.workflow)
+
+    def delete(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
+        """Delete a workflow with all its scopes, durably; return whether there was one.
+
+        An answer lost on the way and a second attempt give False, though it was this call that deleted it.
+        """
+        request = pb.DeleteWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id)
+        response = self._call(_calls.DELETE_WORKFLOW, request, self._attempts(timeout_s))
+        return response.existed
+
+    def delete_checkpoints(
+        self,
+        workflow_id: str,
+        checkpoint_ids: Iterable[str] = (),
+        *,
+        run_ids: Iterable[str] = (),
+        scope: str = "",
+        timeout_s: float | None = None,
+    ) -> int:
+        """Delete checkpoints by id, or all of some executions; return how many were deleted.
+
+        Calls the server until nothing is left; not atomic. Ids that do not exist are passed over. Checkpoints saved
+        after the call began are not touched.
+
+        Args:
+            workflow_id: The run. May be "" with `run_ids`: every workflow of the namespace.
+            checkpoint_ids: These checkpoints of `scope`.
+            run_ids: The checkpoints of these executions, in every scope.
+            scope: The nested run that `checkpoint_ids` are in; "" is the root.
+            timeout_s: For each call to the server, in seconds; default: the client's.
+        """
+        deleted = 0
+        for request in _calls.delete_requests(self._namespace, workflow_id, checkpoint_ids, run_ids, scope):
+            while True:
+                response = self._call(_calls.DELETE_CHECKPOINTS, request, self._attempts(timeout_s))
+                deleted += response.deleted
+                if response.done:
+                    break
+                request.continue_token = response.continue_token
+        return deleted
+
+    def prune(
+        self, workflow_id: str, *, keep_last: int = 1, dry_run: bool = False, timeout_s: float | None = None
+    ) -> int:
+        """Delete old checkpoints; return how many were deleted.
+
+        Keeps every scope's head, the last ones of every scope, and all that a kept checkpoint needs. Calls the server
+        until nothing is left; not atomic.
+
+        Args:
+            workflow_id: The run.
+            keep_last: How many checkpoints to keep in every scope, at least 1.
+            dry_run: Count, and delete nothing.
+            timeout_s: For each call to the server, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+        """
+        if keep_last < 1:
+            raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
+        request = pb.PruneWorkflowRequest(
+            namespace=self._namespace, workflow_id=workflow_id, keep_last=keep_last, dry_run=dry_run
+        )
+        deleted = 0
+        while True:
+            response = self._call(_calls.PRUNE_WORKFLOW, request, self._attempts(timeout_s))
+            deleted += response.deleted
+            if response.done:
+                return deleted
+            request.continue_token = response.continue_token
+
+    def ping(self, *, timeout_s: float | None = None) -> None:
+        """Return when the server says that it serves.
+
+        Raises:
+            UnavailableError: It cannot be reached, or says that it does not serve.
+        """
+        answer = self._call(_calls.CHECK_HEALTH, _calls.HEALTH_REQUEST, self._attempts(timeout_s))
+        if answer != _calls.HEALTH_SERVING:
+            raise UnavailableError(f"ping: the server at {self.target} is there and does not serve now.")
+
+    def close(self) -> None:
+        """Close the connections; calls under way are cancelled. A closed client is not opened again."""
+        with self._lock:
+            self._is_closed = True
+            if self._owner_pid is not None and self._owner_pid != os.getpid():
+                # They belong to the parent process; closing a copy of them could hang.
+                return
+            connections, self._connections = self._connections, {}
+        # Those of other loops close when they are dropped: only their own loop could wait for them.
+        mine = connections.get(_compat.home()) if connections else None
+        if mine is not None:
+            mine.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r}, namespace={self._namespace!r})"
+
+    @override
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} holds connections and cannot be pickled: make one in each process")
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        if timeout_s is None:
+            timeout_s = self._timeout_s
+        else:
+            _require_positive(timeout_s)
+        return Attempts(self._retry, timeout_s, self._clock, self._random)
+
+    def _call(self, method: Method[ResponseT], request: Message, attempts: Attempts) -> ResponseT:
+        """Send one request until it is answered or given up."""
+        payload = _calls.encode(method, request)
+        while True:
+            send = self._sender(method)
+            try:
+                return send(payload, timeout=attempts.remaining_s, metadata=self._token.metadata())
+            except grpc.RpcError as error:
+                failure = _calls.read_failure(error)
+                pause_s = attempts.after(failure)
+                if pause_s is not None:
+                    logger.debug(
+                        "%s: attempt %d failed (%s %s), the next one follows in %.3f s",
+                        method.name,
+                        attempts.count,
+                        failure.code,
+                        failure.details.reason,
+                        pause_s,
+                    )
+                    self._sleep(pause_s)
+                if pause_s is None or attempts.remaining_s <= 0:
+                    raise _calls.to_error(
+                        method,
+                        request,
+                        failure,
+                        outcome_unknown=attempts.outcome_unknown,
+                        attempts=attempts,
+                        target=self.target,
+                    ) from error
+
+    def _pages(
+        self,
+        method: Method[Any],
+        request: Any,
+        read: Callable[[Any], Iterable[T]],
+        limit: int | None,
+        timeout_s: float | None,
+    ) -> Iterator[T]:
+        """Ask for pages while somebody wants them; a page may be empty and still have a next one."""
+        left = limit
+        while left is None or left > 0:
+            page = self._call(method, request, self._attempts(timeout_s))
+            for item in read(page):
+                yield item
+                if left is not None:
+                    left -= 1
+                    if left <= 0:
+                        return
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _sender(self, method: Method[ResponseT]) -> grpc.UnaryUnaryMultiCallable[bytes, ResponseT]:
+        connection = self._connections.get(_compat.home())
+        if connection is None or self._owner_pid != os.getpid():
+            connection = self._open()
+        return connection.sender(method)
+
+    def _open(self) -> _Connection:
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError(f"{self!r} is closed")
+            pid = os.getpid()
+            if self._owner_pid is None:
+                _compat.require_usable(pid)
+                self._owner_pid = pid
+            elif self._owner_pid != pid:
+                raise ClientForkedError(
+                    f"{self!r} was used in process {self._owner_pid} before it forked this one, {pid}: make a new "
+                    "client in the child.",
+                    owner_pid=self._owner_pid,
+                    pid=pid,
+                )
+            here = _compat.home()
+            connection = self._connections.get(here)
+            if connection is None:
+                for other in [place for place in self._connections if _compat.is_gone(place)]:
+                    del self._connections[other]
+                connection = self._connections[here] = _Connection(self._channel())
+            return connection
+
+    def _channel(self) -> grpc.Channel:
+        tls = self._endpoint.tls
+        return _compat.open_channel(
+            self.target,
+            None if tls is None else tls.credentials(),
+            _config.CHANNEL_OPTIONS + (() if tls is None else tls.channel_options()),
+            self._interceptors,
+            traced=_telemetry.wants_tracing(self._instrument),
+        )
+
+
+class _Connection:
+    """One channel, and what sends each method over it: making that anew for each call would cost a tenth of it."""
+
+    __slots__ = ("_senders", "channel")
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self._senders: dict[str, grpc.UnaryUnaryMultiCallable[bytes, Any]] = {}
+
+    def sender(self, method: Method[ResponseT]) -> grpc.UnaryUnaryMultiCallable[bytes, ResponseT]:
+        sender = self._senders.get(method.name)
+        if sender is None:
+            # Requests are encoded before: once, however often they are sent.
+            sender = self.channel.unary_unary(method.path, None, method.read)
+            self._senders[method.name] = sender
+        return sender
+
+
+def _require_positive(timeout_s: float) -> None:
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s is a number of seconds above 0, not {timeout_s}")

@@ -1,0 +1,802 @@
+"""Between the wire's messages and the model: translation and the checks that need only the message.
+
+Functions named `…_from_pb` take a request and give a command or query, or raise the error of the first field at fault. Functions named
+`…_to_pb` take answers. `SaveRequest` is the hot path: each of its fields is read once, since reading a field of a message makes a new
+object every time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milepost.v1 import checkpoint_pb2 as pb
+from milepost.v1 import checkpoint_store_pb2 as store_pb
+from milepost_server import rules
+from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    AppendRecordsAnswer,
+    AppendRecordsCommand,
+    CheckpointFilter,
+    Compression,
+    DeleteIdsCommand,
+    DeleteWorkflowCommand,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    ForkCommand,
+    ForkMode,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadedCheckpoint,
+    LoadQuery,
+    NewEntry,
+    PruneCommand,
+    Record,
+    SaveAnswer,
+    SaveCommand,
+    Selection,
+    Status,
+    Value,
+    ValueKind,
+    WorkflowRow,
+)
+from milepost_server.validation import (
+    check_count,
+    check_labels,
+    check_metadata,
+    check_name,
+    check_records,
+    check_steps,
+    check_text,
+    check_values,
+    decompress_zstd,
+    page_size,
+    shown,
+)
+
+DEFAULT_NAMESPACE = "default"
+DIGEST_BYTES = 32
+
+_STATUSES = {int(status): status for status in Status}
+_NO_LABELS: Mapping[str, str] = {}
+
+
+# Requests.
+
+
+def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "") -> SaveCommand:
+    """Translate and check a Save.
+
+    Args:
+        request: As it came.
+        limits: Bounds of its fields.
+        field: Path of the message within the request, with a final dot, for errors.
+    """
+    id_bytes_max = limits.checkpoint_id_bytes_max
+    namespace, workflow_id, scope = _address(request, limits, field)
+    checkpoint_id = request.checkpoint_id
+    is_id_generated = False
+    if checkpoint_id:
+        check_text(
+            f"{field}checkpoint_id", checkpoint_id, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max
+        )
+    elif request.HasField("checkpoint_id"):
+        raise InvalidFieldError(
+            f"{field}checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""'
+        )
+    else:
+        checkpoint_id, is_id_generated = str(uuid.uuid4()), True
+    parent_id = _optional_id(request, "parent_id", limits, field)
+    base_id = _optional_id(request, "base_checkpoint_id", limits, field)
+    if base_id == "":
+        raise InvalidFieldError(
+            f"{field}base_checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""'
+        )
+    expected_head = _optional_id(request, "expected_head", limits, field)
+    names = {}
+    for name in ("current_step", "definition", "fingerprint", "run_id"):
+        text = getattr(request, name)
+        if text:
+            check_text(f"{field}{name}", text, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
+        names[name] = text
+
+    status = request.status
+    if status and status not in _STATUSES:
+        raise InvalidFieldError(f"{field}status", "must be a known status", status)
+    on_conflict = request.on_conflict
+    if on_conflict not in {store_pb.ON_CONFLICT_UNSPECIFIED, store_pb.ON_CONFLICT_REPLACE}:
+        raise InvalidFieldError(f"{field}on_conflict", "must be a known value", on_conflict)
+    is_replace = on_conflict == store_pb.ON_CONFLICT_REPLACE
+    replaces_digest = None
+    if request.HasField("replaces_digest"):
+        replaces_digest = request.replaces_digest
+        if len(replaces_digest) != DIGEST_BYTES:
+            raise InvalidFieldError(
+                f"{field}replaces_digest", f"must be {DIGEST_BYTES} bytes", f"{len(replaces_digest)} bytes"
+            )
+        if not is_replace:
+            raise InvalidFieldError(
+                f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest"
+            )
+
+    entries = _entries_from_pb(request.state, limits, field)
+    removed_keys = tuple(request.removed_keys)
+    if removed_keys:
+        _check_removed_keys(removed_keys, entries, base_id, limits, field)
+    steps = tuple(request.completed_steps_added)
+    if steps:
+        check_steps(f"{field}completed_steps_added", steps, limits)
+    metadata = request.metadata
+    check_metadata(f"{field}metadata", metadata, limits)
+    labels = dict(request.labels)
+    if labels:
+        check_labels(f"{field}labels", labels, limits)
+    records: tuple[Record, ...] = ()
+    if request.records:
+        records = _records_from_pb(request.records, f"{field}records", limits)
+    history_entries = tuple(request.history_entries)
+    if history_entries:
+        _check_history_entries(history_entries, limits, field)
+    return SaveCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        is_id_generated=is_id_generated,
+        parent_id=parent_id,
+        base_checkpoint_id=base_id,
+        current_step=names["current_step"],
+        steps_added=steps,
+        status=_STATUSES[status] if status else Status.RUNNING,
+        entries=entries,
+        removed_keys=removed_keys,
+        metadata=metadata,
+        labels=labels or None,
+        definition=names["definition"],
+        fingerprint=names["fingerprint"],
+        run_id=names["run_id"],
+        records=records,
+        history_entries=history_entries,
+        expected_head=expected_head,
+        is_replace=is_replace,
+        replaces_digest=replaces_digest,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def batch_save_from_pb(request: store_pb.BatchSaveRequest, limits: Limits) -> list[SaveCommand | StoreError]:
+    """Translate a batch; an item that is malformed becomes its error, in its place."""
+    count = len(request.items)
+    if not count:
+        raise InvalidFieldError("items", f"must be 1 to {limits.batch_items_max} items", "none")
+    check_count("items", count, limit="batch_items_max", allowed=limits.batch_items_max)
+    items: list[SaveCommand | StoreError] = []
+    for number, item in enumerate(request.items):
+        try:
+            items.append(save_from_pb(item, limits, f"items[{number}]."))
+        except StoreError as error:
+            items.append(error)
+    return items
+
+
+def load_from_pb(request: store_pb.LoadRequest, limits: Limits) -> tuple[LoadQuery, frozenset[int]]:
+    """Translate a Load, and say which compressions its caller accepts."""
+    namespace, workflow_id, scope = _address(request, limits)
+    checkpoint_id = _optional_id(request, "checkpoint_id", limits)
+    sequence = request.sequence if request.HasField("sequence") else None
+    statuses = _statuses("latest_with_status", request.latest_with_status)
+    if (checkpoint_id is not None) + (sequence is not None) + bool(statuses) > 1:
+        raise InvalidFieldError(
+            "checkpoint_id",
+            "must be the only one of checkpoint_id, sequence and latest_with_status",
+            "several of them",
+        )
+    if checkpoint_id == "":
+        raise InvalidFieldError(
+            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
+        )
+    if sequence is not None and sequence < 1:
+        raise InvalidFieldError("sequence", "must be at least 1", sequence)
+    entry_keys = tuple(dict.fromkeys(request.entry_keys))
+    _check_keys("entry_keys", entry_keys, limits.entries_max, "entries_max", limits)
+    query = LoadQuery(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        sequence=sequence,
+        statuses=statuses,
+        selection=Selection(
+            with_state=not request.omit_state,
+            with_records=not request.omit_records,
+            entry_keys=entry_keys or None,
+        ),
+    )
+    return query, _accepted(request.accept_compression)
+
+
+def list_from_pb(request: store_pb.ListRequest, limits: Limits) -> tuple[ListQuery, frozenset[int]]:
+    """Translate a List, and say which compressions its caller accepts."""
+    namespace, workflow_id, _ = _address(request, limits)
+    order = request.order
+    if order not in {store_pb.ORDER_UNSPECIFIED, store_pb.ORDER_NEWEST_FIRST, store_pb.ORDER_OLDEST_FIRST}:
+        raise InvalidFieldError("order", "must be a known order", order)
+    sequence_max = None
+    if request.HasField("before_sequence"):
+        before = request.before_sequence
+        if before < 1:
+            raise InvalidFieldError("before_sequence", "must be at least 1", before)
+        sequence_max = before - 1
+    query = ListQuery(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=request.scope if request.HasField("scope") else None,
+        newest_first=order != store_pb.ORDER_OLDEST_FIRST,
+        filter=CheckpointFilter(
+            statuses=_statuses("statuses", request.statuses),
+            current_step=_optional_id(request, "current_step", limits),
+            before_checkpoint_id=_optional_id(request, "before_checkpoint_id", limits),
+            metadata_contains=_metadata_filter(request.metadata_contains, limits),
+            run_id=_optional_id(request, "run_id", limits),
+        ),
+        selection=Selection(
+            with_state=request.include_state, with_steps=False, with_records=request.include_records
+        ),
+        page_size=page_size("page_size", request.page_size, limits),
+        bytes_max=limits.page_bytes_max,
+        rows_examined_max=limits.page_rows_examined_max,
+        sequence_max=sequence_max,
+    )
+    return query, _accepted(request.accept_compression)
+
+
+def append_records_from_pb(request: store_pb.AppendRecordsRequest, limits: Limits) -> AppendRecordsCommand:
+    """Translate and check records to append."""
+    namespace, workflow_id, scope = _address(request, limits)
+    checkpoint_id = _required_id("checkpoint_id", request.checkpoint_id, limits)
+    if not request.records:
+        raise InvalidFieldError("records", f"must be 1 to {limits.records_max} records", "none")
+    return AppendRecordsCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        records=_records_from_pb(request.records, "records", limits),
+        require_checkpoint=request.require_checkpoint,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def entry_history_from_pb(
+    request: store_pb.GetEntryHistoryRequest, limits: Limits
+) -> tuple[EntryHistoryQuery, frozenset[int]]:
+    """Translate a question for what entries were, and say which compressions its caller accepts."""
+    namespace, workflow_id, scope = _address(request, limits)
+    checkpoint_id = _optional_id(request, "checkpoint_id", limits)
+    if checkpoint_id == "":
+        raise InvalidFieldError(
+            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
+        )
+    entry_keys = tuple(dict.fromkeys(request.entry_keys))
+    if not entry_keys:
+        raise InvalidFieldError("entry_keys", f"must be 1 to {limits.history_keys_max} keys", "none")
+    _check_keys("entry_keys", entry_keys, limits.history_keys_max, "history_keys_max", limits)
+    query = EntryHistoryQuery(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        entry_keys=entry_keys,
+        page_size=page_size("page_size", request.page_size, limits),
+        bytes_max=limits.page_bytes_max,
+        rows_examined_max=limits.page_rows_examined_max,
+    )
+    return query, _accepted(request.accept_compression)
+
+
+def list_workflows_from_pb(request: store_pb.ListWorkflowsRequest, limits: Limits) -> ListWorkflowsQuery:
+    """Translate a list of workflows."""
+    prefix = request.workflow_id_prefix
+    check_text(
+        "workflow_id_prefix", prefix, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
+    )
+    labels = dict(request.labels)
+    check_labels("labels", labels, limits)
+    return ListWorkflowsQuery(
+        namespace=_namespace(request.namespace, limits),
+        prefix=prefix,
+        statuses=_statuses("statuses", request.statuses),
+        labels=labels,
+        definition=_optional_id(request, "definition", limits),
+        updated_from_ms=_milliseconds(request, "updated_from"),
+        updated_before_ms=_milliseconds(request, "updated_before"),
+        page_size=page_size("page_size", request.page_size, limits),
+        bytes_max=limits.page_bytes_max,
+        rows_examined_max=limits.page_rows_examined_max,
+    )
+
+
+def get_workflow_from_pb(request: store_pb.GetWorkflowRequest, limits: Limits) -> tuple[str, str]:
+    """Return the namespace and id of the workflow asked for."""
+    namespace, workflow_id, _ = _address(request, limits)
+    return namespace, workflow_id
+
+
+def fork_from_pb(request: store_pb.ForkWorkflowRequest, limits: Limits) -> ForkCommand:
+    """Translate and check a fork."""
+    namespace, workflow_id, scope = _address(request, limits)
+    target = request.target_workflow_id
+    check_name(
+        "target_workflow_id", target, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
+    )
+    if target == workflow_id:
+        raise InvalidFieldError("target_workflow_id", "must not be the source", shown(target))
+    mode = request.mode
+    if mode not in {
+        store_pb.FORK_MODE_UNSPECIFIED,
+        store_pb.FORK_MODE_ANCESTORS,
+        store_pb.FORK_MODE_ALL_UP_TO,
+    }:
+        raise InvalidFieldError("mode", "must be a known mode", mode)
+    fork_id = request.fork_id
+    check_text(
+        "fork_id", fork_id, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
+    )
+    checkpoint_id = _optional_id(request, "checkpoint_id", limits)
+    if checkpoint_id == "":
+        raise InvalidFieldError(
+            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
+        )
+    return ForkCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        target_workflow_id=target,
+        mode=ForkMode(mode) if mode else ForkMode.ANCESTORS,
+        fork_id=fork_id,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def delete_workflow_from_pb(request: store_pb.DeleteWorkflowRequest, limits: Limits) -> DeleteWorkflowCommand:
+    """Translate and check the delete of a workflow."""
+    namespace, workflow_id, _ = _address(request, limits)
+    return DeleteWorkflowCommand(namespace=namespace, workflow_id=workflow_id, size_bytes=request.ByteSize())
+
+
+class RunsToDelete(msgspec.Struct, frozen=True):
+    """A delete of all that executions saved."""
+
+    namespace: str
+    workflow_id: str
+    run_ids: tuple[str, ...]
+    continue_token: str
+    size_bytes: int
+
+
+def delete_checkpoints_from_pb(
+    request: store_pb.DeleteCheckpointsRequest, limits: Limits
+) -> DeleteIdsCommand | RunsToDelete:
+    """Translate and check a delete of checkpoints: by id, or by execution."""
+    checkpoint_ids, run_ids = tuple(request.checkpoint_ids), tuple(request.run_ids)
+    if bool(checkpoint_ids) == bool(run_ids):
+        raise InvalidFieldError(
+            "checkpoint_ids", "exactly one of checkpoint_ids and run_ids must be given",
+            "both" if run_ids else "neither",
+        )  # fmt: skip
+    if run_ids:
+        check_count("run_ids", len(run_ids), limit="delete_runs_max", allowed=limits.delete_runs_max)
+        for number, run_id in enumerate(run_ids):
+            _required_id(f"run_ids[{number}]", run_id, limits)
+        workflow_id = request.workflow_id
+        check_text(
+            "workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
+        )
+        return RunsToDelete(
+            _namespace(request.namespace, limits),
+            workflow_id,
+            run_ids,
+            request.continue_token,
+            request.ByteSize(),
+        )
+    namespace, workflow_id, scope = _address(request, limits)
+    check_count(
+        "checkpoint_ids", len(checkpoint_ids), limit="delete_ids_max", allowed=limits.delete_ids_max
+    )
+    for number, checkpoint_id in enumerate(checkpoint_ids):
+        _required_id(f"checkpoint_ids[{number}]", checkpoint_id, limits)
+    if request.continue_token:
+        # Ids are all deleted by one call, so no token for them is ever given.
+        raise InvalidFieldError(
+            "continue_token", "must be empty with checkpoint_ids", "a token", reason="PAGE_TOKEN_MISMATCH"
+        )
+    return DeleteIdsCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_ids=checkpoint_ids,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def prune_from_pb(request: store_pb.PruneWorkflowRequest, limits: Limits) -> PruneCommand:
+    """Translate and check a pruning."""
+    namespace, workflow_id, _ = _address(request, limits)
+    keep_last = request.keep_last
+    if keep_last < 0:
+        raise InvalidFieldError("keep_last", "must not be negative", keep_last)
+    return PruneCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        keep_last=keep_last or 1,
+        position=(),
+        is_dry_run=request.dry_run,
+        size_bytes=request.ByteSize(),
+    )
+
+
+# Answers.
+
+
+def save_to_pb(answer: SaveAnswer) -> store_pb.SaveResponse:
+    """Translate what became of a Save."""
+    return store_pb.SaveResponse(
+        checkpoint_id=answer.checkpoint_id,
+        sequence=answer.sequence,
+        head_checkpoint_id=answer.head_checkpoint_id,
+        replayed=answer.is_replayed,
+        create_time=timestamp(answer.create_time_ms),
+        revision=answer.revision,
+        digest=answer.digest,
+        parent_id=answer.parent_id,
+    )
+
+
+def append_records_to_pb(answer: AppendRecordsAnswer) -> store_pb.AppendRecordsResponse:
+    """Translate what became of records."""
+    outcomes: Any = [int(outcome) for outcome in answer.outcomes]
+    return store_pb.AppendRecordsResponse(outcomes=outcomes, revision=answer.revision)
+
+
+def load_to_pb(
+    answer: LoadAnswer, query: LoadQuery, accepted: frozenset[int], limits: Limits
+) -> store_pb.LoadResponse:
+    """Translate a loaded checkpoint."""
+    selection = query.selection
+    return store_pb.LoadResponse(
+        checkpoint=checkpoint_to_pb(answer.workflow, answer.checkpoint, selection, accepted, limits),
+        head_checkpoint_id=answer.head_checkpoint_id,
+        revision=answer.workflow.revision,
+    )
+
+
+def list_to_pb(
+    answer: ListAnswer, query: ListQuery, next_page_token: str, accepted: frozenset[int], limits: Limits
+) -> store_pb.ListResponse:
+    """Translate a page of checkpoints."""
+    return store_pb.ListResponse(
+        checkpoints=[
+            checkpoint_to_pb(answer.workflow, each, query.selection, accepted, limits)
+            for each in answer.checkpoints
+        ],
+        next_page_token=next_page_token,
+    )
+
+
+def checkpoint_to_pb(
+    workflow: WorkflowRow,
+    loaded: LoadedCheckpoint,
+    selection: Selection,
+    accepted: frozenset[int],
+    limits: Limits,
+) -> pb.Checkpoint:
+    """Translate one checkpoint, as far as it was read."""
+    row = loaded.row
+    status: Any = row.status
+    checkpoint = pb.Checkpoint(
+        namespace=workflow.namespace,
+        workflow_id=workflow.workflow_id,
+        scope=row.scope,
+        checkpoint_id=row.checkpoint_id,
+        parent_id=row.parent_id,
+        parent_pruned=loaded.parent_pruned,
+        sequence=row.sequence,
+        current_step=row.current_step,
+        completed_steps=loaded.steps,
+        completed_step_count=row.step_count,
+        status=status,
+        state_omitted=loaded.entries is None or selection.entry_keys is not None,
+        entry_count=row.entry_count,
+        metadata=row.metadata,
+        definition=row.definition,
+        fingerprint=row.fingerprint,
+        run_id=row.run_id,
+        history_entries=row.history_entries,
+        create_time=timestamp(row.create_time_ms),
+        size_bytes=row.size_bytes,
+        digest=row.digest,
+        record_count=loaded.record_count,
+    )
+    if loaded.entries:
+        state = checkpoint.state
+        for key, value in loaded.entries.items():
+            _fill_value(state[key], value, accepted, limits)
+    if loaded.records:
+        checkpoint.records.extend(record_to_pb(record, accepted, limits) for record in loaded.records)
+    return checkpoint
+
+
+def record_to_pb(record: Record, accepted: frozenset[int], limits: Limits) -> pb.Record:
+    """Translate a record as it is answered."""
+    message = pb.Record(task_id=record.task_id, index=record.index, path=record.path, name=record.name)
+    _fill_value(message.value, record.value, accepted, limits)
+    return message
+
+
+def entry_history_to_pb(
+    answer: EntryHistoryAnswer, next_page_token: str, accepted: frozenset[int], limits: Limits
+) -> store_pb.GetEntryHistoryResponse:
+    """Translate a page of what entries were."""
+    response = store_pb.GetEntryHistoryResponse(
+        next_page_token=next_page_token, ancestors_pruned=answer.ancestors_pruned
+    )
+    for version in answer.versions:
+        message = response.versions.add(
+            entry_key=version.entry_key, checkpoint_id=version.checkpoint_id, sequence=version.sequence
+        )
+        if version.value is not None:
+            _fill_value(message.value, version.value, accepted, limits)
+    return response
+
+
+def workflow_to_pb(row: WorkflowRow) -> pb.Workflow:
+    """Translate a workflow."""
+    status: Any = row.status
+    return pb.Workflow(
+        namespace=row.namespace,
+        workflow_id=row.workflow_id,
+        status=status,
+        current_step=row.current_step,
+        definition=row.definition,
+        labels=row.labels,
+        head_checkpoint_id=row.head_checkpoint_id,
+        head_sequence=row.head_sequence,
+        last_sequence=row.last_sequence,
+        checkpoint_count=row.checkpoint_count,
+        scope_count=row.scope_count,
+        stored_bytes=row.stored_bytes,
+        create_time=timestamp(row.create_time_ms),
+        update_time=timestamp(row.update_time_ms) if row.update_time_ms else None,
+        revision=row.revision,
+        incarnation=row.incarnation,
+        forked_from_workflow_id=row.forked_from,
+    )
+
+
+def timestamp(time_ms: int) -> Timestamp:
+    """Translate milliseconds since the epoch."""
+    return Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
+
+
+def answer_bytes(loaded: Iterable[LoadedCheckpoint]) -> int:
+    """Return about how much there is to translate: large answers are worth a thread."""
+    total = 0
+    for each in loaded:
+        if each.entries is not None:
+            total += each.row.entries_bytes
+        total += sum(record.size_bytes for record in each.records)
+    return total
+
+
+def needs_decompression(loaded: Iterable[LoadedCheckpoint], accepted: frozenset[int]) -> bool:
+    """Tell whether an answer has values that the caller cannot decompress."""
+    return any(
+        value.compression and value.compression not in accepted
+        for each in loaded
+        for value in (*(each.entries or {}).values(), *(record.value for record in each.records))
+    )
+
+
+# Parts of requests.
+
+
+def _namespace(namespace: str, limits: Limits, field: str = "") -> str:
+    if not namespace:
+        return DEFAULT_NAMESPACE
+    check_text(
+        f"{field}namespace", namespace, limit="namespace_bytes_max", bytes_max=limits.namespace_bytes_max
+    )
+    return namespace
+
+
+def _address(request: Any, limits: Limits, field: str = "") -> tuple[str, str, str]:
+    """Return a request's namespace, workflow_id and scope ("" where it has none).
+
+    Every request that addresses a workflow has these fields by these names.
+    """
+    bytes_max = limits.workflow_id_bytes_max
+    workflow_id: str = request.workflow_id
+    check_name(f"{field}workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=bytes_max)
+    scope: str = getattr(request, "scope", "")
+    if scope:
+        check_text(f"{field}scope", scope, limit="workflow_id_bytes_max", bytes_max=bytes_max)
+    return _namespace(request.namespace, limits, field), workflow_id, scope
+
+
+def _required_id(field: str, text: str, limits: Limits) -> str:
+    check_name(field, text, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max)
+    return text
+
+
+def _optional_id(request: Any, name: str, limits: Limits, field: str = "") -> str | None:
+    """Return an optional text of id length; `None` where it is absent."""
+    text: str = getattr(request, name)
+    if text:
+        check_text(
+            f"{field}{name}", text, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
+        )
+        return text
+    return "" if request.HasField(name) else None
+
+
+def _entries_from_pb(state: Mapping[str, pb.Value], limits: Limits, field: str) -> dict[str, NewEntry]:
+    entries: dict[str, NewEntry] = {}
+    if not state:
+        return entries
+    check_count(f"{field}state", len(state), limit="entries_max", allowed=limits.entries_max)
+    values: dict[str, Value] = {}
+    for key, message in state.items():
+        path = f"{field}state[{shown(key)}]"
+        check_name(path, key, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
+        value = _value_from_pb(message, path)
+        values[path] = value
+        entries[key] = rules.new_entry(key, value)
+    check_values(values, limits)
+    return entries
+
+
+def _value_from_pb(message: pb.Value, field: str) -> Value:
+    content = message.WhichOneof("content")
+    if content == "json":
+        return Value(ValueKind.JSON, message.json.encode(), message.codec, message.compression)
+    if content == "data":
+        return Value(ValueKind.DATA, message.data, message.codec, message.compression)
+    raise InvalidFieldError(field, "must have `json` or `data`", "neither")
+
+
+def _records_from_pb(messages: Sequence[pb.Record], field: str, limits: Limits) -> tuple[Record, ...]:
+    # Before anything is made of them: a message of nothing but records can hold millions.
+    check_count(field, len(messages), limit="records_max", allowed=limits.records_max)
+    values: dict[str, Value] = {}
+    records: list[Record] = []
+    for number, message in enumerate(messages):
+        path = f"{field}[{number}].value"
+        if not message.HasField("value"):
+            raise InvalidFieldError(path, "must be given", "nothing")
+        value = values[path] = _value_from_pb(message.value, path)
+        records.append(
+            Record(message.task_id, message.index, message.path, message.name, value, message.overwrite)
+        )
+    check_records(field, records, limits)
+    check_values(values, limits)
+    return tuple(records)
+
+
+def _check_removed_keys(
+    removed_keys: Sequence[str],
+    entries: Mapping[str, NewEntry],
+    base_id: str | None,
+    limits: Limits,
+    field: str,
+) -> None:
+    if base_id is None:
+        raise InvalidFieldError(
+            f"{field}removed_keys", "must be empty without base_checkpoint_id", f"{len(removed_keys)} keys"
+        )
+    _check_keys(f"{field}removed_keys", removed_keys, limits.entries_max, "entries_max", limits)
+    for number, key in enumerate(removed_keys):
+        if key in entries:
+            raise InvalidFieldError(
+                f"{field}removed_keys[{number}]", "must not be a key of `state` too", shown(key)
+            )
+
+
+def _check_history_entries(keys: Sequence[str], limits: Limits, field: str) -> None:
+    _check_keys(f"{field}history_entries", keys, limits.history_entries_max, "history_entries_max", limits)
+    check_count(
+        f"{field}history_entries",
+        sum(len(key.encode()) for key in keys),
+        limit="history_entries_bytes_max",
+        allowed=limits.history_entries_bytes_max,
+        unit="bytes",
+    )
+
+
+def _check_keys(field: str, keys: Sequence[str], count_max: int, limit: str, limits: Limits) -> None:
+    check_count(field, len(keys), limit=limit, allowed=count_max)
+    for number, key in enumerate(keys):
+        check_name(
+            f"{field}[{number}]", key, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
+        )
+
+
+def _statuses(field: str, numbers: Iterable[int]) -> frozenset[int]:
+    statuses = frozenset(numbers)
+    for number in statuses:
+        if number not in _STATUSES:
+            raise InvalidFieldError(field, "must be known statuses", number)
+    return statuses
+
+
+def _accepted(numbers: Iterable[int]) -> frozenset[int]:
+    # A compression that this server does not know is one that it never answers.
+    return frozenset(numbers)
+
+
+def _metadata_filter(text: str, limits: Limits) -> dict[str, object] | None:
+    if not text:
+        return None
+    check_metadata("metadata_contains", text, limits)
+    decoded: dict[str, object] = msgspec.json.decode(text)
+    return decoded
+
+
+def _milliseconds(request: Any, name: str) -> int | None:
+    """Return a time in milliseconds, rounded up, so that a bound compares with stored times as it would in full."""
+    if not request.HasField(name):
+        return None
+    time: Timestamp = getattr(request, name)
+    if not (0 <= time.nanos < 1_000_000_000 and -62_135_596_800 <= time.seconds <= 253_402_300_799):
+        raise InvalidFieldError(name, "must be a time between the years 1 and 9999", shown(str(time)))
+    return time.seconds * 1000 + -(-time.nanos // 1_000_000)
+
+
+# Parts of answers.
+
+
+def _fill_value(message: pb.Value, value: Value, accepted: frozenset[int], limits: Limits) -> None:
+    compression = value.compression
+    if compression and compression not in accepted:
+        _fill_decompressed(message, value, limits)
+    elif value.kind == ValueKind.JSON:
+        message.json = value.payload.decode()
+        if value.codec:
+            message.codec = value.codec
+    else:
+        message.data = value.payload
+        if value.codec:
+            message.codec = value.codec
+        if compression:
+            message.compression = pb.COMPRESSION_ZSTD
+
+
+def _fill_decompressed(message: pb.Value, value: Value, limits: Limits) -> None:
+    assert value.compression == Compression.ZSTD
+    payload = decompress_zstd("value", value.payload, limits)
+    if len(payload) > limits.request_bytes_max:
+        raise _too_large_decompressed(len(payload), limits)
+    if value.codec == "json":
+        message.json = payload.decode()
+    else:
+        message.data = payload
+        if value.codec:
+            message.codec = value.codec
+
+
+def _too_large_decompressed(found: int, limits: Limits) -> StoreError:
+    return LimitExceededError(
+        "accept_compression",
+        limit="request_bytes_max",
+        allowed=limits.request_bytes_max,
+        found=found,
+        unit="bytes decompressed in one answer; accept COMPRESSION_ZSTD",
+        reason="STATE_TOO_LARGE",
+    )

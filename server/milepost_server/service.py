@@ -1,0 +1,473 @@
+"""The operations of the store: what each call does with commands, queries, slices, locks and tokens.
+
+Called by the gRPC layer with requests already checked and translated; knows neither gRPC nor an engine's kind. Every decision about
+stored things is made in the commit, by `rules`; here is only what spans more than one commit or read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar, cast
+
+import msgspec
+
+from milepost_server.errors import PreconditionError, StoreError
+from milepost_server.limits import Limits
+from milepost_server.locks import Key, KeyedLocks
+from milepost_server.model import (
+    AbandonForkCommand,
+    Answer,
+    AppendRecordsAnswer,
+    AppendRecordsCommand,
+    BulkAnswer,
+    Command,
+    DeleteIdsCommand,
+    DeleteRunCommand,
+    DeleteWorkflowAnswer,
+    DeleteWorkflowCommand,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    ForkAnswer,
+    ForkCommand,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+    PruneCommand,
+    SaveAnswer,
+    SaveCommand,
+    Selection,
+    WorkflowRow,
+)
+from milepost_server.storage.committer import Committer
+from milepost_server.storage.port import Engine
+from milepost_server.tokens import Token, decode_token, encode_token, hash_query
+
+_logger = logging.getLogger(__name__)
+
+IDS_PER_SLICE: Final = 250
+"""Checkpoints that one transaction of DeleteCheckpoints deletes."""
+SLICES_PER_CALL: Final = 16
+"""Transactions that one DeleteCheckpoints or PruneWorkflow runs before it answers how far it came."""
+
+_A = TypeVar("_A", bound=Answer)
+_replace = msgspec.structs.replace
+
+
+class CheckpointService:
+    """What the store can do, for any front.
+
+    Args:
+        committer: Runs commands and reads; closed by its owner.
+        engine: Is only read from here.
+        limits: The same that the engine has.
+        clock_ms: Time of day in milliseconds.
+    """
+
+    def __init__(
+        self,
+        committer: Committer,
+        engine: Engine,
+        *,
+        limits: Limits,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._committer = committer
+        self._engine = engine
+        self._limits = limits
+        self._clock_ms = clock_ms
+        self._locks = KeyedLocks()
+        self._forks: set[asyncio.Task[ForkAnswer]] = set()
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that requests are held to."""
+        return self._limits
+
+    async def close(self) -> None:
+        """Wait until forks whose callers have gone are thrown away."""
+        if self._forks:
+            await asyncio.wait(self._forks)
+
+    # Writing.
+
+    async def save(self, command: SaveCommand) -> SaveAnswer:
+        """Store one checkpoint. Cancelling may or may not come before the commit."""
+        return cast(SaveAnswer, await self._committer.submit(command, namespace=command.namespace))
+
+    async def batch_save(self, items: Sequence[SaveCommand | StoreError]) -> list[SaveAnswer | StoreError]:
+        """Store many checkpoints in order, and return what became of each.
+
+        An item that is an error already (a malformed one) keeps its place. An item that builds on a failed earlier one of the same
+        scope (names it as parent, base or expected head) is refused with `PREDECESSOR_FAILED` and not stored.
+
+        Raises:
+            StoreError: Nothing of the whole call was started.
+        """
+        outcomes: list[SaveAnswer | StoreError | None] = [
+            item if isinstance(item, StoreError) else None for item in items
+        ]
+        barriers = await self._barriers(items)
+        failed: dict[Key, int] = {}
+        start = 0
+        # All in one go, as a rule: an item whose predecessor was not stored fails in the commit by itself. Only where an id that
+        # later items build on is already taken must its outcome be known before these are started.
+        while start < len(items):
+            end = next((number + 1 for number in barriers if number >= start), len(items))
+            await self._save_range(items, outcomes, failed, start, end)
+            start = end
+        return [cast("SaveAnswer | StoreError", outcome) for outcome in outcomes]
+
+    async def append_records(self, command: AppendRecordsCommand) -> AppendRecordsAnswer:
+        """Append records to a checkpoint id."""
+        return await self._run(command, command.namespace, AppendRecordsAnswer)
+
+    async def fork(self, command: ForkCommand) -> ForkAnswer:
+        """Make a workflow of another's history. A fork whose caller goes away is thrown away."""
+        gone = asyncio.Event()
+        task = asyncio.create_task(self._fork_slices(command, gone))
+        self._forks.add(task)
+        task.add_done_callback(self._forks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The task ends by itself, between two slices, and abandons what it made.
+            gone.set()
+            task.add_done_callback(_note_end)
+            raise
+
+    async def delete_workflow(self, command: DeleteWorkflowCommand) -> DeleteWorkflowAnswer:
+        """Delete a workflow. Waits for a fork that is being made of it."""
+        async with self._locks.hold(
+            shared=[_gate(command.namespace)], exclusive=[(command.namespace, command.workflow_id)]
+        ):
+            return await self._run(command, command.namespace, DeleteWorkflowAnswer)
+
+    async def delete_ids(self, command: DeleteIdsCommand) -> int:
+        """Delete checkpoints by id and return how many there were."""
+        deleted = 0
+        async with self._locks.hold(
+            shared=[_gate(command.namespace)], exclusive=[(command.namespace, command.workflow_id)]
+        ):
+            for start in range(0, len(command.checkpoint_ids), IDS_PER_SLICE):
+                ids = command.checkpoint_ids[start : start + IDS_PER_SLICE]
+                answer = await self._run(_replace(command, checkpoint_ids=ids), command.namespace, BulkAnswer)
+                deleted += answer.deleted
+        return deleted
+
+    async def delete_runs(
+        self, namespace: str, workflow_id: str, run_ids: Sequence[str], *, continue_token: str, size_bytes: int
+    ) -> tuple[int, str]:
+        """Delete the checkpoints of executions, for a bounded number of commits.
+
+        Returns:
+            How many were deleted, and the token with which to go on, "" when done.
+        """
+        query_hash = hash_query(namespace, workflow_id, list(run_ids))
+        number, position, time_ms_max = 0, cast("tuple[int, ...]", ()), self._clock_ms()
+        if continue_token:
+            token = decode_token("continue_token", continue_token, kind="delete_runs", query_hash=query_hash)
+            number, position = _int_positions(token.position)[0], _int_positions(token.position)[1:]
+            time_ms_max = token.bound if token.bound is not None else time_ms_max
+        deleted = 0
+        # Deleting in every workflow of the namespace must not take away what any fork is copying.
+        shared, exclusive = (
+            ([_gate(namespace)], [(namespace, workflow_id)]) if workflow_id else ([], [_gate(namespace)])
+        )
+        async with self._locks.hold(shared=shared, exclusive=exclusive):
+            for _ in range(SLICES_PER_CALL):
+                if number >= len(run_ids):
+                    break
+                answer = await self._run(
+                    DeleteRunCommand(
+                        namespace=namespace,
+                        workflow_id=workflow_id,
+                        run_id=run_ids[number],
+                        position=position,
+                        time_ms_max=time_ms_max,
+                        size_bytes=size_bytes,
+                    ),
+                    namespace,
+                    BulkAnswer,
+                )
+                deleted += answer.deleted
+                position = answer.position or ()
+                if answer.position is None:
+                    number += 1
+        if number >= len(run_ids):
+            return deleted, ""
+        token = Token(kind="delete_runs", query_hash=query_hash, position=(number, *position), bound=time_ms_max)
+        return deleted, encode_token(token)
+
+    async def prune(self, command: PruneCommand, *, continue_token: str) -> tuple[int, str]:
+        """Delete what is old in a workflow, for a bounded number of commits.
+
+        Returns:
+            How many were deleted (or found, in a dry run), and the token with which to go on, "" when done.
+        """
+        query_hash = hash_query(command.namespace, command.workflow_id, command.keep_last, command.is_dry_run)
+        position: tuple[int, ...] | None = ()
+        if continue_token:
+            token = decode_token(
+                "continue_token", continue_token, kind="prune", query_hash=query_hash, position_lengths=(4,)
+            )
+            position = token.position
+        deleted = 0
+        async with self._locks.hold(
+            shared=[_gate(command.namespace)], exclusive=[(command.namespace, command.workflow_id)]
+        ):
+            for _ in range(SLICES_PER_CALL):
+                answer = await self._run(_replace(command, position=position), command.namespace, BulkAnswer)
+                deleted += answer.deleted
+                position = answer.position
+                if position is None:
+                    return deleted, ""
+        return deleted, encode_token(Token(kind="prune", query_hash=query_hash, position=position))
+
+    # Reading.
+
+    async def load(self, query: LoadQuery) -> LoadAnswer:
+        """Read one checkpoint."""
+        engine = self._engine
+        if query.statuses:
+            # May look at many rows until one has the status.
+            return await self._committer.scan(lambda: engine.load(query))
+        return await self._committer.read(lambda: engine.load(query))
+
+    async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+        """Read one workflow."""
+        engine = self._engine
+        return await self._committer.read(lambda: engine.get_workflow(namespace, workflow_id))
+
+    async def list_checkpoints(self, query: ListQuery, *, page_token: str) -> tuple[ListAnswer, str]:
+        """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""
+        query_hash = _hash_list(query)
+        if page_token:
+            token = decode_token("page_token", page_token, kind="list", query_hash=query_hash)
+            query = _replace(
+                query,
+                incarnation=token.incarnation,
+                position=token.position[0],
+                sequence_max=token.bound,
+            )
+        engine = self._engine
+        answer = await self._committer.scan(lambda: engine.list_checkpoints(query))
+        if answer.position is None:
+            return answer, ""
+        token = Token(
+            kind="list",
+            query_hash=query_hash,
+            position=(answer.position,),
+            incarnation=answer.workflow.incarnation,
+            bound=answer.sequence_max,
+        )
+        return answer, encode_token(token)
+
+    async def list_workflows(self, query: ListWorkflowsQuery, *, page_token: str) -> tuple[ListWorkflowsAnswer, str]:
+        """Read one page of a namespace's workflows, and return it with the token of the next, "" after the last."""
+        query_hash = hash_query(
+            query.namespace,
+            query.prefix,
+            sorted(query.statuses),
+            sorted(query.labels.items()),
+            query.definition,
+            query.updated_from_ms,
+            query.updated_before_ms,
+        )
+        if page_token:
+            token = decode_token(
+                "page_token", page_token, kind="workflows", query_hash=query_hash, position_lengths=(0,)
+            )
+            query = _replace(query, after_workflow_id=token.after)
+        engine = self._engine
+        answer = await self._committer.scan(lambda: engine.list_workflows(query))
+        if answer.after_workflow_id is None:
+            return answer, ""
+        token = Token(kind="workflows", query_hash=query_hash, after=answer.after_workflow_id)
+        return answer, encode_token(token)
+
+    async def entry_history(self, query: EntryHistoryQuery, *, page_token: str) -> tuple[EntryHistoryAnswer, str]:
+        """Read one page of what entries were, and return it with the token of the next, "" after the last."""
+        query_hash = hash_query(
+            query.namespace, query.workflow_id, query.scope, query.checkpoint_id, list(query.entry_keys)
+        )
+        if page_token:
+            token = decode_token("page_token", page_token, kind="history", query_hash=query_hash)
+            query = _replace(query, incarnation=token.incarnation, position=_int_positions(token.position)[0])
+        engine = self._engine
+        answer = await self._committer.scan(lambda: engine.entry_history(query))
+        if answer.position is None:
+            return answer, ""
+        token = Token(
+            kind="history",
+            query_hash=query_hash,
+            position=(answer.position,),
+            incarnation=answer.workflow.incarnation,
+        )
+        return answer, encode_token(token)
+
+    # Steps of the operations above.
+
+    async def _run(self, command: Command, namespace: str, kind: type[_A]) -> _A:
+        answer = await self._committer.submit(command, namespace=namespace)
+        assert isinstance(answer, kind)
+        return answer
+
+    async def _barriers(self, items: Sequence[SaveCommand | StoreError]) -> list[int]:
+        """Return the numbers of the items that later ones build on and whose ids are stored already."""
+        first_by_id: dict[Key, int] = {}
+        named: dict[Key, int] = {}
+        for number, item in enumerate(items):
+            if isinstance(item, StoreError):
+                continue
+            for key in _predecessors(item):
+                if key in first_by_id:
+                    named[key] = first_by_id[key]
+            first_by_id.setdefault(_key(item), number)
+        if not named:
+            return []
+        engine = self._engine
+
+        def stored() -> list[int]:
+            return [number for key, number in named.items() if _exists(engine, key)]
+
+        return sorted(await self._committer.scan(stored))
+
+    async def _save_range(
+        self,
+        items: Sequence[SaveCommand | StoreError],
+        outcomes: list[SaveAnswer | StoreError | None],
+        failed: dict[Key, int],
+        start: int,
+        end: int,
+    ) -> None:
+        """Run the items of a range and note their outcomes, and which ids failed."""
+        numbers: list[int] = []
+        for number in range(start, end):
+            item = items[number]
+            if isinstance(item, SaveCommand):
+                predecessor = _failed_predecessor(item, failed)
+                if predecessor is None:
+                    numbers.append(number)
+                else:
+                    outcomes[number] = _predecessor_failed(number, predecessor)
+                    failed.setdefault(_key(item), number)
+        commands = [cast(SaveCommand, items[number]) for number in numbers]
+        if commands:
+            try:
+                found = await self._committer.submit_many(commands, namespace=commands[0].namespace)
+            except StoreError as error:
+                if start == 0:
+                    raise
+                found = [error] * len(commands)
+            for number, outcome in zip(numbers, found, strict=True):
+                outcomes[number] = cast("SaveAnswer | StoreError", outcome)
+        for number in numbers:
+            item, outcome = cast(SaveCommand, items[number]), outcomes[number]
+            if isinstance(outcome, StoreError):
+                predecessor = _failed_predecessor(item, failed)
+                if predecessor is not None:
+                    outcomes[number] = _predecessor_failed(number, predecessor)
+                failed.setdefault(_key(item), number)
+
+    async def _fork_slices(self, command: ForkCommand, gone: asyncio.Event) -> ForkAnswer:
+        namespace = command.namespace
+        async with self._locks.hold(
+            shared=[_gate(namespace), (namespace, command.workflow_id)],
+            exclusive=[(namespace, command.target_workflow_id)],
+        ):
+            position: tuple[int, ...] = ()
+            try:
+                while not gone.is_set():
+                    answer = await self._run(_replace(command, position=position), namespace, ForkAnswer)
+                    if answer.position is None:
+                        return answer
+                    position = answer.position
+                raise asyncio.CancelledError
+            except BaseException:
+                if position:
+                    await self._abandon_fork(namespace, position[0])
+                raise
+
+    async def _abandon_fork(self, namespace: str, target_internal_id: int) -> None:
+        try:
+            await self._run(AbandonForkCommand(target_internal_id=target_internal_id), namespace, BulkAnswer)
+        except StoreError as error:
+            # It is invisible, and thrown away at the next start at the latest.
+            _logger.warning("an unfinished fork could not be thrown away now: %s", error.message)
+
+
+def _gate(namespace: str) -> Key:
+    """Return the lock that stands for all workflows of a namespace. Sorts before each of them."""
+    return (namespace,)
+
+
+def _key(item: SaveCommand) -> Key:
+    return (item.namespace, item.workflow_id, item.scope, item.checkpoint_id)
+
+
+def _predecessors(item: SaveCommand) -> list[Key]:
+    """Return the checkpoints that an item says it builds on."""
+    ids = dict.fromkeys((item.parent_id, item.base_checkpoint_id, item.expected_head))
+    return [(item.namespace, item.workflow_id, item.scope, each) for each in ids if each]
+
+
+def _failed_predecessor(item: SaveCommand, failed: dict[Key, int]) -> int | None:
+    if not failed:
+        return None
+    return next((failed[key] for key in _predecessors(item) if key in failed), None)
+
+
+def _predecessor_failed(number: int, predecessor: int) -> StoreError:
+    return PreconditionError(
+        "PREDECESSOR_FAILED",
+        f"item {number} builds on item {predecessor}, which failed; nothing of it was stored",
+        {"index": number, "predecessor_index": predecessor},
+    )
+
+
+def _exists(engine: Engine, key: Key) -> bool:
+    namespace, workflow_id, scope, checkpoint_id = key
+    query = LoadQuery(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_id=checkpoint_id,
+        selection=Selection(with_state=False, with_steps=False, with_records=False),
+    )
+    try:
+        engine.load(query)
+    except StoreError as error:
+        # What cannot be read is treated as taken: then its outcome is waited for.
+        return error.reason not in {"WORKFLOW_NOT_FOUND", "CHECKPOINT_NOT_FOUND"}
+    return True
+
+
+def _hash_list(query: ListQuery) -> bytes:
+    wanted, selection = query.filter, query.selection
+    contains = wanted.metadata_contains
+    return hash_query(
+        query.namespace,
+        query.workflow_id,
+        query.scope,
+        query.newest_first,
+        query.sequence_max,
+        sorted(wanted.statuses),
+        wanted.current_step,
+        wanted.before_checkpoint_id,
+        msgspec.json.encode(contains, order="sorted") if contains is not None else None,
+        wanted.run_id,
+        selection.with_state,
+        selection.with_records,
+    )
+
+
+def _note_end(task: asyncio.Task[ForkAnswer]) -> None:
+    """Look at the outcome of a fork that nobody waits for, so that only what is unexpected is logged."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, StoreError):
+        _logger.error("an abandoned fork ended in an unexpected error", exc_info=error)

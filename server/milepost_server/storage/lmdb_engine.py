@@ -1,0 +1,282 @@
+"""The LMDB engine: a batch of commands is one transaction and one flush; each command is a child transaction of it.
+
+`execute` is the only writer and is called by one thread at a time; LMDB wants a write transaction to stay in its thread. When it returns, the
+batch is on disk (`sync`, `metasync`), and its answers may be given. A command that fails is undone alone, by aborting its child.
+
+What a failure means:
+
+| what happened | what is told | what is stored |
+|---|---|---|
+| a command was refused, or its map space ran out | its own error | nothing of it |
+| the commit failed and a new transaction can begin | NOT_COMMITTED, for the whole batch | nothing of the batch |
+| the commit failed and none can begin (a meta page was not written) | the batch is unknown: `StorageFailedError` | all or nothing |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError
+from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
+from milepost_server.model import (
+    AbandonForkCommand,
+    Answer,
+    AppendRecordsCommand,
+    Command,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    ForkCommand,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+    ProbeCommand,
+    SaveCommand,
+    WorkflowRow,
+)
+from milepost_server.storage import commands, keys, lmdb_env, queries, records
+from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
+from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
+
+LOW_DISK_DEFAULT_BYTES = 256 * MIB
+
+_GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand)
+"""Commands that are refused while the disk is nearly full; deletes are not among them."""
+
+
+def system_clock_ms() -> int:
+    """Return the time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class LmdbEngine:
+    """A store in a data directory. Implements `Engine`."""
+
+    def __init__(self, env: LmdbEnv, *, limits: Limits, clock_ms: Callable[[], int], low_disk_bytes: int) -> None:
+        self._env = env
+        self._limits = limits
+        self._clock_ms = clock_ms
+        self._low_disk_bytes = low_disk_bytes
+        self._resolved = ResolvedStates()
+        self._next_id = self._read_next_id()
+        self._abandon_forks()
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        clock_ms: Callable[[], int] = system_clock_ms,
+        map_size_bytes: int = lmdb_env.MAP_SIZE_DEFAULT_BYTES,
+        map_size_max_bytes: int = lmdb_env.MAP_SIZE_MAX_BYTES,
+        low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
+        lmdb_format: int = 0,
+    ) -> LmdbEngine:
+        """Open the store of a data directory, or create it in an empty one.
+
+        Args:
+            data_dir: The directory; made if missing.
+            limits: Bounds that commands are held to.
+            clock_ms: Time of commits, in milliseconds since the epoch.
+            map_size_bytes: Address space to begin with; doubled when it is full.
+            map_size_max_bytes: Address space at most: past it, saves are refused with STORE_FULL.
+            low_disk_bytes: Free disk space below which saves are refused with DISK_LOW.
+            lmdb_format: For a new store: 0 for LMDB 0.9's file format, 1 for that of LMDB 1.0.
+
+        Raises:
+            DataDirError: The directory is in use, not writable, foreign, damaged or of another format.
+        """
+        env = LmdbEnv.open(
+            data_dir,
+            map_size_bytes=map_size_bytes,
+            map_size_max_bytes=map_size_max_bytes,
+            lmdb_format=lmdb_format,
+        )
+        try:
+            return cls(env, limits=limits, clock_ms=clock_ms, low_disk_bytes=low_disk_bytes)
+        except BaseException:
+            env.close()
+            raise
+
+    # Writing.
+
+    def execute(self, commands_: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """See `Engine`."""
+        while True:
+            try:
+                return self._execute_once(commands_)
+            except lmdb_env.MapFullError:
+                # Nothing of the batch is stored. With a larger map it is run again from the start; where there is no larger
+                # one, `_execute_once` refuses single commands and this is only reached by a commit that does not fit.
+                if not self._env.grow():
+                    return [self._store_full() for _ in commands_]
+            except UnavailableError as error:
+                return [error for _ in commands_]
+
+    def _execute_once(self, commands_: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        is_disk_low = self._env.free_disk_bytes() < self._low_disk_bytes
+        results: list[Answer | StoreError] = []
+        next_id = self._next_id
+        parent = self._begin()
+        txn = LmdbWriteTransaction(
+            parent, next_id=next_id, now_ms=self._clock_ms(), limits=self._limits, resolved=self._resolved
+        )
+        try:
+            for command in commands_:
+                if is_disk_low and isinstance(command, _GROWING):
+                    results.append(self._disk_low())
+                    continue
+                results.append(self._run_in_child(parent, txn, command))
+            if txn.next_id != next_id:
+                txn.enter(parent)
+                txn.write(META_KEY, MetaRow(lmdb_env.STORE_FORMAT, self._env.identity.store_id, txn.next_id))
+        except BaseException:
+            parent.abort()
+            raise
+        finally:
+            # Whether the batch is stored or not, no number that it gave is given again in this process.
+            self._next_id = txn.next_id
+        self._commit(parent)
+        return results
+
+    def _begin(self) -> lmdb_env.Transaction:
+        try:
+            return self._env.begin_write()
+        except lmdb_env.EngineError as error:
+            raise StorageFailedError(f"no transaction can be begun: {error}") from error
+
+    def _run_in_child(
+        self, parent: lmdb_env.Transaction, txn: LmdbWriteTransaction, command: Command
+    ) -> Answer | StoreError:
+        child = self._env.begin_write(parent)
+        txn.enter(child)
+        try:
+            answer = commands.run(txn, command, self._limits)
+        except StoreError as error:
+            child.abort()
+            return error
+        except lmdb_env.MapFullError:
+            child.abort()
+            if self._env.can_grow:
+                raise
+            return self._store_full()
+        except BaseException:
+            child.abort()
+            raise
+        child.commit()
+        return answer
+
+    def _commit(self, parent: lmdb_env.Transaction) -> None:
+        try:
+            parent.commit()
+        except lmdb_env.MapFullError:
+            raise
+        except lmdb_env.EngineError as error:
+            if not self._env.is_usable():
+                raise StorageFailedError(f"the commit failed and its outcome is unknown: {error}") from error
+            raise UnavailableError(
+                "NOT_COMMITTED",
+                f"the commit failed ({error}); nothing of it was stored, and the same call may be sent again",
+            ) from error
+
+    def reopen(self) -> None:
+        """See `Engine`."""
+        self._env.reopen()
+        self._resolved = ResolvedStates()
+        self._next_id = max(self._next_id, self._read_next_id())
+        results = self.execute([ProbeCommand()])
+        for result in results:
+            if isinstance(result, StoreError):
+                raise StorageFailedError(f"the store was reopened, but a commit fails: {result}") from result
+
+    def _read_next_id(self) -> int:
+        with self._reading() as txn:
+            return txn.read_required(META_KEY, MetaRow).next_id
+
+    def _abandon_forks(self) -> None:
+        """Throw away targets of forks that a crash cut short: nobody has seen them."""
+        with self._reading() as txn:
+            prefix = keys.prefix(keys.STORE, keys.BUILDING)
+            unfinished = [next(keys.numbers_of(key, 1)) for key, _ in txn.scan(prefix, prefix)]
+        if unfinished:
+            self.execute([AbandonForkCommand(target_internal_id=number) for number in unfinished])
+
+    def _disk_low(self) -> StoreError:
+        found = self._env.free_disk_bytes()
+        return ResourceError(
+            "DISK_LOW",
+            f"{found} bytes of disk are free, saves need {self._low_disk_bytes}; delete or prune, or give the data directory more disk",
+            {"allowed": self._low_disk_bytes, "found": found, "unit": "bytes"},
+        )
+
+    def _store_full(self) -> StoreError:
+        return ResourceError(
+            "STORE_FULL",
+            f"the database has reached its largest size of {self._env.map_size_bytes} bytes; delete or prune, or raise map_size_max_bytes",
+            {"allowed": self._env.map_size_bytes, "unit": "bytes"},
+        )
+
+    # Reading.
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[LmdbReadTransaction]:
+        with self._env.gate:
+            try:
+                raw = self._env.begin_read()
+            except lmdb_env.EngineError as error:
+                raise UnavailableError("NOT_SERVING", f"the storage is not readable at the moment: {error}") from error
+            try:
+                yield LmdbReadTransaction(raw)
+            except lmdb_env.EngineError as error:
+                raise records.damaged(META_KEY, f"LMDB cannot read on: {error}") from error
+            finally:
+                raw.abort()
+
+    def load(self, query: LoadQuery) -> LoadAnswer:
+        """See `Engine`."""
+        with self._reading() as txn:
+            return queries.load(txn, query)
+
+    def list_checkpoints(self, query: ListQuery) -> ListAnswer:
+        """See `Engine`."""
+        return queries.list_checkpoints_in_slices(self._list_slice, query)
+
+    def _list_slice(self, query: ListQuery) -> ListAnswer:
+        with self._reading() as txn:
+            return queries.list_checkpoints(txn, query)
+
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+        """See `Engine`."""
+        with self._reading() as txn:
+            return queries.get_workflow(txn, namespace, workflow_id)
+
+    def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+        """See `Engine`."""
+        return queries.list_workflows_in_slices(self._list_workflows_slice, query)
+
+    def _list_workflows_slice(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+        with self._reading() as txn:
+            return queries.list_workflows(txn, query)
+
+    def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+        """See `Engine`."""
+        return queries.entry_history_in_slices(self._entry_history_slice, query)
+
+    def _entry_history_slice(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+        with self._reading() as txn:
+            return queries.entry_history(txn, query)
+
+    def statistics(self) -> Mapping[str, int]:
+        """See `Engine`."""
+        self._env.reader_check()
+        return {**self._env.statistics(), "next_id": self._next_id, "disk_free_bytes": self._env.free_disk_bytes()}
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._env.close()

@@ -1,0 +1,452 @@
+"""The LMDB environment in its data directory: opening, guarding, growing. The only module that imports `lmdb`.
+
+    DATA_DIR/LOCK                 held by flock while a server runs; has its process id
+    DATA_DIR/store/IDENTITY       which store this is, in which format
+    DATA_DIR/store/data.mdb       the database
+    DATA_DIR/store/lock.mdb       LMDB's reader table
+
+`store` is made under another name, synced and renamed, so it is there whole or not at all. After that nothing ever creates a database:
+one that is gone, cut or foreign is an error at start, never a fresh empty store, and a second server on the directory is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import lmdb
+import msgspec
+
+from milepost_server.storage import keys, records
+
+STORE_FORMAT = 1
+"""Version of the data directory; a server refuses any that it does not know."""
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+MAP_SIZE_DEFAULT_BYTES = 16 * GIB
+MAP_SIZE_MAX_BYTES = 8 * 1024 * GIB
+"""Address space, not disk: the file grows as it is written."""
+READERS_MAX = 1024
+
+MapFullError = lmdb.MapFullError
+EngineError = lmdb.Error
+
+
+class Cursor(Protocol):
+    """What the engine uses of an LMDB cursor: keys and rows are copies, never views into the map."""
+
+    def __enter__(self) -> Cursor:
+        """Use the cursor and close it."""
+
+    def __exit__(self, *details: object) -> None:
+        """Close the cursor."""
+
+    def set_range(self, key: bytes) -> bool:
+        """Go to the first key that is not before `key`."""
+
+    def last(self) -> bool:
+        """Go to the last key."""
+
+    def prev(self) -> bool:
+        """Go one key back."""
+
+    def key(self) -> bytes:
+        """Return the key."""
+
+    def iternext(self, *, keys: bool, values: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and rows from here on."""
+
+
+class Transaction(Protocol):
+    """What the engine uses of an LMDB transaction."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a row."""
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        """Store a row."""
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a row; tell whether there was one."""
+
+    def cursor(self) -> Cursor:
+        """Open a cursor."""
+
+    def commit(self) -> None:
+        """Make what was written durable; of a child, part of its parent."""
+
+    def abort(self) -> None:
+        """Undo what was written, or let go of a snapshot."""
+
+
+class DataDirError(Exception):
+    """The data directory cannot be served; the message is one line that tells why and what to do."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What `IDENTITY` says."""
+
+    format: int
+    store_id: str
+    lmdb_format: int
+    """0 for LMDB 0.9, 1 for LMDB 1.0; their files are not readable by one another."""
+
+
+class MetaRow(msgspec.Struct, frozen=True, array_like=True):
+    """The store's own row, inside the database."""
+
+    format: int
+    store_id: str
+    next_id: int = 1
+
+
+META_KEY = keys.meta(b"store")
+
+
+class DirectoryLock:
+    """An flock on the data directory: one server at a time, let go by the kernel whatever happens to the process."""
+
+    def __init__(self, data_dir: Path) -> None:
+        path = data_dir / "LOCK"
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise DataDirError(
+                f"data directory {data_dir} is in use by process {holder}; stop that server or name another --data-dir"
+            ) from error
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another server in."""
+        os.close(self._file)
+
+
+class ReaderGate:
+    """Lets many readers through, and closes while the map is moved under them."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._reader_count = 0
+        self._is_closed = False
+
+    def __enter__(self) -> None:
+        with self._condition:
+            while self._is_closed:
+                self._condition.wait()
+            self._reader_count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._condition:
+            self._reader_count -= 1
+            if self._is_closed and self._reader_count == 0:
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Wait for the readers inside to leave and keep others out. Reads are bounded, so the wait is."""
+        with self._condition:
+            self._is_closed = True
+            while self._reader_count:
+                self._condition.wait()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._is_closed = False
+                self._condition.notify_all()
+
+
+class LmdbEnv:
+    """An open environment. Write transactions, growth and closing belong to one thread at a time; reads to any."""
+
+    def __init__(
+        self, data_dir: Path, lock: DirectoryLock, identity: Identity, *, map_size_bytes: int, map_size_max_bytes: int
+    ) -> None:
+        self.data_dir = data_dir
+        self.identity = identity
+        self.gate = ReaderGate()
+        self._lock = lock
+        self._map_size_bytes = map_size_bytes
+        self._map_size_max_bytes = map_size_max_bytes
+        self._env = self._open()
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        *,
+        map_size_bytes: int = MAP_SIZE_DEFAULT_BYTES,
+        map_size_max_bytes: int = MAP_SIZE_MAX_BYTES,
+        lmdb_format: int = 0,
+    ) -> LmdbEnv:
+        """Open the store of a data directory, or create it in an empty one.
+
+        Raises:
+            DataDirError: In use, not writable, foreign, damaged, or of another format.
+        """
+        lock = _lock_directory(data_dir)
+        try:
+            if not (data_dir / "store").exists():
+                _create_store(data_dir, map_size_bytes, lmdb_format)
+            identity = check_store(data_dir)
+            map_size_bytes = max(map_size_bytes, (data_dir / "store" / "data.mdb").stat().st_size)
+            return cls(
+                data_dir,
+                lock,
+                identity,
+                map_size_bytes=map_size_bytes,
+                map_size_max_bytes=max(map_size_bytes, map_size_max_bytes),
+            )
+        except BaseException:
+            lock.release()
+            raise
+
+    def _open(self) -> lmdb.Environment:
+        path = self.data_dir / "store"
+        try:
+            env = _open_lmdb(path, self._map_size_bytes, self.identity.lmdb_format)
+        except (lmdb.Error, OSError) as error:
+            raise DataDirError(f"the database in {path} cannot be opened: {error}; restore it from a backup") from error
+        try:
+            env.reader_check()
+            with env.begin() as txn:
+                row = txn.get(META_KEY)
+            if row is None:
+                raise DataDirError(
+                    f"the database in {path} is empty though IDENTITY says otherwise; restore it from a backup"
+                )
+            meta = records.decode(META_KEY, row, MetaRow)
+            if (meta.format, meta.store_id) != (self.identity.format, self.identity.store_id):
+                raise DataDirError(
+                    f"the database in {path} is not the one that its IDENTITY names; restore both from one backup"
+                )
+        except BaseException:
+            env.close()
+            raise
+        return env
+
+    def reopen(self) -> None:
+        """Close and open again, after the environment has failed."""
+        with self.gate.closed():
+            self._env.close()
+            self._env = self._open()
+
+    def close(self) -> None:
+        """Close the environment and let another server in."""
+        with self.gate.closed():
+            self._env.close()
+        self._lock.release()
+
+    def begin_write(self, parent: Transaction | None = None) -> Transaction:
+        """Begin a write transaction, or a child of one."""
+        return cast(Transaction, self._env.begin(write=True, parent=cast("lmdb.Transaction | None", parent)))
+
+    def begin_read(self) -> Transaction:
+        """Begin a read transaction. Hold `gate` as long as it lives."""
+        return cast(Transaction, self._env.begin())
+
+    def grow(self) -> bool:
+        """Double the map; tell whether that was possible. No write transaction may be open."""
+        if not self.can_grow:
+            return False
+        size_bytes = min(2 * self._map_size_bytes, self._map_size_max_bytes)
+        with self.gate.closed():
+            self._env.set_mapsize(size_bytes)
+        self._map_size_bytes = size_bytes
+        return True
+
+    @property
+    def can_grow(self) -> bool:
+        """The map may still be doubled."""
+        return self._map_size_bytes < self._map_size_max_bytes
+
+    def is_usable(self) -> bool:
+        """Tell whether transactions can still be begun: not after a meta page failed to be written."""
+        try:
+            with self.gate, self._env.begin():
+                return True
+        except lmdb.Error:
+            return False
+
+    def free_disk_bytes(self) -> int:
+        """Return what the file system has left for this process."""
+        stat = os.statvfs(self.data_dir)
+        return stat.f_bavail * stat.f_frsize
+
+    def reader_check(self) -> int:
+        """Free the reader slots of processes that died."""
+        return int(self._env.reader_check())
+
+    @property
+    def map_size_bytes(self) -> int:
+        """The largest size the file may have before the map grows."""
+        return self._map_size_bytes
+
+    def statistics(self) -> dict[str, int]:
+        """Return sizes of the file."""
+        stat, info = self._env.stat(), self._env.info()
+        return {
+            "file_bytes": (self.data_dir / "store" / "data.mdb").stat().st_size,
+            "used_bytes": (info["last_pgno"] + 1) * stat["psize"],
+            "map_bytes": self._map_size_bytes,
+            "rows": stat["entries"],
+            "readers": info["num_readers"],
+        }
+
+
+def _open_lmdb(path: Path, map_size_bytes: int, lmdb_format: int) -> lmdb.Environment:
+    return lmdb.open(
+        str(path),
+        map_size=map_size_bytes,
+        max_readers=READERS_MAX,
+        # The three that durability rests on: data and meta page are flushed at every commit, and never through the map.
+        sync=True,
+        metasync=True,
+        writemap=False,
+        readahead=False,
+        meminit=False,
+        mode=0o600,
+        create=False,
+        lib_version=lmdb_format,
+    )
+
+
+def _lock_directory(data_dir: Path) -> DirectoryLock:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not data_dir.is_dir():
+            raise DataDirError(f"data directory {data_dir} is not a directory; name another --data-dir")
+        return DirectoryLock(data_dir)
+    except FileExistsError as error:
+        raise DataDirError(f"data directory {data_dir} is not a directory; name another --data-dir") from error
+    except OSError as error:
+        raise DataDirError(
+            f"data directory {data_dir} cannot be written ({error.strerror}); check its owner and its file system"
+        ) from error
+
+
+def _create_store(data_dir: Path, map_size_bytes: int, lmdb_format: int) -> None:
+    """Make an empty store, whole or not at all."""
+    leftovers = [path for path in data_dir.iterdir() if path.name.startswith("creating-")]
+    foreign = [path.name for path in data_dir.iterdir() if path.name != "LOCK" and path not in leftovers]
+    if foreign:
+        raise DataDirError(
+            f"data directory {data_dir} has no store but other files ({', '.join(sorted(foreign)[:3])}); name an empty one"
+        )
+    for path in leftovers:
+        # A start that was cut short: nothing in it was ever acknowledged.
+        shutil.rmtree(path)
+    identity = Identity(format=STORE_FORMAT, store_id=str(uuid.uuid4()), lmdb_format=lmdb_format)
+    temporary = data_dir / f"creating-{identity.store_id}"
+    try:
+        temporary.mkdir(mode=0o700)
+        env = lmdb.open(
+            str(temporary), map_size=map_size_bytes, mode=0o600, sync=True, metasync=True, lib_version=lmdb_format
+        )
+        with env.begin(write=True) as txn:
+            meta = MetaRow(format=STORE_FORMAT, store_id=identity.store_id)
+            txn.put(META_KEY, records.encode(META_KEY, meta))
+        env.close()
+        (temporary / "IDENTITY").write_bytes(msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+        for name in ("data.mdb", "IDENTITY"):
+            _sync(temporary / name)
+        _sync(temporary)
+        temporary.rename(data_dir / "store")
+        _sync(data_dir)
+        _sync(data_dir.parent)
+    except (OSError, lmdb.Error) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataDirError(f"no store can be created in {data_dir}: {error}") from error
+
+
+def check_store(data_dir: Path) -> Identity:
+    """Check what can be checked of a store without opening its database; return its identity.
+
+    Raises:
+        DataDirError: The identity is missing or unknown, or the database is missing or cut.
+    """
+    path = data_dir / "store"
+    try:
+        identity = msgspec.json.decode((path / "IDENTITY").read_bytes(), type=Identity)
+    except FileNotFoundError as error:
+        raise DataDirError(f"{path} has no IDENTITY: it is no store of milepost, or has lost it") from error
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error}") from error
+    if identity.format != STORE_FORMAT:
+        raise DataDirError(
+            f"{data_dir} has store format {identity.format}, this server knows {STORE_FORMAT}; use the version that wrote it"
+        )
+    database = path / "data.mdb"
+    if not database.exists():
+        raise DataDirError(f"{database} is gone though IDENTITY is there; restore it from a backup")
+    found, needed = database.stat().st_size, _needed_bytes(database, identity.lmdb_format)
+    if found < needed:
+        raise DataDirError(
+            f"{database} is cut: {found} bytes, its last commit needs {needed}; restore it from a backup"
+        )
+    return identity
+
+
+def _needed_bytes(database: Path, lmdb_format: int) -> int:
+    """Return how long a file must be for its newest commit. LMDB 0.9 opens a shorter one and dies when it reads the rest.
+
+    A meta page is: page header (16 bytes; 24 in LMDB 1.0), magic, version, address, map size, two tree descriptors of 48 bytes (the first
+    starts with the page size), last page, transaction number. Source: `MDB_meta` in LMDB's mdb.c.
+    """
+    header_bytes = 24 if lmdb_format else 16
+    layout = struct.Struct("=IIQQI92xQQ")
+    newest: tuple[int, int] | None = None
+    with database.open("rb") as file:
+        page_bytes = 4096
+        for number in (0, 1):
+            file.seek(number * page_bytes + header_bytes)
+            raw = file.read(layout.size)
+            if len(raw) < layout.size:
+                continue
+            magic, _, _, _, size, last_page, txn_number = layout.unpack(raw)
+            if magic != 0xBEEFC0DE:
+                continue
+            page_bytes = size or page_bytes
+            if newest is None or txn_number > newest[0]:
+                newest = (txn_number, (last_page + 1) * page_bytes)
+    if newest is None:
+        raise DataDirError(
+            f"{database} is not an LMDB database: neither of its first pages is intact; restore it from a backup"
+        )
+    return newest[1]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def verify_file(data_dir: Path) -> list[str]:
+    """Return what is wrong with the structure of the database file, without LMDB's own code touching it."""
+    from lmdb import verify  # noqa: PLC0415 - only the offline check needs it
+
+    check: Callable[..., Any] = verify.verify
+    try:
+        findings = check(str(data_dir / "store"))
+    except verify.VerifyError as error:
+        return [str(error)]
+    return [str(finding) for finding in findings or ()]

@@ -1,0 +1,117 @@
+"""Rows that only the LMDB engine has: nodes, values, and what waits to be freed or looked at."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from milepost_server.model import EntryRef
+
+
+class NamespaceRow(msgspec.Struct, frozen=True, array_like=True):
+    """A namespace's number."""
+
+    namespace_id: int
+    name: str
+
+
+class NodeHead(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a state node: a keyframe (`prior_id` 0), or a delta on the node before it."""
+
+    holder_count: int
+    """Checkpoints that have this state, and nodes that build on it."""
+    prior_id: int
+    weight: int
+    """Entries, removals and steps of this node; of its keyframe, for a delta."""
+    chain_weight: int
+    """Entries, removals and steps of all deltas from the keyframe up to this node."""
+    size_bytes: int
+    tail: bytes
+    """The end of the body, a `NodeBody`; the rest is in pieces."""
+
+
+class NodeBody(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says: everything (keyframe), or what differs (delta)."""
+
+    entries: dict[str, EntryRef]
+    removed: tuple[str, ...]
+    steps: tuple[str, ...]
+
+
+class ValueHead(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a stored value."""
+
+    holder_count: int
+    """Nodes that name this value."""
+    kind: int
+    codec: str
+    compression: int
+    size_bytes: int
+    tail: bytes
+
+
+class RecordHead(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a record."""
+
+    checkpoint_id: str
+    task_id: str
+    index: int
+    path: str
+    name: str
+    kind: int
+    codec: str
+    compression: int
+    size_bytes: int
+    tail: bytes
+
+
+class NameBranch(msgspec.Struct, frozen=True, array_like=True):
+    """Where names go on that are longer than one key."""
+
+    branch_id: int
+
+
+class TrashKind(enum.IntEnum):
+    """What a trash row frees."""
+
+    NODE = 1
+    RECORDS = 2
+    WORKFLOW = 3
+
+
+class TrashRow(msgspec.Struct, frozen=True, array_like=True):
+    """Something that nobody reaches any more, to be freed at leisure."""
+
+    kind: int
+    owner_id: int
+    """The family of a node; the incarnation of records and of a workflow."""
+    number: int = 0
+    """A node's number; the scope of records."""
+    digest: bytes = b""
+    """The checkpoint id of records."""
+    position: int = 0
+    """How many of a node's entries have been let go of."""
+    forget_ids: bool = False
+    """Of a workflow: leave no stubs."""
+
+
+class DueKind(enum.IntEnum):
+    """What is to be looked at when its time has come."""
+
+    STUBS = 1
+    WAITING_RECORDS = 2
+
+
+class DueRow(msgspec.Struct, frozen=True, array_like=True):
+    """Something to be looked at when its time has come."""
+
+    kind: int
+    name_id: int
+    namespace_id: int
+    workflow_id: str
+    internal_id: int = 0
+    """Stubs: of this whole incarnation; 0 for those of single checkpoints. Records: their incarnation."""
+    scope_ordinal: int = 0
+    digest: bytes = b""
+    """The checkpoint id of records."""

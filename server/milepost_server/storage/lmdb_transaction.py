@@ -1,0 +1,641 @@
+"""The port's transactions on LMDB: domain rows to keys and bodies, one method each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from milepost_server.errors import ResourceError
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    CheckpointRow,
+    EntryRef,
+    IdRow,
+    Record,
+    RecordGroupRow,
+    ScopeRow,
+    Value,
+    WorkflowRow,
+)
+from milepost_server.storage import keys, long_keys, pieces, records, sweeper
+from milepost_server.storage.lmdb_rows import (
+    DueKind,
+    DueRow,
+    NamespaceRow,
+    NodeBody,
+    NodeHead,
+    RecordHead,
+    TrashKind,
+    TrashRow,
+    ValueHead,
+)
+from milepost_server.storage.port import NameRow, ResolvedState, StateChange
+
+if TYPE_CHECKING:
+    from milepost_server.storage.lmdb_env import Cursor, Transaction
+
+SCAN_ROWS = 256
+"""Rows that a scan takes at a time; between two times the transaction may change."""
+RESOLVED_ITEMS_MAX = 200_000
+"""Entries and steps that the writer keeps resolved, over all states."""
+
+T = TypeVar("T")
+
+_encode_body = msgspec.msgpack.Encoder().encode
+_node_body_decoder = msgspec.msgpack.Decoder(NodeBody)
+_replace = msgspec.structs.replace
+
+
+class ResolvedStates:
+    """The states that the writer resolved last, by node.
+
+    A node never changes and its number is never given again, so what is kept here is right for as long as it is kept; a state moves on from
+    a node to the one built on it, which costs the change and not the state.
+    """
+
+    def __init__(self, items_max: int = RESOLVED_ITEMS_MAX) -> None:
+        self._items_max = items_max
+        self._item_count = 0
+        self._states: OrderedDict[int, ResolvedState] = OrderedDict()
+
+    def get(self, node_id: int) -> ResolvedState | None:
+        """Return a state that is kept."""
+        state = self._states.get(node_id)
+        if state is not None:
+            self._states.move_to_end(node_id)
+        return state
+
+    def take(self, node_id: int) -> ResolvedState | None:
+        """Return a state and keep it no longer, so that it may be changed."""
+        state = self._states.pop(node_id, None)
+        if state is not None:
+            self._item_count -= _weight(state)
+        return state
+
+    def keep(self, node_id: int, state: ResolvedState) -> None:
+        """Keep a state, and let go of the longest unused ones beyond the bound."""
+        self.take(node_id)
+        self._states[node_id] = state
+        self._item_count += _weight(state)
+        while self._item_count > self._items_max and len(self._states) > 1:
+            _, oldest = self._states.popitem(last=False)
+            self._item_count -= _weight(oldest)
+
+
+def _weight(state: ResolvedState) -> int:
+    return len(state.entries) + len(state.steps) + 1
+
+
+class LmdbReadTransaction:
+    """One snapshot of the store."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self._txn = txn
+
+    # Rows.
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a row as it is stored."""
+        return self._txn.get(key)
+
+    def read(self, key: bytes, kind: type[T]) -> T | None:
+        """Return the value of a row."""
+        row = self._txn.get(key)
+        return None if row is None else records.decode(key, row, kind)
+
+    def read_required(self, key: bytes, kind: type[T]) -> T:
+        """Return the value of a row that another leads to."""
+        row = self._txn.get(key)
+        if row is None:
+            raise records.missing(key)
+        return records.decode(key, row, kind)
+
+    def scan(self, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield rows from `start` on, in order, as long as their keys start with `prefix`."""
+        while True:
+            rows = _take(self._txn.cursor(), start, prefix)
+            yield from rows
+            if len(rows) < SCAN_ROWS:
+                return
+            start = rows[-1][0] + b"\0"
+
+    def _scan_numbers(self, prefix: bytes, start: int | None, *, newest_first: bool) -> Iterator[int]:
+        """Yield the last numbers of keys, from `start` (inclusive) on, in either direction."""
+        if newest_first:
+            yield from self._scan_numbers_down(prefix, start)
+            return
+        for key, _ in self.scan(prefix + (start or 0).to_bytes(8, "big"), prefix):
+            yield int.from_bytes(key[-8:], "big")
+
+    def _scan_numbers_down(self, prefix: bytes, start: int | None) -> Iterator[int]:
+        end = keys.following(prefix) if start is None else prefix + (start + 1).to_bytes(8, "big")
+        take_count = 1
+        while True:
+            found = _take_down(self._txn.cursor(), end, prefix, take_count)
+            for key in found:
+                yield int.from_bytes(key[-8:], "big")
+            if len(found) < take_count:
+                return
+            end = found[-1]
+            # The first one is often all that is wanted: a head.
+            take_count = min(SCAN_ROWS, take_count * 8)
+
+    def _read_body(self, head_key: bytes, table: bytes, size_bytes: int, tail: bytes) -> bytes:
+        lengths = pieces.plan(size_bytes)
+        if not lengths:
+            body = tail
+        else:
+            parts: list[bytes] = []
+            for number in range(len(lengths)):
+                key = keys.piece(head_key, table, number)
+                row = self._txn.get(key)
+                if row is None:
+                    raise records.missing(key)
+                parts.append(records.unseal(key, row))
+            parts.append(tail)
+            body = b"".join(parts)
+        if len(body) != size_bytes:
+            raise records.damaged(head_key, f"{len(body)} bytes of {size_bytes}")
+        return body
+
+    # Names, workflows, scopes, ids.
+
+    def find_namespace(self, namespace: str) -> int | None:
+        """See `ReadTransaction`."""
+        row = self.read(keys.namespace(namespace), NamespaceRow)
+        return None if row is None else row.namespace_id
+
+    def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
+        """See `ReadTransaction`."""
+        namespace_id = self.find_namespace(namespace)
+        return None if namespace_id is None else self.find_name_in(namespace_id, workflow_id)
+
+    def find_name_in(self, namespace_id: int, workflow_id: str) -> NameRow | None:
+        """Return what stands behind a workflow's name, by the namespace's number."""
+        key = long_keys.find(self, namespace_id, workflow_id.encode())
+        return None if key is None else self.read(key, NameRow)
+
+    def get_workflow(self, internal_id: int) -> WorkflowRow | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.workflow(internal_id), WorkflowRow)
+
+    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
+        """See `ReadTransaction`."""
+        after_bytes = None if after is None else after.encode()
+        for _, key, row in long_keys.walk(self, namespace_id, prefix.encode(), after_bytes):
+            yield records.decode(key, row, NameRow)
+
+    def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
+        """See `ReadTransaction`."""
+        key = keys.scope(name_id, scope)
+        row = self.read(key, ScopeRow)
+        if row is not None and row.scope != scope:
+            raise records.damaged(key, "it belongs to another scope")
+        return row
+
+    def scopes(self, name_id: int, from_ordinal: int) -> Iterator[ScopeRow]:
+        """See `ReadTransaction`."""
+        start = keys.numbered(name_id, keys.SCOPE_NUMBER, from_ordinal)
+        for key, row in self.scan(start, keys.prefix(name_id, keys.SCOPE_NUMBER)):
+            yield self.read_required(keys.scope(name_id, records.decode(key, row, str)), ScopeRow)
+
+    def find_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str) -> IdRow | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.checkpoint_id(name_id, scope_ordinal, checkpoint_id), IdRow)
+
+    # Checkpoints.
+
+    def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.numbered(internal_id, keys.CHECKPOINT, sequence), CheckpointRow)
+
+    def sequences(
+        self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
+    ) -> Iterator[int]:
+        """See `ReadTransaction`."""
+        if scope_ordinal is None:
+            prefix = keys.prefix(internal_id, keys.CHECKPOINT)
+        else:
+            prefix = keys.numbered(internal_id, keys.ORDER, scope_ordinal)
+        return self._scan_numbers(prefix, start, newest_first=newest_first)
+
+    def run_checkpoints(self, namespace_id: int, run_id: str, after: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """See `ReadTransaction`."""
+        internal_id, sequence = after
+        start = keys.run(namespace_id, run_id, internal_id, sequence + 1)
+        for key, _ in self.scan(start, keys.run_prefix(namespace_id, run_id)):
+            yield int.from_bytes(key[-16:-8], "big"), int.from_bytes(key[-8:], "big")
+
+    # States and values.
+
+    def resolve_state(self, family_id: int, node_id: int) -> ResolvedState:
+        """See `ReadTransaction`."""
+        bodies: list[NodeBody] = []
+        while node_id:
+            head, body = self.read_node(family_id, node_id)
+            bodies.append(body)
+            node_id = head.prior_id
+        state = ResolvedState({}, {})
+        for body in reversed(bodies):
+            apply_node(state, body)
+        return state
+
+    def lookup_entries(self, family_id: int, node_id: int, wanted: Iterable[str]) -> dict[str, EntryRef]:
+        """See `ReadTransaction`."""
+        found: dict[str, EntryRef] = {}
+        open_keys = set(wanted)
+        while node_id and open_keys:
+            head, body = self.read_node(family_id, node_id)
+            for key in [key for key in open_keys if key in body.entries]:
+                found[key] = body.entries[key]
+                open_keys.discard(key)
+            open_keys.difference_update(body.removed)
+            node_id = head.prior_id
+        return found
+
+    def read_node(self, family_id: int, node_id: int) -> tuple[NodeHead, NodeBody]:
+        """Return a node."""
+        key = keys.numbered(family_id, keys.NODE, node_id)
+        head = self.read_required(key, NodeHead)
+        raw = self._read_body(key, keys.NODE_PIECE, head.size_bytes, head.tail)
+        try:
+            return head, _node_body_decoder.decode(raw)
+        except msgspec.MsgspecError as error:
+            raise records.damaged(key, f"its body does not decode: {error}") from error
+
+    def read_value(self, family_id: int, ref: EntryRef) -> Value:
+        """See `ReadTransaction`."""
+        key = keys.numbered(family_id, keys.VALUE, ref.value_id)
+        head = self.read_required(key, ValueHead)
+        payload = self._read_body(key, keys.VALUE_PIECE, head.size_bytes, head.tail)
+        return Value(head.kind, payload, head.codec, head.compression)
+
+    # Records.
+
+    def find_record_group(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> RecordGroupRow | None:
+        """See `ReadTransaction`."""
+        key = keys.group(internal_id, scope_ordinal, keys.digest_text(checkpoint_id))
+        group = self.read(key, RecordGroupRow)
+        if group is not None and group.checkpoint_id != checkpoint_id:
+            raise records.damaged(key, "it belongs to another checkpoint")
+        return group
+
+    def find_record(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, task_id: str, index: int
+    ) -> Record | None:
+        """See `ReadTransaction`."""
+        digest = keys.digest_text(checkpoint_id)
+        key = keys.record(internal_id, scope_ordinal, digest, task_id, index)
+        row = self._txn.get(key)
+        return None if row is None else self._read_record(key, row)
+
+    def records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> Iterator[Record]:
+        """See `ReadTransaction`."""
+        digest = keys.digest_text(checkpoint_id)
+        prefix = keys.records_prefix(internal_id, keys.RECORD, scope_ordinal, digest)
+        for key, row in self.scan(prefix, prefix):
+            yield self._read_record(key, row)
+
+    def _read_record(self, key: bytes, row: bytes) -> Record:
+        head = records.decode(key, row, RecordHead)
+        payload = self._read_body(key, keys.RECORD_PIECE, head.size_bytes, head.tail)
+        value = Value(head.kind, payload, head.codec, head.compression)
+        return Record(head.task_id, head.index, head.path, head.name, value)
+
+
+class LmdbWriteTransaction(LmdbReadTransaction):
+    """The writer's view. `enter` points it at the child transaction of the command that runs."""
+
+    def __init__(
+        self, txn: Transaction, *, next_id: int, now_ms: int, limits: Limits, resolved: ResolvedStates
+    ) -> None:
+        super().__init__(txn)
+        self.next_id = next_id
+        self._now_ms = now_ms
+        self._limits = limits
+        self._resolved = resolved
+
+    def enter(self, txn: Transaction) -> None:
+        """Let what follows happen in `txn`."""
+        self._txn = txn
+
+    @property
+    def now_ms(self) -> int:
+        """See `WriteTransaction`."""
+        return self._now_ms
+
+    def new_id(self) -> int:
+        """See `WriteTransaction`."""
+        number = self.next_id
+        self.next_id += 1
+        return number
+
+    def put(self, key: bytes, row: bytes) -> None:
+        """Store a row as it is."""
+        self._txn.put(key, row)
+
+    def write(self, key: bytes, value: object) -> None:
+        """Store the row of a value."""
+        self._txn.put(key, records.encode(key, value))
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a row; tell whether there was one."""
+        return bool(self._txn.delete(key))
+
+    def _write_pieces(self, head_key: bytes, table: bytes, body: bytes) -> bytes:
+        """Store what of a body does not fit its head; return what does."""
+        position = 0
+        for number, length in enumerate(pieces.plan(len(body))):
+            key = keys.piece(head_key, table, number)
+            self._txn.put(key, records.seal(key, body[position : position + length]))
+            position += length
+        return body[position:] if position else body
+
+    def delete_pieces(self, head_key: bytes, table: bytes, size_bytes: int) -> int:
+        """Remove the pieces of a body; return how many there were."""
+        count = len(pieces.plan(size_bytes))
+        for number in range(count):
+            self._txn.delete(keys.piece(head_key, table, number))
+        return count
+
+    # Names, workflows, scopes, ids.
+
+    def intern_namespace(self, namespace: str, count_max: int) -> int:
+        """See `WriteTransaction`."""
+        known_id = self.find_namespace(namespace)
+        if known_id is not None:
+            return known_id
+        prefix = keys.prefix(keys.STORE, keys.NAMESPACE)
+        count = sum(1 for _ in self.scan(prefix, prefix))
+        if count >= count_max:
+            raise ResourceError(
+                "QUOTA_EXCEEDED",
+                f"namespace: there are {count} namespaces, at most {count_max} are allowed (namespaces_max)",
+                {"limit": "namespaces_max", "allowed": count_max, "found": count + 1, "unit": "namespaces"},
+            )
+        row = NamespaceRow(self.new_id(), namespace)
+        self.write(keys.namespace(namespace), row)
+        return row.namespace_id
+
+    def put_name(self, row: NameRow) -> None:
+        """See `WriteTransaction`."""
+        key = long_keys.make(self, row.namespace_id, row.workflow_id.encode(), self.new_id)
+        self.write(key, row)
+
+    def put_workflow(self, row: WorkflowRow) -> None:
+        """See `WriteTransaction`."""
+        self.write(keys.workflow(row.internal_id), row)
+
+    def put_scope(self, name_id: int, row: ScopeRow) -> None:
+        """See `WriteTransaction`."""
+        if not row.internal_id:
+            number_key = keys.numbered(name_id, keys.SCOPE_NUMBER, row.ordinal)
+            self.write(number_key, row.scope)
+        self.write(keys.scope(name_id, row.scope), row)
+
+    def put_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str, row: IdRow) -> None:
+        """See `WriteTransaction`."""
+        self.write(keys.checkpoint_id(name_id, scope_ordinal, checkpoint_id), row)
+
+    # Checkpoints.
+
+    def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """See `WriteTransaction`."""
+        internal_id = workflow.internal_id
+        self.write(keys.numbered(internal_id, keys.CHECKPOINT, row.sequence), row)
+        order_key = keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence)
+        self._txn.put(order_key, records.seal(order_key, b""))
+        if row.run_id:
+            run_key = keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence)
+            self._txn.put(run_key, records.seal(run_key, b""))
+
+    def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
+        """See `WriteTransaction`."""
+        internal_id = workflow.internal_id
+        self._txn.delete(keys.numbered(internal_id, keys.CHECKPOINT, row.sequence))
+        self._txn.delete(keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence))
+        if row.run_id:
+            self._txn.delete(keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence))
+
+    # States and values.
+
+    def resolve_state(self, family_id: int, node_id: int) -> ResolvedState:
+        """See `ReadTransaction`."""
+        state = self._resolved.get(node_id)
+        if state is None:
+            state = super().resolve_state(family_id, node_id)
+            self._resolved.keep(node_id, state)
+        return state
+
+    def put_state(self, family_id: int, change: StateChange) -> int:
+        """See `WriteTransaction`."""
+        prior_id = change.prior_node_id
+        state = self._take_state(family_id, prior_id)
+        refs = {
+            key: EntryRef(self._put_value(family_id, entry.value), entry.digest, entry.size_bytes)
+            for key, entry in change.changed.items()
+        }
+        node_id = self.new_id()
+        body = NodeBody(refs, change.removed, change.steps_added)
+        weight = _body_weight(body)
+        prior = self._read_head(family_id, prior_id) if prior_id else None
+        if prior is None or prior.chain_weight + weight >= prior.weight:
+            lost = {*refs, *change.removed}
+            for entry_key, ref in state.entries.items():
+                if entry_key not in lost:
+                    self._hold_value(family_id, ref.value_id)
+            apply_node(state, body)
+            body = NodeBody(state.entries, (), tuple(state.steps))
+            self._write_node(family_id, node_id, body, prior_id=0, weight=_body_weight(body), chain_weight=0)
+        else:
+            apply_node(state, body)
+            self._write_head(family_id, prior_id, _replace(prior, holder_count=prior.holder_count + 1))
+            self._write_node(
+                family_id,
+                node_id,
+                body,
+                prior_id=prior_id,
+                weight=prior.weight,
+                chain_weight=prior.chain_weight + weight,
+            )
+        self._resolved.keep(node_id, state)
+        return node_id
+
+    def _take_state(self, family_id: int, node_id: int) -> ResolvedState:
+        if not node_id:
+            return ResolvedState({}, {})
+        return self._resolved.take(node_id) or super().resolve_state(family_id, node_id)
+
+    def _write_node(
+        self, family_id: int, node_id: int, body: NodeBody, *, prior_id: int, weight: int, chain_weight: int
+    ) -> None:
+        raw = _encode_body(body)
+        key = keys.numbered(family_id, keys.NODE, node_id)
+        tail = self._write_pieces(key, keys.NODE_PIECE, raw)
+        self.write(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail))
+
+    def _read_head(self, family_id: int, node_id: int) -> NodeHead:
+        return self.read_required(keys.numbered(family_id, keys.NODE, node_id), NodeHead)
+
+    def _write_head(self, family_id: int, node_id: int, head: NodeHead) -> None:
+        self.write(keys.numbered(family_id, keys.NODE, node_id), head)
+
+    def retain_state(self, family_id: int, node_id: int) -> None:
+        """See `WriteTransaction`."""
+        head = self._read_head(family_id, node_id)
+        self._write_head(family_id, node_id, _replace(head, holder_count=head.holder_count + 1))
+
+    def release_state(self, family_id: int, node_id: int) -> None:
+        """See `WriteTransaction`."""
+        head = self._read_head(family_id, node_id)
+        self._write_head(family_id, node_id, _replace(head, holder_count=head.holder_count - 1))
+        if head.holder_count == 1:
+            self.put_trash(TrashRow(TrashKind.NODE, family_id, node_id))
+
+    def _put_value(self, family_id: int, value: Value) -> int:
+        value_id = self.new_id()
+        key = keys.numbered(family_id, keys.VALUE, value_id)
+        tail = self._write_pieces(key, keys.VALUE_PIECE, value.payload)
+        self.write(key, ValueHead(1, value.kind, value.codec, value.compression, len(value.payload), tail))
+        return value_id
+
+    def _hold_value(self, family_id: int, value_id: int) -> None:
+        key = keys.numbered(family_id, keys.VALUE, value_id)
+        head = self.read_required(key, ValueHead)
+        self.write(key, _replace(head, holder_count=head.holder_count + 1))
+
+    def release_value(self, family_id: int, value_id: int) -> int:
+        """Let go of a value; free it if nothing else has it. Return the rows touched."""
+        key = keys.numbered(family_id, keys.VALUE, value_id)
+        head = self.read_required(key, ValueHead)
+        if head.holder_count > 1:
+            self.write(key, _replace(head, holder_count=head.holder_count - 1))
+            return 1
+        self._txn.delete(key)
+        return 1 + self.delete_pieces(key, keys.VALUE_PIECE, head.size_bytes)
+
+    # Records.
+
+    def put_record_group(self, internal_id: int, scope_ordinal: int, row: RecordGroupRow) -> None:
+        """See `WriteTransaction`."""
+        self.write(keys.group(internal_id, scope_ordinal, keys.digest_text(row.checkpoint_id)), row)
+
+    def put_record(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, record: Record) -> None:
+        """See `WriteTransaction`."""
+        digest = keys.digest_text(checkpoint_id)
+        key = keys.record(internal_id, scope_ordinal, digest, record.task_id, record.index)
+        self._delete_record_pieces(key)
+        value = record.value
+        tail = self._write_pieces(key, keys.RECORD_PIECE, value.payload)
+        self.write(
+            key,
+            RecordHead(
+                checkpoint_id,
+                record.task_id,
+                record.index,
+                record.path,
+                record.name,
+                value.kind,
+                value.codec,
+                value.compression,
+                len(value.payload),
+                tail,
+            ),
+        )
+
+    def _delete_record_pieces(self, key: bytes) -> None:
+        stored = self.read(key, RecordHead)
+        if stored is not None:
+            self.delete_pieces(key, keys.RECORD_PIECE, stored.size_bytes)
+
+    def discard_records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> None:
+        """See `WriteTransaction`."""
+        digest = keys.digest_text(checkpoint_id)
+        self._txn.delete(keys.group(internal_id, scope_ordinal, digest))
+        self.put_trash(TrashRow(TrashKind.RECORDS, internal_id, scope_ordinal, digest))
+
+    # What is done at leisure.
+
+    def discard_workflow(self, row: WorkflowRow, *, forget_ids: bool) -> None:
+        """See `WriteTransaction`."""
+        self.put_trash(TrashRow(TrashKind.WORKFLOW, row.internal_id, forget_ids=forget_ids))
+        due_ms = self._now_ms if forget_ids else self._now_ms + self._limits.replay_window_ms
+        self.put_due(due_ms, DueRow(DueKind.STUBS, row.name_id, row.namespace_id, row.workflow_id, row.internal_id))
+
+    def schedule_stub_expiry(self, name: NameRow) -> NameRow:
+        """See `WriteTransaction`."""
+        if name.stub_due_ms:
+            return name
+        name = _replace(name, stub_due_ms=self._now_ms + self._limits.replay_window_ms)
+        self.put_name(name)
+        self.put_due(name.stub_due_ms, DueRow(DueKind.STUBS, name.name_id, name.namespace_id, name.workflow_id))
+        return name
+
+    def schedule_waiting_expiry(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, due_ms: int) -> None:
+        """See `WriteTransaction`."""
+        digest = keys.digest_text(checkpoint_id)
+        self.put_due(due_ms, DueRow(DueKind.WAITING_RECORDS, 0, 0, "", internal_id, scope_ordinal, digest))
+
+    def note_building(self, internal_id: int, *, is_building: bool) -> None:
+        """See `WriteTransaction`."""
+        key = keys.numbered(keys.STORE, keys.BUILDING, internal_id)
+        if is_building:
+            self._txn.put(key, records.seal(key, b""))
+        else:
+            self._txn.delete(key)
+
+    def put_trash(self, row: TrashRow) -> None:
+        """Put something on the trash."""
+        self.write(keys.numbered(keys.STORE, keys.TRASH, self.new_id()), row)
+
+    def put_due(self, due_ms: int, row: DueRow) -> None:
+        """Have something looked at when its time has come."""
+        self.write(keys.ordered(keys.STORE, keys.DUE, due_ms, self.new_id()), row)
+
+    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+        """See `WriteTransaction`."""
+        return sweeper.sweep(self, rows_max, limits)
+
+
+def apply_node(state: ResolvedState, body: NodeBody) -> None:
+    """Lay a node's body on the state before it."""
+    state.entries.update(body.entries)
+    for key in body.removed:
+        state.entries.pop(key, None)
+    for step in body.steps:
+        state.steps[step] = None
+
+
+def _body_weight(body: NodeBody) -> int:
+    return len(body.entries) + len(body.removed) + len(body.steps)
+
+
+def _take(cursor: Cursor, start: bytes, prefix: bytes) -> list[tuple[bytes, bytes]]:
+    rows: list[tuple[bytes, bytes]] = []
+    with cursor:
+        if not cursor.set_range(start):
+            return rows
+        for key, row in cursor.iternext(keys=True, values=True):
+            if not key.startswith(prefix):
+                break
+            rows.append((key, row))
+            if len(rows) == SCAN_ROWS:
+                break
+    return rows
+
+
+def _take_down(cursor: Cursor, end: bytes, prefix: bytes, count: int) -> list[bytes]:
+    """Return up to `count` keys below `end`, highest first."""
+    found: list[bytes] = []
+    with cursor:
+        has_row = cursor.prev() if cursor.set_range(end) else cursor.last()
+        while has_row and len(found) < count:
+            key = cursor.key()
+            if not key.startswith(prefix):
+                break
+            found.append(key)
+            has_row = cursor.prev()
+    return found

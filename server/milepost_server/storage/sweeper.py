@@ -1,0 +1,218 @@
+"""Freeing what nobody reaches any more, in slices small enough that saves get through between them.
+
+Everything here can stop after any slice and go on after a restart: what is left to do is in the trash and due tables, and each slice takes
+what it freed out of them in the same commit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from milepost_server.limits import Limits
+from milepost_server.model import CheckpointRow, IdRow, RecordGroupRow, WorkflowRow
+from milepost_server.storage import keys, long_keys, records
+from milepost_server.storage.lmdb_rows import (
+    DueKind,
+    DueRow,
+    RecordHead,
+    TrashKind,
+    TrashRow,
+)
+from milepost_server.storage.port import NameRow
+
+if TYPE_CHECKING:
+    from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+
+_replace = msgspec.structs.replace
+
+
+def sweep(txn: LmdbWriteTransaction, rows_max: int, limits: Limits) -> tuple[int, bool]:
+    """Free up to about `rows_max` rows; return how many, and whether there is more to do now."""
+    freed = 0
+    while freed < rows_max:
+        trash_prefix = keys.prefix(keys.STORE, keys.TRASH)
+        first = next(txn.scan(trash_prefix, trash_prefix), None)
+        if first is not None:
+            freed += _free(txn, first[0], records.decode(first[0], first[1], TrashRow), rows_max - freed)
+            continue
+        due = _first_due(txn)
+        if due is None:
+            return freed, False
+        freed += _look_at(txn, due[0], due[1], rows_max - freed, limits)
+    return freed, True
+
+
+def _first_due(txn: LmdbWriteTransaction) -> tuple[bytes, DueRow] | None:
+    prefix = keys.prefix(keys.STORE, keys.DUE)
+    first = next(txn.scan(prefix, prefix), None)
+    if first is None or next(keys.numbers_of(first[0], 1)) > txn.now_ms:
+        return None
+    return first[0], records.decode(first[0], first[1], DueRow)
+
+
+# Trash.
+
+
+def _free(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
+    if trash.kind == TrashKind.NODE:
+        return _free_node(txn, key, trash, rows_max)
+    if trash.kind == TrashKind.RECORDS:
+        return _free_records(txn, key, trash, rows_max)
+    return _free_workflow(txn, key, trash, rows_max)
+
+
+def _free_node(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
+    """Let go of a node's values, a slice at a time, then of the node before it, then drop the node."""
+    family_id, node_id = trash.owner_id, trash.number
+    head, body = txn.read_node(family_id, node_id)
+    refs = list(body.entries.values())
+    freed = 1
+    position = trash.position
+    while position < len(refs):
+        if freed >= rows_max:
+            txn.write(key, _replace(trash, position=position))
+            return freed
+        freed += txn.release_value(family_id, refs[position].value_id)
+        position += 1
+    if head.prior_id:
+        txn.release_state(family_id, head.prior_id)
+    node_key = keys.numbered(family_id, keys.NODE, node_id)
+    freed += 1 + txn.delete_pieces(node_key, keys.NODE_PIECE, head.size_bytes)
+    txn.delete(node_key)
+    txn.delete(key)
+    return freed
+
+
+def _free_records(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
+    prefix = keys.records_prefix(trash.owner_id, keys.RECORD, trash.number, trash.digest)
+    freed, is_done = _free_record_rows(txn, prefix, rows_max)
+    if is_done:
+        txn.delete(key)
+    return freed + 1
+
+
+def _free_record_rows(txn: LmdbWriteTransaction, prefix: bytes, rows_max: int) -> tuple[int, bool]:
+    freed = 0
+    for key, row in txn.scan(prefix, prefix):
+        if freed >= rows_max:
+            return freed, False
+        head = records.decode(key, row, RecordHead)
+        freed += 1 + txn.delete_pieces(key, keys.RECORD_PIECE, head.size_bytes)
+        txn.delete(key)
+    return freed, True
+
+
+def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
+    """Free an incarnation: its checkpoints with their states, its records, its own row last."""
+    internal_id = trash.owner_id
+    workflow = txn.read_required(keys.workflow(internal_id), WorkflowRow)
+    freed = 1
+    prefix = keys.prefix(internal_id, keys.CHECKPOINT)
+    for row_key, raw in txn.scan(prefix, prefix):
+        if freed >= rows_max:
+            return freed
+        row = records.decode(row_key, raw, CheckpointRow)
+        if trash.forget_ids:
+            _forget_id(txn, workflow, row)
+        txn.delete_checkpoint(workflow, row)
+        txn.release_state(workflow.family_id, row.node_id)
+        freed += 5
+    group_prefix = keys.prefix(internal_id, keys.GROUP)
+    for row_key, _ in txn.scan(group_prefix, group_prefix):
+        if freed >= rows_max:
+            return freed
+        txn.delete(row_key)
+        freed += 1
+    record_freed, is_done = _free_record_rows(txn, keys.prefix(internal_id, keys.RECORD), rows_max - freed)
+    freed += record_freed
+    if not is_done:
+        return freed
+    txn.delete(keys.workflow(internal_id))
+    txn.delete(key)
+    return freed + 1
+
+
+def _forget_id(txn: LmdbWriteTransaction, workflow: WorkflowRow, row: CheckpointRow) -> None:
+    id_key = keys.checkpoint_id(workflow.name_id, row.scope_ordinal, row.checkpoint_id)
+    id_row = txn.read(id_key, IdRow)
+    if id_row is not None and id_row.internal_id == workflow.internal_id:
+        txn.delete(id_key)
+
+
+# What is due.
+
+
+def _look_at(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
+    if due.kind == DueKind.WAITING_RECORDS:
+        return _drop_waiting_records(txn, key, due)
+    return _expire_stubs(txn, key, due, rows_max, limits)
+
+
+def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) -> int:
+    """Drop records whose checkpoint has not come, and their workflow if it has nothing else."""
+    txn.delete(key)
+    group_key = keys.group(due.internal_id, due.scope_ordinal, due.digest)
+    group = txn.read(group_key, RecordGroupRow)
+    workflow = txn.get_workflow(due.internal_id)
+    if group is None or workflow is None or not group.is_waiting:
+        return 1
+    txn.delete(group_key)
+    txn.put_trash(TrashRow(TrashKind.RECORDS, due.internal_id, due.scope_ordinal, due.digest))
+    left_count = workflow.waiting_record_count - group.record_count
+    workflow = _replace(workflow, waiting_record_count=left_count, revision=workflow.revision + 1)
+    txn.put_workflow(workflow)
+    name = txn.find_name_in(workflow.namespace_id, workflow.workflow_id)
+    is_unused = left_count == 0 and workflow.last_sequence == 0
+    if name is not None and is_unused and name.internal_id == workflow.internal_id:
+        txn.put_name(_replace(name, internal_id=0))
+        txn.discard_workflow(workflow, forget_ids=True)
+    return 3
+
+
+def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
+    """Forget the checkpoint ids of a deleted incarnation, or those of single checkpoints deleted a replay window ago."""
+    prefix = keys.prefix(due.name_id, keys.ID)
+    freed = 1
+    is_empty = True
+    next_due_ms = 0
+    for id_key, raw in txn.scan(prefix, prefix):
+        if freed >= rows_max:
+            return freed
+        row = records.decode(id_key, raw, IdRow)
+        if row.deleted_time_ms:
+            row_due_ms = row.deleted_time_ms + limits.replay_window_ms
+            is_over = row_due_ms <= txn.now_ms
+            if not is_over:
+                next_due_ms = min(next_due_ms, row_due_ms) if next_due_ms else row_due_ms
+        else:
+            is_over = bool(due.internal_id) and row.internal_id == due.internal_id
+        freed += 1
+        if is_over:
+            txn.delete(id_key)
+        else:
+            is_empty = False
+    txn.delete(key)
+    name = txn.find_name_in(due.namespace_id, due.workflow_id)
+    if name is None or name.name_id != due.name_id:
+        return freed
+    if is_empty and not name.internal_id and not name.building_id:
+        return freed + _forget_name(txn, name)
+    if not due.internal_id:
+        txn.put_name(_replace(name, stub_due_ms=next_due_ms))
+        if next_due_ms:
+            txn.put_due(next_due_ms, due)
+    return freed
+
+
+def _forget_name(txn: LmdbWriteTransaction, name: NameRow) -> int:
+    """Drop a name that stands for nothing any more, with its scopes."""
+    freed = 1
+    for table in (keys.SCOPE, keys.SCOPE_NUMBER):
+        prefix = keys.prefix(name.name_id, table)
+        for scope_key, _ in txn.scan(prefix, prefix):
+            txn.delete(scope_key)
+            freed += 1
+    long_keys.remove(txn, name.namespace_id, name.workflow_id.encode())
+    return freed

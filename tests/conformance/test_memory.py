@@ -1,0 +1,29 @@
+"""The memory engine keeps the contract; it is also the model that the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from milepost_server.limits import Limits
+from milepost_server.storage.memory_check import check
+from milepost_server.storage.memory_engine import MemoryEngine
+from milepost_server.testing.builders import ManualClock
+from milepost_server.testing.contracts.base import MakeEngine
+from milepost_server.testing.engine_contract import EngineContract
+
+
+class TestMemoryEngine(EngineContract):
+    @pytest.fixture
+    def make_engine(self, clock: ManualClock) -> Iterator[MakeEngine]:
+        engines: list[MemoryEngine] = []
+
+        def make(limits: Limits) -> MemoryEngine:
+            engines.append(MemoryEngine(limits=limits, clock_ms=clock))
+            return engines[-1]
+
+        yield make
+        for engine in engines:
+            assert check(engine) == []
+            engine.close()
