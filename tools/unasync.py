@@ -31,6 +31,7 @@ NAMES = {
     "AsyncInMemoryStore": "InMemoryStore",
     "AsyncInMemoryStore": "InMemoryStore",
     "AsyncIterator": "Iterator",
+    "anext": "next",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "_async": "_sync",

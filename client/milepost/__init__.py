@@ -47,6 +47,7 @@ from milepost.errors import (
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
+from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.protocols import AsyncCheckpointStore, AsyncSupportsRecords, CheckpointStore, SupportsRecords
 from milepost.types import (
     Checkpoint,
@@ -65,6 +66,7 @@ __all__ = [
     "TLS",
     "AsyncCheckpointStore",
     "AsyncClient",
+    "AsyncInMemoryStore",
     "AsyncSupportsRecords",
     "AuthError",
     "BaseNotFoundError",
@@ -85,6 +87,7 @@ __all__ = [
     "DigestMismatchError",
     "EntryVersion",
     "HeadMovedError",
+    "InMemoryStore",
     "InternalError",
     "InvalidRequestError",
     "LimitExceededError",

@@ -38,8 +38,7 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
     if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
         return cast("T", state)
     if typing_extensions.is_typeddict(kind):
-        required: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has it
-        _check(state, typing_extensions.get_type_hints(kind), required, refuse)
+        _check(state, typing_extensions.get_type_hints(kind), _required_keys(kind), refuse)
         return cast("T", state)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(state, kind, refuse)
@@ -50,6 +49,22 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
 
 class _Refuse(typing.Protocol):
     def __call__(self, problem: str) -> StateSchemaError: ...
+
+
+def _required_keys(kind: Any) -> set[str]:
+    """Return the keys that a TypedDict must have.
+
+    Its own `__required_keys__` overlooks the marks of annotations that are text, as all are under
+    `from __future__ import annotations`.
+    """
+    required = set(kind.__required_keys__)
+    for key, hint in typing_extensions.get_type_hints(kind, include_extras=True).items():
+        mark: Any = get_origin(hint)
+        if mark is typing_extensions.NotRequired:
+            required.discard(key)
+        elif mark is typing_extensions.Required:
+            required.add(key)
+    return required
 
 
 def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:

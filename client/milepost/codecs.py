@@ -131,6 +131,7 @@ class JsonCodec:
     """
 
     depth_max: int = DEPTH_MAX
+    _is_shared = False
 
     def __init__(self, types: Iterable[type] = ()) -> None:
         self._lower_by_type: dict[type, Callable[[Any, int], object]] = {
@@ -164,9 +165,13 @@ class JsonCodec:
             name: What is stored, unique in this codec. Default: the class's own name, without its module.
 
         Raises:
-            TypeError: The type is none of these, or its constructor does not take its own fields.
+            TypeError: The type is none of these, or its constructor does not take its own fields. Or the
+                codec is one of the module's constants, which the whole process shares.
             ValueError: The name is taken by another type.
         """
+        if self._is_shared:
+            kind = type(self).__name__
+            raise TypeError(f"this codec is shared by the whole process: register types with a {kind} of your own")
         name = cls.__name__ if name is None else name
         taken = self._enum_by_name.get(name) or self._object_by_name.get(name)
         if taken is not None and (taken.cls if isinstance(taken, _ObjectType) else taken) is not cls:
@@ -262,7 +267,7 @@ class JsonCodec:
                 if type(key) is not str:
                     raise _RefusedError("is a key that is no str", key, at_parent=True)
                 if not key.isascii():
-                    _checked_text(key)
+                    _checked_text(key, at_parent=True)
                 kind = type(item)
                 if kind is str:
                     if not item.isascii():
@@ -410,7 +415,7 @@ class JsonCodec:
                     return _READERS[tag](payload)
                 except _RefusedError:
                     raise
-                except (ValueError, TypeError, ArithmeticError, AttributeError):
+                except (ValueError, TypeError, LookupError, ArithmeticError):
                     raise _RefusedError(f"has a malformed {tag!r}", body, found=tag) from None
             case [str(tag), *_]:
                 raise _RefusedError(f"has the unknown or malformed tag {tag!r}", body, found=tag)
@@ -427,14 +432,6 @@ class JsonCodec:
             refused.passes(field, fields)
             raise
         return fields
-
-
-class _SharedJsonCodec(JsonCodec):
-    @override
-    def register(self, cls: type[T], *, name: str | None = None) -> type[T]:
-        raise TypeError(
-            "milepost.JSON is shared by the whole process: make a JsonCodec() of your own to register types"
-        )
 
 
 class MsgpackCodec(JsonCodec):
@@ -870,12 +867,13 @@ def _is_plain_throughout(items: list[Any]) -> bool:
     return kind is bool
 
 
-def _checked_text(text: str) -> str:
+def _checked_text(text: str, *, at_parent: bool = False) -> str:
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise _RefusedError("has a lone surrogate, which is no Unicode text", text) from None
+            reason = "has a lone surrogate, which is no Unicode text"
+            raise _RefusedError(reason, text, at_parent=at_parent) from None
     return text
 
 
@@ -914,10 +912,15 @@ def _too_deep_for_the_stack(value: object, path: str, codec: str) -> CodecError:
     return _RefusedError("is nested deeper than the call stack allows here", value).at(path, codec)
 
 
-JSON: Final[Codec] = _SharedJsonCodec()
+def _shared(codec: JsonCodec) -> JsonCodec:
+    codec._is_shared = True
+    return codec
+
+
+JSON: Final[Codec] = _shared(JsonCodec())
 """The default. Shared and without registered types: make a `JsonCodec` to register some."""
 
-MSGPACK: Final[Codec] = MsgpackCodec()
+MSGPACK: Final[Codec] = _shared(MsgpackCodec())
 """MessagePack; needs the extra `msgpack`."""
 
 BYTES: Final[Codec] = BytesCodec()

@@ -1,8 +1,8 @@
 """Every setting of the server, with its default, unit and range, and where a value comes from.
 
-A flag wins over the environment (`MILEPOST_SERVER__NAME`, for a section `MILEPOST_SERVER__SECTION__NAME`), and that over a TOML file
-(`--config FILE`). What none of them names has its default. A name that is no setting is an error in the file and in the environment,
-with the name that was probably meant: a typo must not run with a default.
+A flag wins over the environment (`MILEPOST_SERVER__NAME`, for a section `MILEPOST_SERVER__SECTION__NAME`), and that
+over a TOML file (`--config FILE`). What none of them names has its default. A name that is no setting is an error
+in the file and in the environment, with the name that was probably meant: a typo must not run with a default.
 """
 
 from __future__ import annotations
@@ -83,8 +83,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, Meta(ge=0, le=3600, description="How long calls in progress may take to end, in seconds.")
     ] = 10.0
     map_size_bytes: Annotated[
-        int, Meta(ge=16 * MIB, description="Largest size of the database; address space, not disk.")
-    ] = 64 * GIB
+        int, Meta(ge=MIB, description="Address space of the database at first; doubled when it is full.")
+    ] = 16 * GIB
+    map_size_max_bytes: Annotated[
+        int, Meta(ge=MIB, description="Largest address space of the database; past it, saves are refused.")
+    ] = 8192 * GIB
     low_disk_bytes: Annotated[int, Meta(ge=0, description="Free disk space below which saves are refused.")] = 256 * MIB
     gc_threshold: Annotated[int, Meta(ge=100, description="New objects after which Python collects garbage.")] = 50_000
     queue: QueueConfig = QueueConfig()
@@ -107,6 +110,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(
                 f"limits.json_depth_max: at most {JSON_DEPTH_CEILING}, and not below limits.metadata_depth_max"
             )
+        if self.map_size_bytes > self.map_size_max_bytes:
+            raise ValueError("map_size_bytes: must not be above map_size_max_bytes")
         if self.queue.bytes_max < limits.request_bytes_max:
             raise ValueError("queue.bytes_max: must not be below limits.request_bytes_max")
 

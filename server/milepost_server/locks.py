@@ -1,7 +1,8 @@
 """Locks by key, shared or exclusive, for calls that span several commits.
 
-A fork copies in slices and needs its source to stay what it was; pruning and deleting would take it away. Waiters are served in the
-order they came. Lives on one event loop; nothing here survives the process, and nothing has to: an unfinished fork is thrown away at start.
+A fork copies in slices and needs its source to stay what it was; pruning and deleting would take it away. Waiters
+are served in the order they came. Lives on one event loop; nothing here survives the process, and nothing has to:
+an unfinished fork is thrown away at start.
 """
 
 from __future__ import annotations

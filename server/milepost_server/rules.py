@@ -81,7 +81,7 @@ def digest_content(command: SaveCommand, *, parent_id: str, entries_hash: bytes,
     Content is scope, parent, step, status, definition, metadata, completed steps and the resolved entries. How it was sent (base,
     expected head, on_conflict), what merely accompanies it (labels, records, run) is not.
     """
-    content = (
+    return _digest(
         command.scope,
         parent_id,
         command.current_step,
@@ -92,6 +92,24 @@ def digest_content(command: SaveCommand, *, parent_id: str, entries_hash: bytes,
         steps_hash,
         entries_hash,
     )
+
+
+def digest_row(row: CheckpointRow) -> bytes:
+    """Return the 32 bytes that stand for the content of a stored checkpoint."""
+    return _digest(
+        row.scope,
+        row.parent_id,
+        row.current_step,
+        row.status,
+        row.definition,
+        row.fingerprint,
+        row.metadata,
+        row.steps_hash,
+        row.entries_hash,
+    )
+
+
+def _digest(*content: str | int | bytes) -> bytes:
     return blake2b(_encode(content), digest_size=32).digest()
 
 

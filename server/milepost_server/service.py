@@ -1,7 +1,8 @@
 """The operations of the store: what each call does with commands, queries, slices, locks and tokens.
 
-Called by the gRPC layer with requests already checked and translated; knows neither gRPC nor an engine's kind. Every decision about
-stored things is made in the commit, by `rules`; here is only what spans more than one commit or read.
+Called by the gRPC layer with requests already checked and translated; knows neither gRPC nor an engine's kind.
+Every decision about stored things is made in the commit, by `rules`; here is only what spans more than one commit
+or read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -44,7 +45,6 @@ from milepost_server.model import (
     Selection,
     WorkflowRow,
 )
-from milepost_server.storage.committer import Committer
 from milepost_server.storage.port import Engine
 from milepost_server.tokens import Token, decode_token, encode_token, hash_query
 
@@ -56,14 +56,31 @@ SLICES_PER_CALL: Final = 16
 """Transactions that one DeleteCheckpoints or PruneWorkflow runs before it answers how far it came."""
 
 _A = TypeVar("_A", bound=Answer)
+_T = TypeVar("_T")
 _replace = msgspec.structs.replace
+
+
+class StoreQueue(Protocol):
+    """What runs commands and reads: `storage.committer.Committer`. Its bounds and failures are told there."""
+
+    def submit(self, command: Command, *, namespace: str) -> asyncio.Future[Answer]:
+        """Queue a command."""
+
+    def submit_many(self, commands: Sequence[Command], *, namespace: str) -> asyncio.Future[list[Answer | StoreError]]:
+        """Queue commands in order, all or none."""
+
+    def read(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Run a short read."""
+
+    def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Run a read that may take long."""
 
 
 class CheckpointService:
     """What the store can do, for any front.
 
     Args:
-        committer: Runs commands and reads; closed by its owner.
+        queue: Runs commands and reads; closed by its owner.
         engine: Is only read from here.
         limits: The same that the engine has.
         clock_ms: Time of day in milliseconds.
@@ -71,13 +88,13 @@ class CheckpointService:
 
     def __init__(
         self,
-        committer: Committer,
+        queue: StoreQueue,
         engine: Engine,
         *,
         limits: Limits,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._committer = committer
+        self._queue = queue
         self._engine = engine
         self._limits = limits
         self._clock_ms = clock_ms
@@ -98,13 +115,14 @@ class CheckpointService:
 
     async def save(self, command: SaveCommand) -> SaveAnswer:
         """Store one checkpoint. Cancelling may or may not come before the commit."""
-        return cast(SaveAnswer, await self._committer.submit(command, namespace=command.namespace))
+        return cast(SaveAnswer, await self._queue.submit(command, namespace=command.namespace))
 
     async def batch_save(self, items: Sequence[SaveCommand | StoreError]) -> list[SaveAnswer | StoreError]:
         """Store many checkpoints in order, and return what became of each.
 
-        An item that is an error already (a malformed one) keeps its place. An item that builds on a failed earlier one of the same
-        scope (names it as parent, base or expected head) is refused with `PREDECESSOR_FAILED` and not stored.
+        An item that is an error already (a malformed one) keeps its place. An item that builds on a failed earlier
+        one of the same scope (names it as parent, base or expected head) is refused with `PREDECESSOR_FAILED` and
+        not stored.
 
         Raises:
             StoreError: Nothing of the whole call was started.
@@ -115,8 +133,8 @@ class CheckpointService:
         barriers = await self._barriers(items)
         failed: dict[Key, int] = {}
         start = 0
-        # All in one go, as a rule: an item whose predecessor was not stored fails in the commit by itself. Only where an id that
-        # later items build on is already taken must its outcome be known before these are started.
+        # All in one go, as a rule: an item whose predecessor was not stored fails in the commit by itself. Only
+        # where an id that later items build on is already taken must its outcome be known before these are started.
         while start < len(items):
             end = next((number + 1 for number in barriers if number >= start), len(items))
             await self._save_range(items, outcomes, failed, start, end)
@@ -171,14 +189,19 @@ class CheckpointService:
         query_hash = hash_query(namespace, workflow_id, list(run_ids))
         number, position, time_ms_max = 0, cast("tuple[int, ...]", ()), self._clock_ms()
         if continue_token:
-            token = decode_token("continue_token", continue_token, kind="delete_runs", query_hash=query_hash)
-            number, position = _int_positions(token.position)[0], _int_positions(token.position)[1:]
+            token = decode_token(
+                "continue_token",
+                continue_token,
+                kind="delete_runs",
+                query_hash=query_hash,
+                position_lengths=(1, 3),
+            )
+            number, position = token.position[0], token.position[1:]
             time_ms_max = token.bound if token.bound is not None else time_ms_max
         deleted = 0
         # Deleting in every workflow of the namespace must not take away what any fork is copying.
-        shared, exclusive = (
-            ([_gate(namespace)], [(namespace, workflow_id)]) if workflow_id else ([], [_gate(namespace)])
-        )
+        shared: list[Key] = [_gate(namespace)] if workflow_id else []
+        exclusive: list[Key] = [(namespace, workflow_id)] if workflow_id else [_gate(namespace)]
         async with self._locks.hold(shared=shared, exclusive=exclusive):
             for _ in range(SLICES_PER_CALL):
                 if number >= len(run_ids):
@@ -211,7 +234,7 @@ class CheckpointService:
             How many were deleted (or found, in a dry run), and the token with which to go on, "" when done.
         """
         query_hash = hash_query(command.namespace, command.workflow_id, command.keep_last, command.is_dry_run)
-        position: tuple[int, ...] | None = ()
+        position: tuple[int, ...] = ()
         if continue_token:
             token = decode_token(
                 "continue_token", continue_token, kind="prune", query_hash=query_hash, position_lengths=(4,)
@@ -224,9 +247,9 @@ class CheckpointService:
             for _ in range(SLICES_PER_CALL):
                 answer = await self._run(_replace(command, position=position), command.namespace, BulkAnswer)
                 deleted += answer.deleted
-                position = answer.position
-                if position is None:
+                if answer.position is None:
                     return deleted, ""
+                position = answer.position
         return deleted, encode_token(Token(kind="prune", query_hash=query_hash, position=position))
 
     # Reading.
@@ -236,13 +259,13 @@ class CheckpointService:
         engine = self._engine
         if query.statuses:
             # May look at many rows until one has the status.
-            return await self._committer.scan(lambda: engine.load(query))
-        return await self._committer.read(lambda: engine.load(query))
+            return await self._queue.scan(lambda: engine.load(query))
+        return await self._queue.read(lambda: engine.load(query))
 
     async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
         """Read one workflow."""
         engine = self._engine
-        return await self._committer.read(lambda: engine.get_workflow(namespace, workflow_id))
+        return await self._queue.read(lambda: engine.get_workflow(namespace, workflow_id))
 
     async def list_checkpoints(self, query: ListQuery, *, page_token: str) -> tuple[ListAnswer, str]:
         """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""
@@ -256,7 +279,7 @@ class CheckpointService:
                 sequence_max=token.bound,
             )
         engine = self._engine
-        answer = await self._committer.scan(lambda: engine.list_checkpoints(query))
+        answer = await self._queue.scan(lambda: engine.list_checkpoints(query))
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -285,7 +308,7 @@ class CheckpointService:
             )
             query = _replace(query, after_workflow_id=token.after)
         engine = self._engine
-        answer = await self._committer.scan(lambda: engine.list_workflows(query))
+        answer = await self._queue.scan(lambda: engine.list_workflows(query))
         if answer.after_workflow_id is None:
             return answer, ""
         token = Token(kind="workflows", query_hash=query_hash, after=answer.after_workflow_id)
@@ -298,9 +321,9 @@ class CheckpointService:
         )
         if page_token:
             token = decode_token("page_token", page_token, kind="history", query_hash=query_hash)
-            query = _replace(query, incarnation=token.incarnation, position=_int_positions(token.position)[0])
+            query = _replace(query, incarnation=token.incarnation, position=token.position[0])
         engine = self._engine
-        answer = await self._committer.scan(lambda: engine.entry_history(query))
+        answer = await self._queue.scan(lambda: engine.entry_history(query))
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -314,7 +337,7 @@ class CheckpointService:
     # Steps of the operations above.
 
     async def _run(self, command: Command, namespace: str, kind: type[_A]) -> _A:
-        answer = await self._committer.submit(command, namespace=namespace)
+        answer = await self._queue.submit(command, namespace=namespace)
         assert isinstance(answer, kind)
         return answer
 
@@ -336,7 +359,7 @@ class CheckpointService:
         def stored() -> list[int]:
             return [number for key, number in named.items() if _exists(engine, key)]
 
-        return sorted(await self._committer.scan(stored))
+        return sorted(await self._queue.scan(stored))
 
     async def _save_range(
         self,
@@ -360,7 +383,7 @@ class CheckpointService:
         commands = [cast(SaveCommand, items[number]) for number in numbers]
         if commands:
             try:
-                found = await self._committer.submit_many(commands, namespace=commands[0].namespace)
+                found = await self._queue.submit_many(commands, namespace=commands[0].namespace)
             except StoreError as error:
                 if start == 0:
                     raise
@@ -368,8 +391,8 @@ class CheckpointService:
             for number, outcome in zip(numbers, found, strict=True):
                 outcomes[number] = cast("SaveAnswer | StoreError", outcome)
         for number in numbers:
-            item, outcome = cast(SaveCommand, items[number]), outcomes[number]
-            if isinstance(outcome, StoreError):
+            item = cast(SaveCommand, items[number])
+            if isinstance(outcomes[number], StoreError):
                 predecessor = _failed_predecessor(item, failed)
                 if predecessor is not None:
                     outcomes[number] = _predecessor_failed(number, predecessor)

@@ -1,8 +1,8 @@
 """Opaque tokens that say where a listing or a long deletion goes on.
 
-A token holds a position and what ties it to the call that it came from; never a namespace or a right, which always come from the
-request. It is not secret and not signed: the checksum finds damage, the query's hash finds a token of another call, and a position
-made up by a caller leads only to rows that the caller may read anyway.
+A token holds a position and what ties it to the call that it came from; never a namespace or a right, which always
+come from the request. It is not secret and not signed: the checksum finds damage, the query's hash finds a token of
+another call, and a position made up by a caller leads only to rows that the caller may read anyway.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def decode_token(
         position_lengths: How many numbers its position may have.
 
     Raises:
-        InvalidFieldError: `PAGE_TOKEN_INVALID` for what was never a token of this server, `PAGE_TOKEN_MISMATCH` for one of another call.
+        InvalidFieldError: `PAGE_TOKEN_INVALID` for what was never a token of this server, `PAGE_TOKEN_MISMATCH` for
+        one of another call.
     """
     try:
         if len(text) > TOKEN_CHARACTERS_MAX:

@@ -1,6 +1,7 @@
 """Checks of what a request says by itself, before anything is read from the store.
 
-Pure functions, called while a request is translated. Each names the field at fault by its path. Bounds come from `Limits`.
+Pure functions, called while a request is translated. Each names the field at fault by its path. Bounds come from
+`Limits`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ import msgspec
 import zstandard
 
 from milepost_server.errors import InvalidFieldError, LimitExceededError
-from milepost_server.limits import KIB, Limits
+from milepost_server.limits import Limits
 from milepost_server.model import Compression, Record, Value, ValueKind
 
 FOUND_CHARACTERS_MAX: Final = 80
 """How much of a wrong value an error repeats."""
-ENTRIES_BYTES_INLINE_MAX: Final = 256 * KIB
-"""Requests up to this size are checked on the event loop; larger ones in a thread."""
 DECOMPRESSED_FACTOR: Final = 4
 """A whole request may decompress to this many times what one value may: a bound on the work of checking it."""
 
 _CODEC = re.compile(r"[a-zA-Z0-9._+:-]*\Z")
-# A JSON string: the quote, then runs without quote and backslash, with escapes between. Possessive, so that no input backtracks.
+# A JSON string: the quote, then runs without quote and backslash, with escapes between. Possessive, so that no
+# input backtracks.
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -189,7 +189,7 @@ def decompress_zstd(field: str, payload: bytes, limits: Limits) -> bytes:
     decompressor = _zstd_decompressor()
     try:
         if size == 0:
-            # For a stated size of 0 the one-shot call looks at nothing; a frame of nothing is short, so it may be read whole.
+            # For a stated size of 0 the one-shot call looks at nothing. A frame of nothing is short.
             stream = decompressor.decompressobj()
             if len(payload) > 64 or stream.decompress(payload) or not stream.eof or stream.unused_data:
                 raise zstandard.ZstdError("not an empty frame")
@@ -200,7 +200,7 @@ def decompress_zstd(field: str, payload: bytes, limits: Limits) -> bytes:
 
 
 def _zstd_decompressor() -> zstandard.ZstdDecompressor:
-    """Return this thread's own: one must not be used by two threads at once, and making one costs more than using it."""
+    """Return this thread's own: two threads must not share one, and making one costs more than using it."""
     decompressor: zstandard.ZstdDecompressor | None = getattr(_local, "decompressor", None)
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()

@@ -17,6 +17,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
+
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2_grpc as pb_grpc
 
@@ -71,7 +72,7 @@ class ScriptedServicer(pb_grpc.CheckpointStoreServicer):
     def answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
         with self.lock:
             self.asked[method].append(request)
-            self.metadata.append({m.key: m.value for m in context.invocation_metadata()})
+            self.metadata.append(dict(context.invocation_metadata()))
             if not self.script[method]:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the script has no further answer for {method}")
             answer = self.script[method].popleft()
@@ -90,15 +91,16 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in pb.DESCRIPTOR.services_by_name["CheckpointStore"].methods_by_name:
-    setattr(ScriptedServicer, _name, _method(_name))
+# All methods of the service do the same; a type checker sees an abstract class, which this is not any more.
+_METHODS = {name: _method(name) for name in pb.DESCRIPTOR.services_by_name["CheckpointStore"].methods_by_name}
+_SERVICER: Any = type("_Servicer", (ScriptedServicer,), _METHODS)
 
 
 class ScriptedServer:
     """The server and its script."""
 
     def __init__(self, address: str = "127.0.0.1:0") -> None:
-        self.servicer = ScriptedServicer()
+        self.servicer: ScriptedServicer = _SERVICER()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8),
             options=[
@@ -109,7 +111,9 @@ class ScriptedServer:
         )
         pb_grpc.add_CheckpointStoreServicer_to_server(self.servicer, self._server)
         # Raw bytes both ways, as the client speaks it: grpcio-health-checking is the real server's affair.
-        check = grpc.unary_unary_rpc_method_handler(lambda request, context: self.servicer.answer("Check", request, context))
+        check: Any = grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self.servicer.answer("Check", request, context)
+        )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),)
         )

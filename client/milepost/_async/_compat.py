@@ -17,9 +17,13 @@ Home: TypeAlias = asyncio.AbstractEventLoop
 Interceptor: TypeAlias = grpc.aio.ClientInterceptor
 
 home = asyncio.get_running_loop
-sleep = asyncio.sleep
 
 _used_in_pid: int | None = None
+
+
+async def sleep(pause_s: float) -> None:
+    """Wait."""
+    await asyncio.sleep(pause_s)
 
 
 def is_gone(loop: Home) -> bool:

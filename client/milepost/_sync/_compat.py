@@ -20,12 +20,15 @@ Interceptor: TypeAlias = (
     | grpc.StreamStreamClientInterceptor
 )
 
-sleep = time.sleep
-
 
 def home() -> Home:
     """Return the process: one channel serves all its threads."""
     return "process"
+
+
+def sleep(pause_s: float) -> None:
+    """Wait."""
+    time.sleep(pause_s)
 
 
 def is_gone(place: Home) -> bool:

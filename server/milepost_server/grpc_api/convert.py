@@ -1,8 +1,8 @@
 """Between the wire's messages and the model: translation and the checks that need only the message.
 
-Functions named `…_from_pb` take a request and give a command or query, or raise the error of the first field at fault. Functions named
-`…_to_pb` take answers. `SaveRequest` is the hot path: each of its fields is read once, since reading a field of a message makes a new
-object every time.
+Functions named `…_from_pb` take a request and give a command or query, or raise the error of the first field at
+fault. Functions named `…_to_pb` take answers. `SaveRequest` is the hot path: each of its fields is read once, since
+reading a field of a message makes a new object every time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milepost.v1 import checkpoint_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2 as store_pb
 from milepost_server import rules
-from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError
-from milepost_server.limits import Limits
+from milepost_server.errors import InvalidFieldError, StoreError
+from milepost_server.limits import KIB, Limits
 from milepost_server.model import (
     AppendRecordsAnswer,
     AppendRecordsCommand,
@@ -59,10 +59,13 @@ from milepost_server.validation import (
     decompress_zstd,
     page_size,
     shown,
+    zstd_content_size,
 )
 
 DEFAULT_NAMESPACE = "default"
 DIGEST_BYTES = 32
+INLINE_BYTES_MAX = 256 * KIB
+"""Messages up to this size are translated on the event loop; larger ones in a thread."""
 
 _STATUSES = {int(status): status for status in Status}
 _NO_LABELS: Mapping[str, str] = {}
@@ -84,21 +87,15 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
     checkpoint_id = request.checkpoint_id
     is_id_generated = False
     if checkpoint_id:
-        check_text(
-            f"{field}checkpoint_id", checkpoint_id, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max
-        )
+        check_text(f"{field}checkpoint_id", checkpoint_id, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
     elif request.HasField("checkpoint_id"):
-        raise InvalidFieldError(
-            f"{field}checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""'
-        )
+        raise InvalidFieldError(f"{field}checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""')
     else:
         checkpoint_id, is_id_generated = str(uuid.uuid4()), True
     parent_id = _optional_id(request, "parent_id", limits, field)
     base_id = _optional_id(request, "base_checkpoint_id", limits, field)
     if base_id == "":
-        raise InvalidFieldError(
-            f"{field}base_checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""'
-        )
+        raise InvalidFieldError(f"{field}base_checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""')
     expected_head = _optional_id(request, "expected_head", limits, field)
     names = {}
     for name in ("current_step", "definition", "fingerprint", "run_id"):
@@ -122,9 +119,7 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
                 f"{field}replaces_digest", f"must be {DIGEST_BYTES} bytes", f"{len(replaces_digest)} bytes"
             )
         if not is_replace:
-            raise InvalidFieldError(
-                f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest"
-            )
+            raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
 
     entries = _entries_from_pb(request.state, limits, field)
     removed_keys = tuple(request.removed_keys)
@@ -199,9 +194,7 @@ def load_from_pb(request: store_pb.LoadRequest, limits: Limits) -> tuple[LoadQue
             "several of them",
         )
     if checkpoint_id == "":
-        raise InvalidFieldError(
-            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
-        )
+        raise InvalidFieldError("checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""')
     if sequence is not None and sequence < 1:
         raise InvalidFieldError("sequence", "must be at least 1", sequence)
     entry_keys = tuple(dict.fromkeys(request.entry_keys))
@@ -246,9 +239,7 @@ def list_from_pb(request: store_pb.ListRequest, limits: Limits) -> tuple[ListQue
             metadata_contains=_metadata_filter(request.metadata_contains, limits),
             run_id=_optional_id(request, "run_id", limits),
         ),
-        selection=Selection(
-            with_state=request.include_state, with_steps=False, with_records=request.include_records
-        ),
+        selection=Selection(with_state=request.include_state, with_steps=False, with_records=request.include_records),
         page_size=page_size("page_size", request.page_size, limits),
         bytes_max=limits.page_bytes_max,
         rows_examined_max=limits.page_rows_examined_max,
@@ -281,9 +272,7 @@ def entry_history_from_pb(
     namespace, workflow_id, scope = _address(request, limits)
     checkpoint_id = _optional_id(request, "checkpoint_id", limits)
     if checkpoint_id == "":
-        raise InvalidFieldError(
-            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
-        )
+        raise InvalidFieldError("checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""')
     entry_keys = tuple(dict.fromkeys(request.entry_keys))
     if not entry_keys:
         raise InvalidFieldError("entry_keys", f"must be 1 to {limits.history_keys_max} keys", "none")
@@ -304,9 +293,7 @@ def entry_history_from_pb(
 def list_workflows_from_pb(request: store_pb.ListWorkflowsRequest, limits: Limits) -> ListWorkflowsQuery:
     """Translate a list of workflows."""
     prefix = request.workflow_id_prefix
-    check_text(
-        "workflow_id_prefix", prefix, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
-    )
+    check_text("workflow_id_prefix", prefix, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
     labels = dict(request.labels)
     check_labels("labels", labels, limits)
     return ListWorkflowsQuery(
@@ -333,9 +320,7 @@ def fork_from_pb(request: store_pb.ForkWorkflowRequest, limits: Limits) -> ForkC
     """Translate and check a fork."""
     namespace, workflow_id, scope = _address(request, limits)
     target = request.target_workflow_id
-    check_name(
-        "target_workflow_id", target, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
-    )
+    check_name("target_workflow_id", target, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
     if target == workflow_id:
         raise InvalidFieldError("target_workflow_id", "must not be the source", shown(target))
     mode = request.mode
@@ -346,14 +331,10 @@ def fork_from_pb(request: store_pb.ForkWorkflowRequest, limits: Limits) -> ForkC
     }:
         raise InvalidFieldError("mode", "must be a known mode", mode)
     fork_id = request.fork_id
-    check_text(
-        "fork_id", fork_id, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
-    )
+    check_text("fork_id", fork_id, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max)
     checkpoint_id = _optional_id(request, "checkpoint_id", limits)
     if checkpoint_id == "":
-        raise InvalidFieldError(
-            "checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""'
-        )
+        raise InvalidFieldError("checkpoint_id", f"must be absent or 1 to {limits.checkpoint_id_bytes_max} bytes", '""')
     return ForkCommand(
         namespace=namespace,
         workflow_id=workflow_id,
@@ -397,9 +378,7 @@ def delete_checkpoints_from_pb(
         for number, run_id in enumerate(run_ids):
             _required_id(f"run_ids[{number}]", run_id, limits)
         workflow_id = request.workflow_id
-        check_text(
-            "workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
-        )
+        check_text("workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
         return RunsToDelete(
             _namespace(request.namespace, limits),
             workflow_id,
@@ -408,9 +387,7 @@ def delete_checkpoints_from_pb(
             request.ByteSize(),
         )
     namespace, workflow_id, scope = _address(request, limits)
-    check_count(
-        "checkpoint_ids", len(checkpoint_ids), limit="delete_ids_max", allowed=limits.delete_ids_max
-    )
+    check_count("checkpoint_ids", len(checkpoint_ids), limit="delete_ids_max", allowed=limits.delete_ids_max)
     for number, checkpoint_id in enumerate(checkpoint_ids):
         _required_id(f"checkpoint_ids[{number}]", checkpoint_id, limits)
     if request.continue_token:
@@ -466,27 +443,21 @@ def append_records_to_pb(answer: AppendRecordsAnswer) -> store_pb.AppendRecordsR
     return store_pb.AppendRecordsResponse(outcomes=outcomes, revision=answer.revision)
 
 
-def load_to_pb(
-    answer: LoadAnswer, query: LoadQuery, accepted: frozenset[int], limits: Limits
-) -> store_pb.LoadResponse:
+def load_to_pb(answer: LoadAnswer, query: LoadQuery, values: ValueWriter) -> store_pb.LoadResponse:
     """Translate a loaded checkpoint."""
-    selection = query.selection
     return store_pb.LoadResponse(
-        checkpoint=checkpoint_to_pb(answer.workflow, answer.checkpoint, selection, accepted, limits),
+        checkpoint=checkpoint_to_pb(answer.workflow, answer.checkpoint, query.selection, values),
         head_checkpoint_id=answer.head_checkpoint_id,
         revision=answer.workflow.revision,
     )
 
 
 def list_to_pb(
-    answer: ListAnswer, query: ListQuery, next_page_token: str, accepted: frozenset[int], limits: Limits
+    answer: ListAnswer, query: ListQuery, next_page_token: str, values: ValueWriter
 ) -> store_pb.ListResponse:
     """Translate a page of checkpoints."""
     return store_pb.ListResponse(
-        checkpoints=[
-            checkpoint_to_pb(answer.workflow, each, query.selection, accepted, limits)
-            for each in answer.checkpoints
-        ],
+        checkpoints=[checkpoint_to_pb(answer.workflow, each, query.selection, values) for each in answer.checkpoints],
         next_page_token=next_page_token,
     )
 
@@ -495,8 +466,7 @@ def checkpoint_to_pb(
     workflow: WorkflowRow,
     loaded: LoadedCheckpoint,
     selection: Selection,
-    accepted: frozenset[int],
-    limits: Limits,
+    values: ValueWriter,
 ) -> pb.Checkpoint:
     """Translate one checkpoint, as far as it was read."""
     row = loaded.row
@@ -528,21 +498,21 @@ def checkpoint_to_pb(
     if loaded.entries:
         state = checkpoint.state
         for key, value in loaded.entries.items():
-            _fill_value(state[key], value, accepted, limits)
+            values.write(state[key], value)
     if loaded.records:
-        checkpoint.records.extend(record_to_pb(record, accepted, limits) for record in loaded.records)
+        checkpoint.records.extend(record_to_pb(record, values) for record in loaded.records)
     return checkpoint
 
 
-def record_to_pb(record: Record, accepted: frozenset[int], limits: Limits) -> pb.Record:
+def record_to_pb(record: Record, values: ValueWriter) -> pb.Record:
     """Translate a record as it is answered."""
     message = pb.Record(task_id=record.task_id, index=record.index, path=record.path, name=record.name)
-    _fill_value(message.value, record.value, accepted, limits)
+    values.write(message.value, record.value)
     return message
 
 
 def entry_history_to_pb(
-    answer: EntryHistoryAnswer, next_page_token: str, accepted: frozenset[int], limits: Limits
+    answer: EntryHistoryAnswer, next_page_token: str, values: ValueWriter
 ) -> store_pb.GetEntryHistoryResponse:
     """Translate a page of what entries were."""
     response = store_pb.GetEntryHistoryResponse(
@@ -553,7 +523,7 @@ def entry_history_to_pb(
             entry_key=version.entry_key, checkpoint_id=version.checkpoint_id, sequence=version.sequence
         )
         if version.value is not None:
-            _fill_value(message.value, version.value, accepted, limits)
+            values.write(message.value, version.value)
     return response
 
 
@@ -586,23 +556,15 @@ def timestamp(time_ms: int) -> Timestamp:
     return Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
 
 
-def answer_bytes(loaded: Iterable[LoadedCheckpoint]) -> int:
-    """Return about how much there is to translate: large answers are worth a thread."""
+def is_large(loaded: Iterable[LoadedCheckpoint]) -> bool:
+    """Tell whether translating an answer would hold up the event loop, so that it is worth a thread."""
     total = 0
     for each in loaded:
         if each.entries is not None:
             total += each.row.entries_bytes
-        total += sum(record.size_bytes for record in each.records)
-    return total
-
-
-def needs_decompression(loaded: Iterable[LoadedCheckpoint], accepted: frozenset[int]) -> bool:
-    """Tell whether an answer has values that the caller cannot decompress."""
-    return any(
-        value.compression and value.compression not in accepted
-        for each in loaded
-        for value in (*(each.entries or {}).values(), *(record.value for record in each.records))
-    )
+        for record in each.records:
+            total += record.size_bytes
+    return total > INLINE_BYTES_MAX
 
 
 # Parts of requests.
@@ -611,9 +573,7 @@ def needs_decompression(loaded: Iterable[LoadedCheckpoint], accepted: frozenset[
 def _namespace(namespace: str, limits: Limits, field: str = "") -> str:
     if not namespace:
         return DEFAULT_NAMESPACE
-    check_text(
-        f"{field}namespace", namespace, limit="namespace_bytes_max", bytes_max=limits.namespace_bytes_max
-    )
+    check_text(f"{field}namespace", namespace, limit="namespace_bytes_max", bytes_max=limits.namespace_bytes_max)
     return namespace
 
 
@@ -640,9 +600,7 @@ def _optional_id(request: Any, name: str, limits: Limits, field: str = "") -> st
     """Return an optional text of id length; `None` where it is absent."""
     text: str = getattr(request, name)
     if text:
-        check_text(
-            f"{field}{name}", text, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
-        )
+        check_text(f"{field}{name}", text, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max)
         return text
     return "" if request.HasField(name) else None
 
@@ -682,9 +640,7 @@ def _records_from_pb(messages: Sequence[pb.Record], field: str, limits: Limits) 
         if not message.HasField("value"):
             raise InvalidFieldError(path, "must be given", "nothing")
         value = values[path] = _value_from_pb(message.value, path)
-        records.append(
-            Record(message.task_id, message.index, message.path, message.name, value, message.overwrite)
-        )
+        records.append(Record(message.task_id, message.index, message.path, message.name, value, message.overwrite))
     check_records(field, records, limits)
     check_values(values, limits)
     return tuple(records)
@@ -704,9 +660,7 @@ def _check_removed_keys(
     _check_keys(f"{field}removed_keys", removed_keys, limits.entries_max, "entries_max", limits)
     for number, key in enumerate(removed_keys):
         if key in entries:
-            raise InvalidFieldError(
-                f"{field}removed_keys[{number}]", "must not be a key of `state` too", shown(key)
-            )
+            raise InvalidFieldError(f"{field}removed_keys[{number}]", "must not be a key of `state` too", shown(key))
 
 
 def _check_history_entries(keys: Sequence[str], limits: Limits, field: str) -> None:
@@ -723,9 +677,7 @@ def _check_history_entries(keys: Sequence[str], limits: Limits, field: str) -> N
 def _check_keys(field: str, keys: Sequence[str], count_max: int, limit: str, limits: Limits) -> None:
     check_count(field, len(keys), limit=limit, allowed=count_max)
     for number, key in enumerate(keys):
-        check_name(
-            f"{field}[{number}]", key, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max
-        )
+        check_name(f"{field}[{number}]", key, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
 
 
 def _statuses(field: str, numbers: Iterable[int]) -> frozenset[int]:
@@ -759,44 +711,48 @@ def _milliseconds(request: Any, name: str) -> int | None:
     return time.seconds * 1000 + -(-time.nanos // 1_000_000)
 
 
-# Parts of answers.
+# Values in answers.
 
 
-def _fill_value(message: pb.Value, value: Value, accepted: frozenset[int], limits: Limits) -> None:
-    compression = value.compression
-    if compression and compression not in accepted:
-        _fill_decompressed(message, value, limits)
-    elif value.kind == ValueKind.JSON:
-        message.json = value.payload.decode()
-        if value.codec:
-            message.codec = value.codec
-    else:
-        message.data = value.payload
+class ValueWriter:
+    """Puts the values of one answer into messages, decompressed where the caller cannot do that.
+
+    Args:
+        accepted: Compressions that the caller can undo.
+        limits: What is decompressed for one answer is bounded by the size of a message.
+    """
+
+    def __init__(self, accepted: frozenset[int], limits: Limits) -> None:
+        self._accepted = accepted
+        self._limits = limits
+        self._decompressed_bytes = 0
+
+    def write(self, message: pb.Value, value: Value) -> None:
+        """Fill a message with a value."""
+        payload, kind, compression = value.payload, value.kind, value.compression
+        if compression and compression not in self._accepted:
+            payload, compression = self._decompress(value), 0
+            if value.codec == "json":
+                # It was JSON to the client that compressed it, and its caller's tools can read it so.
+                message.json = payload.decode()
+                return
+        if kind == ValueKind.JSON:
+            message.json = payload.decode()
+        else:
+            message.data = payload
         if value.codec:
             message.codec = value.codec
         if compression:
             message.compression = pb.COMPRESSION_ZSTD
 
-
-def _fill_decompressed(message: pb.Value, value: Value, limits: Limits) -> None:
-    assert value.compression == Compression.ZSTD
-    payload = decompress_zstd("value", value.payload, limits)
-    if len(payload) > limits.request_bytes_max:
-        raise _too_large_decompressed(len(payload), limits)
-    if value.codec == "json":
-        message.json = payload.decode()
-    else:
-        message.data = payload
-        if value.codec:
-            message.codec = value.codec
-
-
-def _too_large_decompressed(found: int, limits: Limits) -> StoreError:
-    return LimitExceededError(
-        "accept_compression",
-        limit="request_bytes_max",
-        allowed=limits.request_bytes_max,
-        found=found,
-        unit="bytes decompressed in one answer; accept COMPRESSION_ZSTD",
-        reason="STATE_TOO_LARGE",
-    )
+    def _decompress(self, value: Value) -> bytes:
+        assert value.compression == Compression.ZSTD
+        self._decompressed_bytes += zstd_content_size("value", value.payload, self._limits)
+        check_count(
+            "accept_compression",
+            self._decompressed_bytes,
+            limit="request_bytes_max",
+            allowed=self._limits.request_bytes_max,
+            unit="bytes decompressed in one answer; accept COMPRESSION_ZSTD",
+        )
+        return decompress_zstd("value", value.payload, self._limits)

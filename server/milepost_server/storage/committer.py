@@ -1,11 +1,12 @@
 """The front of an engine for asyncio: commands are queued, committed in groups by one thread, and answered together.
 
-Called by the service, on the event loop. One writer thread owns every write of the engine: it takes all that is queued (up to a
-bound), runs it as one durable transaction, and answers the whole batch with one wake-up of the loop. While it commits, the next batch
-queues; no waiting is ever put in. Reads run in threads of their own (`storage.read_lanes`). Nothing here knows gRPC or what a command means.
+Called by the service, on the event loop. One writer thread owns every write of the engine: it takes all that is
+queued (up to a bound), runs it as one durable transaction, and answers the whole batch with one wake-up of the
+loop. While it commits, the next batch queues; no waiting is ever put in. Reads run in threads of their own
+(`storage.read_lanes`). Nothing here knows gRPC or what a command means.
 
-When the storage fails, the batch at hand is answered as of unknown outcome, everything else as not serving, and the writer thread
-tries to reopen the engine until a commit has been flushed again.
+When the storage fails, the batch at hand is answered as of unknown outcome, everything else as not serving, and the
+writer thread tries to reopen the engine until a commit has been flushed again.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ class _Pending:
 class Committer:
     """Runs commands of many callers on one engine, grouped into commits.
 
-    Cancelling a returned future takes nothing back: it only stops waiting. A command that nobody waits for any more is dropped if it
-    has not been started; the items of a batch run all the same.
+    Cancelling a returned future takes nothing back: it only stops waiting. A command that nobody waits for any more
+    is dropped if it has not been started; the items of a batch run all the same.
 
     Args:
         engine: Its writes belong to this object from now on.
@@ -232,7 +233,7 @@ class Committer:
     def submit_many(self, commands: Sequence[Command], *, namespace: str) -> asyncio.Future[list[Answer | StoreError]]:
         """Queue commands in order, all or none, and return their outcomes to come.
 
-        They count as one call, and with all their bytes: a batch that the queue has room for never waits for room half-way.
+        They count as one call, and with all their bytes: a batch that is accepted never waits for room half-way.
 
         Raises:
             ResourceError: `QUEUE_FULL`; nothing was queued.
@@ -470,8 +471,7 @@ class Committer:
                 probed = self._engine.execute([ProbeCommand()])[0]
                 if isinstance(probed, StoreError):
                     raise probed
-            except Exception as error:
-                # The edge of the writer thread: as long as the storage is down, nothing else is left to do.
+            except Exception as error:  # noqa: BLE001  (the edge of the thread: nothing else is left to do)
                 delay_s = min(max(delay_s * 2, self._config.reopen_wait_min_s), self._config.reopen_wait_max_s)
                 _logger.error("the storage is not back (%r); next try in %.1f s", error, delay_s)
                 continue

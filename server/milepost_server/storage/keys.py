@@ -1,16 +1,18 @@
 """Keys of the LMDB engine: fixed-width, ordered, one function for each table.
 
 A key is the number of what owns the row (8 bytes, big-endian), the letter of its table, and the rest. Numbers come from one counter for
-namespaces, names, incarnations, scopes, nodes and values alike, so what belongs together lies together and no two owners share a prefix.
-0 owns what belongs to the whole store.
+all that has one, so no two owners share a prefix. 0 owns what belongs to the whole store.
 
 | owner | tables |
 |---|---|
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
 | namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run |
 | name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids |
-| incarnation | `W` the workflow · `c` checkpoints · `o` order within a scope · `g` record groups · `r`, `R` records and their pieces |
-| family | `N`, `n` state nodes and their pieces · `V`, `v` values and their pieces |
+| incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope · `g` record groups · `r`, `R` records and their pieces |
+| itself | `c` a checkpoint · `N`, `n` a state node and its pieces · `V`, `v` a value and its pieces |
+
+What a Save adds in bulk (its values, its node, its checkpoint) owns itself and has just been given its number, so it always goes to the end
+of the tree, written in the order of its keys: LMDB then fills its pages, and a batch of Saves to many workflows shares them.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ SCOPE_NUMBER = b"S"
 ID = b"i"
 WORKFLOW = b"W"
 CHECKPOINT = b"c"
+SEQUENCE = b"q"
 ORDER = b"o"
 GROUP = b"g"
 RECORD = b"r"
@@ -69,6 +72,7 @@ TABLE_NAMES = {
     ID: "ids",
     WORKFLOW: "workflows",
     CHECKPOINT: "checkpoints",
+    SEQUENCE: "sequences",
     ORDER: "order",
     GROUP: "record_groups",
     RECORD: "records",
@@ -92,7 +96,7 @@ def prefix(owner: int, table: bytes) -> bytes:
 
 
 def numbered(owner: int, table: bytes, number: int) -> bytes:
-    """Return the key of a row with a number: checkpoints, nodes, values, scope numbers, forks, trash."""
+    """Return the key of a row with a number: sequences, scope numbers, forks, trash."""
     return _ONE.pack(owner, table, number)
 
 

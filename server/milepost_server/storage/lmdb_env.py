@@ -73,8 +73,8 @@ class Transaction(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """Return a row."""
 
-    def put(self, key: bytes, value: bytes) -> bool:
-        """Store a row."""
+    def put(self, key: bytes, value: bytes, *, append: bool = False) -> bool:
+        """Store a row; with `append`, only if its key comes after all others. Tell whether it was stored."""
 
     def delete(self, key: bytes) -> bool:
         """Remove a row; tell whether there was one."""
@@ -325,6 +325,22 @@ def _open_lmdb(path: Path, map_size_bytes: int, lmdb_format: int) -> lmdb.Enviro
         create=False,
         lib_version=lmdb_format,
     )
+
+
+@contextlib.contextmanager
+def reading_offline(data_dir: Path) -> Iterator[Transaction]:
+    """Open a store's database for reading only, while no server has it open."""
+    identity = check_store(data_dir)
+    path = data_dir / "store"
+    try:
+        env = lmdb.open(str(path), readonly=True, lock=False, create=False, lib_version=identity.lmdb_format)
+    except (lmdb.Error, OSError) as error:
+        raise DataDirError(f"the database in {path} cannot be opened: {error}") from error
+    try:
+        with env.begin() as txn:
+            yield cast(Transaction, txn)
+    finally:
+        env.close()
 
 
 def _lock_directory(data_dir: Path) -> DirectoryLock:

@@ -29,6 +29,8 @@ class NodeHead(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
     tail: bytes
     """The end of the body, a `NodeBody`; the rest is in pieces."""
+    family_id: int
+    """The family that it belongs to, and everything that leads to it."""
 
 
 class NodeBody(msgspec.Struct, frozen=True, array_like=True):
@@ -49,6 +51,8 @@ class ValueHead(msgspec.Struct, frozen=True, array_like=True):
     compression: int
     size_bytes: int
     tail: bytes
+    family_id: int
+    """The family that it belongs to, and every node that names it."""
 
 
 class RecordHead(msgspec.Struct, frozen=True, array_like=True):
@@ -85,9 +89,9 @@ class TrashRow(msgspec.Struct, frozen=True, array_like=True):
 
     kind: int
     owner_id: int
-    """The family of a node; the incarnation of records and of a workflow."""
+    """A node; the incarnation of records and of a workflow."""
     number: int = 0
-    """A node's number; the scope of records."""
+    """The scope of records."""
     digest: bytes = b""
     """The checkpoint id of records."""
     position: int = 0

@@ -210,14 +210,15 @@ class LmdbReadTransaction:
 
     def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
         """See `ReadTransaction`."""
-        return self.read(keys.numbered(internal_id, keys.CHECKPOINT, sequence), CheckpointRow)
+        row_id = self.read(keys.numbered(internal_id, keys.SEQUENCE, sequence), int)
+        return None if row_id is None else self.read_required(keys.prefix(row_id, keys.CHECKPOINT), CheckpointRow)
 
     def sequences(
         self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
     ) -> Iterator[int]:
         """See `ReadTransaction`."""
         if scope_ordinal is None:
-            prefix = keys.prefix(internal_id, keys.CHECKPOINT)
+            prefix = keys.prefix(internal_id, keys.SEQUENCE)
         else:
             prefix = keys.numbered(internal_id, keys.ORDER, scope_ordinal)
         return self._scan_numbers(prefix, start, newest_first=newest_first)
@@ -235,7 +236,7 @@ class LmdbReadTransaction:
         """See `ReadTransaction`."""
         bodies: list[NodeBody] = []
         while node_id:
-            head, body = self.read_node(family_id, node_id)
+            head, body = self.read_node(node_id)
             bodies.append(body)
             node_id = head.prior_id
         state = ResolvedState({}, {})
@@ -248,7 +249,7 @@ class LmdbReadTransaction:
         found: dict[str, EntryRef] = {}
         open_keys = set(wanted)
         while node_id and open_keys:
-            head, body = self.read_node(family_id, node_id)
+            head, body = self.read_node(node_id)
             for key in [key for key in open_keys if key in body.entries]:
                 found[key] = body.entries[key]
                 open_keys.discard(key)
@@ -256,9 +257,9 @@ class LmdbReadTransaction:
             node_id = head.prior_id
         return found
 
-    def read_node(self, family_id: int, node_id: int) -> tuple[NodeHead, NodeBody]:
+    def read_node(self, node_id: int) -> tuple[NodeHead, NodeBody]:
         """Return a node."""
-        key = keys.numbered(family_id, keys.NODE, node_id)
+        key = keys.prefix(node_id, keys.NODE)
         head = self.read_required(key, NodeHead)
         raw = self._read_body(key, keys.NODE_PIECE, head.size_bytes, head.tail)
         try:
@@ -268,7 +269,7 @@ class LmdbReadTransaction:
 
     def read_value(self, family_id: int, ref: EntryRef) -> Value:
         """See `ReadTransaction`."""
-        key = keys.numbered(family_id, keys.VALUE, ref.value_id)
+        key = keys.prefix(ref.value_id, keys.VALUE)
         head = self.read_required(key, ValueHead)
         payload = self._read_body(key, keys.VALUE_PIECE, head.size_bytes, head.tail)
         return Value(head.kind, payload, head.codec, head.compression)
@@ -295,7 +296,10 @@ class LmdbReadTransaction:
     def records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> Iterator[Record]:
         """See `ReadTransaction`."""
         digest = keys.digest_text(checkpoint_id)
-        prefix = keys.records_prefix(internal_id, keys.RECORD, scope_ordinal, digest)
+        return self.records_at(keys.records_prefix(internal_id, keys.RECORD, scope_ordinal, digest))
+
+    def records_at(self, prefix: bytes) -> Iterator[Record]:
+        """Yield the records whose keys start with `prefix`."""
         for key, row in self.scan(prefix, prefix):
             yield self._read_record(key, row)
 
@@ -341,18 +345,25 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """Store the row of a value."""
         self._txn.put(key, records.encode(key, value))
 
+    def append(self, key: bytes, row: bytes) -> None:
+        """Store a row that owns itself: its key comes after all others.
+
+        Told so, LMDB leaves full pages behind; otherwise it takes the last row of a full page along to the next one.
+        """
+        if not self._txn.put(key, row, append=True):
+            self._txn.put(key, row)
+
     def delete(self, key: bytes) -> bool:
         """Remove a row; tell whether there was one."""
         return bool(self._txn.delete(key))
 
-    def _write_pieces(self, head_key: bytes, table: bytes, body: bytes) -> bytes:
-        """Store what of a body does not fit its head; return what does."""
+    def _append_pieces(self, head_key: bytes, table: bytes, body: bytes) -> None:
+        """Store what of a body does not fit its head. To be called after the head is written: its key comes first."""
         position = 0
         for number, length in enumerate(pieces.plan(len(body))):
             key = keys.piece(head_key, table, number)
-            self._txn.put(key, records.seal(key, body[position : position + length]))
+            self.append(key, records.seal(key, body[position : position + length]))
             position += length
-        return body[position:] if position else body
 
     def delete_pieces(self, head_key: bytes, table: bytes, size_bytes: int) -> int:
         """Remove the pieces of a body; return how many there were."""
@@ -405,9 +416,17 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """See `WriteTransaction`."""
         internal_id = workflow.internal_id
-        self.write(keys.numbered(internal_id, keys.CHECKPOINT, row.sequence), row)
-        order_key = keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence)
-        self._txn.put(order_key, records.seal(order_key, b""))
+        sequence_key = keys.numbered(internal_id, keys.SEQUENCE, row.sequence)
+        row_id = self.read(sequence_key, int)
+        if row_id is None:
+            row_id = self.new_id()
+            order_key = keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence)
+            row_key = keys.prefix(row_id, keys.CHECKPOINT)
+            self.append(row_key, records.encode(row_key, row))
+            self.write(sequence_key, row_id)
+            self._txn.put(order_key, records.seal(order_key, b""))
+        else:
+            self.write(keys.prefix(row_id, keys.CHECKPOINT), row)
         if row.run_id:
             run_key = keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence)
             self._txn.put(run_key, records.seal(run_key, b""))
@@ -415,7 +434,9 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """See `WriteTransaction`."""
         internal_id = workflow.internal_id
-        self._txn.delete(keys.numbered(internal_id, keys.CHECKPOINT, row.sequence))
+        sequence_key = keys.numbered(internal_id, keys.SEQUENCE, row.sequence)
+        self._txn.delete(keys.prefix(self.read_required(sequence_key, int), keys.CHECKPOINT))
+        self._txn.delete(sequence_key)
         self._txn.delete(keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence))
         if row.run_id:
             self._txn.delete(keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence))
@@ -441,18 +462,18 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         node_id = self.new_id()
         body = NodeBody(refs, change.removed, change.steps_added)
         weight = _body_weight(body)
-        prior = self._read_head(family_id, prior_id) if prior_id else None
+        prior = self._read_head(prior_id) if prior_id else None
         if prior is None or prior.chain_weight + weight >= prior.weight:
             lost = {*refs, *change.removed}
             for entry_key, ref in state.entries.items():
                 if entry_key not in lost:
-                    self._hold_value(family_id, ref.value_id)
+                    self._hold_value(ref.value_id)
             apply_node(state, body)
             body = NodeBody(state.entries, (), tuple(state.steps))
             self._write_node(family_id, node_id, body, prior_id=0, weight=_body_weight(body), chain_weight=0)
         else:
             apply_node(state, body)
-            self._write_head(family_id, prior_id, _replace(prior, holder_count=prior.holder_count + 1))
+            self._write_head(prior_id, _replace(prior, holder_count=prior.holder_count + 1))
             self._write_node(
                 family_id,
                 node_id,
@@ -473,43 +494,47 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self, family_id: int, node_id: int, body: NodeBody, *, prior_id: int, weight: int, chain_weight: int
     ) -> None:
         raw = _encode_body(body)
-        key = keys.numbered(family_id, keys.NODE, node_id)
-        tail = self._write_pieces(key, keys.NODE_PIECE, raw)
-        self.write(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail))
+        key = keys.prefix(node_id, keys.NODE)
+        tail = raw[pieces.covered(len(raw)) :]
+        self.append(key, records.encode(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail, family_id)))
+        self._append_pieces(key, keys.NODE_PIECE, raw)
 
-    def _read_head(self, family_id: int, node_id: int) -> NodeHead:
-        return self.read_required(keys.numbered(family_id, keys.NODE, node_id), NodeHead)
+    def _read_head(self, node_id: int) -> NodeHead:
+        return self.read_required(keys.prefix(node_id, keys.NODE), NodeHead)
 
-    def _write_head(self, family_id: int, node_id: int, head: NodeHead) -> None:
-        self.write(keys.numbered(family_id, keys.NODE, node_id), head)
+    def _write_head(self, node_id: int, head: NodeHead) -> None:
+        self.write(keys.prefix(node_id, keys.NODE), head)
 
     def retain_state(self, family_id: int, node_id: int) -> None:
         """See `WriteTransaction`."""
-        head = self._read_head(family_id, node_id)
-        self._write_head(family_id, node_id, _replace(head, holder_count=head.holder_count + 1))
+        head = self._read_head(node_id)
+        self._write_head(node_id, _replace(head, holder_count=head.holder_count + 1))
 
     def release_state(self, family_id: int, node_id: int) -> None:
         """See `WriteTransaction`."""
-        head = self._read_head(family_id, node_id)
-        self._write_head(family_id, node_id, _replace(head, holder_count=head.holder_count - 1))
+        head = self._read_head(node_id)
+        self._write_head(node_id, _replace(head, holder_count=head.holder_count - 1))
         if head.holder_count == 1:
-            self.put_trash(TrashRow(TrashKind.NODE, family_id, node_id))
+            self.put_trash(TrashRow(TrashKind.NODE, node_id))
 
     def _put_value(self, family_id: int, value: Value) -> int:
         value_id = self.new_id()
-        key = keys.numbered(family_id, keys.VALUE, value_id)
-        tail = self._write_pieces(key, keys.VALUE_PIECE, value.payload)
-        self.write(key, ValueHead(1, value.kind, value.codec, value.compression, len(value.payload), tail))
+        key = keys.prefix(value_id, keys.VALUE)
+        payload = value.payload
+        tail = payload[pieces.covered(len(payload)) :]
+        head = ValueHead(1, value.kind, value.codec, value.compression, len(payload), tail, family_id)
+        self.append(key, records.encode(key, head))
+        self._append_pieces(key, keys.VALUE_PIECE, payload)
         return value_id
 
-    def _hold_value(self, family_id: int, value_id: int) -> None:
-        key = keys.numbered(family_id, keys.VALUE, value_id)
+    def _hold_value(self, value_id: int) -> None:
+        key = keys.prefix(value_id, keys.VALUE)
         head = self.read_required(key, ValueHead)
         self.write(key, _replace(head, holder_count=head.holder_count + 1))
 
-    def release_value(self, family_id: int, value_id: int) -> int:
+    def release_value(self, value_id: int) -> int:
         """Let go of a value; free it if nothing else has it. Return the rows touched."""
-        key = keys.numbered(family_id, keys.VALUE, value_id)
+        key = keys.prefix(value_id, keys.VALUE)
         head = self.read_required(key, ValueHead)
         if head.holder_count > 1:
             self.write(key, _replace(head, holder_count=head.holder_count - 1))
@@ -529,7 +554,6 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         key = keys.record(internal_id, scope_ordinal, digest, record.task_id, record.index)
         self._delete_record_pieces(key)
         value = record.value
-        tail = self._write_pieces(key, keys.RECORD_PIECE, value.payload)
         self.write(
             key,
             RecordHead(
@@ -542,9 +566,10 @@ class LmdbWriteTransaction(LmdbReadTransaction):
                 value.codec,
                 value.compression,
                 len(value.payload),
-                tail,
+                value.payload[pieces.covered(len(value.payload)) :],
             ),
         )
+        self._append_pieces(key, keys.RECORD_PIECE, value.payload)
 
     def _delete_record_pieces(self, key: bytes) -> None:
         stored = self.read(key, RecordHead)

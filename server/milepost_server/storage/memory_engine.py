@@ -47,6 +47,7 @@ from milepost_server.storage.port import NameRow, ResolvedState, StateChange
 _replace = msgspec.structs.replace
 
 _K = TypeVar("_K")
+_L = TypeVar("_L")
 _V = TypeVar("_V")
 _P = ParamSpec("_P")
 
@@ -131,6 +132,12 @@ class MemoryTransaction:
         if key in table:
             self._note_undo(table, key)
             del table[key]
+
+    def _branch(self, table: dict[_K, dict[_L, _V]], key: _K) -> dict[_L, _V]:
+        """Return the table within a table, making it if need be."""
+        if key not in table:
+            self._put(table, key, {})
+        return table[key]
 
     def _note_undo(self, table: dict[_K, _V], key: _K) -> None:
         if key in table:
@@ -278,15 +285,15 @@ class MemoryTransaction:
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """Store a scope."""
-        self._put(self._tables.scopes.setdefault(name_id, {}), row.scope, row)
+        self._put(self._branch(self._tables.scopes, name_id), row.scope, row)
 
     def put_id(self, name_id: int, scope_ordinal: int, checkpoint_id: str, row: IdRow) -> None:
         """Store what became of a checkpoint_id."""
-        self._put(self._tables.ids.setdefault(name_id, {}), (scope_ordinal, checkpoint_id), row)
+        self._put(self._branch(self._tables.ids, name_id), (scope_ordinal, checkpoint_id), row)
 
     def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """Store a checkpoint; its places in orders are found by looking."""
-        self._put(self._tables.checkpoints.setdefault(workflow.internal_id, {}), row.sequence, row)
+        self._put(self._branch(self._tables.checkpoints, workflow.internal_id), row.sequence, row)
 
     def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """Remove a checkpoint's row, not its id, its state or its records."""
@@ -343,13 +350,13 @@ class MemoryTransaction:
 
     def put_record_group(self, internal_id: int, scope_ordinal: int, row: RecordGroupRow) -> None:
         """Store the count of a checkpoint id's records."""
-        groups = self._tables.record_groups.setdefault(internal_id, {})
+        groups = self._branch(self._tables.record_groups, internal_id)
         self._put(groups, (scope_ordinal, row.checkpoint_id), row)
 
     def put_record(self, internal_id: int, scope_ordinal: int, checkpoint_id: str, record: Record) -> None:
         """Store a record, in the place of one of the same key."""
-        of_workflow = self._tables.records.setdefault(internal_id, {})
-        of_checkpoint = of_workflow.setdefault((scope_ordinal, checkpoint_id), {})
+        of_workflow = self._branch(self._tables.records, internal_id)
+        of_checkpoint = self._branch(of_workflow, (scope_ordinal, checkpoint_id))
         self._put(of_checkpoint, (record.task_id, record.index), record)
 
     def discard_records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> None:

@@ -1,7 +1,7 @@
 """How a long body is cut into rows that fill LMDB's pages.
 
 LMDB keeps a row of more than about 2 KB in whole pages of its own: 2.1 KB cost 4, and a run of pages that lie together is hard to find
-in an old file. So a body is cut into chunks of up to 16 whole pages, then into small pieces of which four fill one page, and the rest
+in an old file. So a body is cut into chunks of up to 16 whole pages, then into small pieces of which eight fill one page, and the rest
 stays in the row that leads to it, its head.
 """
 
@@ -15,12 +15,13 @@ PAGE_BYTES = 4096
 PAGE_HEADER_BYTES = 24
 """Of the first page of a run, on either of LMDB's file formats."""
 CHUNK_PAGES_MAX = 16
-SMALL_PIECE_BYTES = 968
-"""Body of a small piece: with its key and headers, four fill a page on either file format."""
+SMALL_PIECE_BYTES = 480
+"""Body of a small piece: with its key and headers, eight fill a page on either file format; smaller ones cost
+more headers, larger ones leave more of a page empty."""
 TAIL_BYTES_MAX = SMALL_PIECE_BYTES
 """The most that stays in the head."""
-SMALL_PIECES_MAX = 3
-"""A fourth would fill a page, which is then taken whole."""
+SMALL_PIECES_MAX = 6
+"""What needs more would fill most of a page, which is then taken whole."""
 
 
 @lru_cache(maxsize=4096)
@@ -41,3 +42,8 @@ def plan(size_bytes: int) -> tuple[int, ...]:
         lengths.append(SMALL_PIECE_BYTES)
         left -= SMALL_PIECE_BYTES
     return tuple(lengths)
+
+
+def covered(size_bytes: int) -> int:
+    """Return how much of a body of `size_bytes` is in its pieces: where its tail starts."""
+    return sum(plan(size_bytes))

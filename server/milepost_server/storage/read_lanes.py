@@ -1,7 +1,7 @@
 """Threads for reads: off the event loop, off the writer, bounded.
 
-A lane has its own queue and threads. A thread takes all that is queued (up to a bound) at a wake-up and answers it with one wake-up of
-the event loop, so that under load a read does not pay for a change of threads of its own.
+A lane has its own queue and threads. A thread takes all that is queued (up to a bound) at a wake-up and answers it
+with one wake-up of the event loop, so that under load a read does not pay for a change of threads of its own.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class ReadLane:
 def _run_one(function: Callable[[], object]) -> tuple[object, Exception | None]:
     try:
         return function(), None
-    except Exception as error:  # noqa: BLE001  (the edge of the thread: the caller gets it, and logs what is unexpected)
+    except Exception as error:  # noqa: BLE001  (the edge of the thread: it is the caller's)
         return None, error
 
 

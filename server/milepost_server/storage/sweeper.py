@@ -65,8 +65,8 @@ def _free(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int)
 
 def _free_node(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
     """Let go of a node's values, a slice at a time, then of the node before it, then drop the node."""
-    family_id, node_id = trash.owner_id, trash.number
-    head, body = txn.read_node(family_id, node_id)
+    node_id = trash.owner_id
+    head, body = txn.read_node(node_id)
     refs = list(body.entries.values())
     freed = 1
     position = trash.position
@@ -74,11 +74,11 @@ def _free_node(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max:
         if freed >= rows_max:
             txn.write(key, _replace(trash, position=position))
             return freed
-        freed += txn.release_value(family_id, refs[position].value_id)
+        freed += txn.release_value(refs[position].value_id)
         position += 1
     if head.prior_id:
-        txn.release_state(family_id, head.prior_id)
-    node_key = keys.numbered(family_id, keys.NODE, node_id)
+        txn.release_state(head.family_id, head.prior_id)
+    node_key = keys.prefix(node_id, keys.NODE)
     freed += 1 + txn.delete_pieces(node_key, keys.NODE_PIECE, head.size_bytes)
     txn.delete(node_key)
     txn.delete(key)
@@ -109,11 +109,12 @@ def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_
     internal_id = trash.owner_id
     workflow = txn.read_required(keys.workflow(internal_id), WorkflowRow)
     freed = 1
-    prefix = keys.prefix(internal_id, keys.CHECKPOINT)
-    for row_key, raw in txn.scan(prefix, prefix):
+    prefix = keys.prefix(internal_id, keys.SEQUENCE)
+    for sequence_key, raw in txn.scan(prefix, prefix):
         if freed >= rows_max:
             return freed
-        row = records.decode(row_key, raw, CheckpointRow)
+        row_key = keys.prefix(records.decode(sequence_key, raw, int), keys.CHECKPOINT)
+        row = txn.read_required(row_key, CheckpointRow)
         if trash.forget_ids:
             _forget_id(txn, workflow, row)
         txn.delete_checkpoint(workflow, row)

@@ -8,9 +8,10 @@ import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.storage.port import Engine
-from milepost_server.testing.builders import ManualClock, Store
+from milepost_server.testing.builders import CountRows, ManualClock, Store
 
 MakeEngine = Callable[[Limits], Engine]
+OpenStore = Callable[[Limits], Store]
 
 
 class ContractBase:
@@ -27,14 +28,16 @@ class ContractBase:
         raise NotImplementedError
 
     @pytest.fixture
-    def open_store(self, make_engine: MakeEngine) -> Callable[[Limits], Store]:
-        """Return a function that makes an empty store with given limits."""
-        return lambda limits: Store(make_engine(limits))
+    def count_rows(self) -> CountRows:
+        """Return a function that counts an engine's values, nodes, checkpoints, records, workflows, names or ids."""
+        return lambda engine, what: engine.statistics()[what]
 
     @pytest.fixture
-    def store(self, open_store: Callable[[Limits], Store]) -> Store:
+    def open_store(self, make_engine: MakeEngine, count_rows: CountRows) -> OpenStore:
+        """Return a function that makes an empty store with given limits."""
+        return lambda limits: Store(make_engine(limits), count_rows)
+
+    @pytest.fixture
+    def store(self, open_store: OpenStore) -> Store:
         """Return an empty store with default limits."""
         return open_store(DEFAULT_LIMITS)
-
-
-OpenStore = Callable[[Limits], Store]

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from milepost import AsyncClient, errors
 from milepost._retry import RetryPolicy
 from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status
@@ -157,9 +158,7 @@ async def test_no_attempt_follows_that_would_start_after_the_deadline(
     assert len(server.asked("Save")) == 1
 
 
-async def test_a_save_whose_answers_are_lost_is_of_unknown_outcome(
-    server: ScriptedServer, client: AsyncClient
-) -> None:
+async def test_a_save_whose_answers_are_lost_is_of_unknown_outcome(server: ScriptedServer, client: AsyncClient) -> None:
     server.on("Save", UNAVAILABLE, NOT_SERVING, NOT_SERVING, NOT_SERVING)
     with pytest.raises(errors.OutcomeUnknownError) as caught:
         await client.save("w", state={"x": 1}, checkpoint_id="c7")
@@ -242,13 +241,11 @@ async def test_a_timeout_is_positive(client: AsyncClient) -> None:
         await client.load("w", timeout_s=0)
 
 
-async def test_a_request_over_the_limit_is_refused_with_its_largest_entry(
-    server: ScriptedServer, client: AsyncClient
-) -> None:
+async def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: ScriptedServer) -> None:
     state = {"small": 1, "large": "x" * (17 * 1024 * 1024)}
-    async with AsyncClient(server.target, compress_over_bytes=None) as client:
+    async with AsyncClient(server.target, compress_over_bytes=None) as plain:
         with pytest.raises(errors.LimitExceededError, match="largest entry is 'large'") as caught:
-            await client.save("w", state=state)
+            await plain.save("w", state=state)
     assert caught.value.allowed == 16 * 1024 * 1024
     assert caught.value.found is not None
     assert caught.value.found > 17 * 1024 * 1024
@@ -321,8 +318,7 @@ async def test_pages_are_asked_for_when_they_are_needed(server: ScriptedServer, 
     assert server.asked("List") == []
     found = [await anext(pages), await anext(pages)]
     assert len(server.asked("List")) == 1
-    async for one in pages:
-        found.append(one)
+    found += [one async for one in pages]
     assert [c.sequence for c in found] == [3, 2, 1]
     assert [r.page_token for r in server.asked("List")] == ["", "p2", "p3"]
     with pytest.raises(errors.StateNotLoadedError):
@@ -522,9 +518,7 @@ async def test_save_all_keeps_what_it_knows_when_a_later_part_fails(
     assert third.checkpoint_id == "c3"
 
 
-async def test_no_answer_shows_a_value(
-    server: ScriptedServer, client: AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_answer_shows_a_value(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     canary = "canary-4711"
     caplog.set_level("DEBUG")
     found = checkpoint("c1", 1, x=f'"{canary}"')

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from milepost import Client, errors
 from milepost._retry import RetryPolicy
 from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status
@@ -231,11 +232,11 @@ def test_a_timeout_is_positive(client: Client) -> None:
         client.load("w", timeout_s=0)
 
 
-def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: ScriptedServer, client: Client) -> None:
+def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: ScriptedServer) -> None:
     state = {"small": 1, "large": "x" * (17 * 1024 * 1024)}
-    with Client(server.target, compress_over_bytes=None) as client:
+    with Client(server.target, compress_over_bytes=None) as plain:
         with pytest.raises(errors.LimitExceededError, match="largest entry is 'large'") as caught:
-            client.save("w", state=state)
+            plain.save("w", state=state)
     assert caught.value.allowed == 16 * 1024 * 1024
     assert caught.value.found is not None
     assert caught.value.found > 17 * 1024 * 1024
@@ -306,10 +307,9 @@ def test_pages_are_asked_for_when_they_are_needed(server: ScriptedServer, client
     )
     pages = client.list("w", page_size=2)
     assert server.asked("List") == []
-    found = [anext(pages), anext(pages)]
+    found = [next(pages), next(pages)]
     assert len(server.asked("List")) == 1
-    for one in pages:
-        found.append(one)
+    found += [one for one in pages]
     assert [c.sequence for c in found] == [3, 2, 1]
     assert [r.page_token for r in server.asked("List")] == ["", "p2", "p3"]
     with pytest.raises(errors.StateNotLoadedError):
@@ -503,9 +503,7 @@ def test_save_all_keeps_what_it_knows_when_a_later_part_fails(
     assert third.checkpoint_id == "c3"
 
 
-def test_no_answer_shows_a_value(
-    server: ScriptedServer, client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_answer_shows_a_value(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     canary = "canary-4711"
     caplog.set_level("DEBUG")
     found = checkpoint("c1", 1, x=f'"{canary}"')

@@ -1,0 +1,135 @@
+"""The methods of `milepost.v1.CheckpointStore`: message in, service, message out. They decide nothing.
+
+Large messages are translated in a thread, so that one caller's megabytes do not hold up the others. A future of the
+committer only carries an answer: a call that is cancelled stops waiting, and its commit goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost_server.errors import StoreError
+from milepost_server.grpc_api import convert, status
+from milepost_server.grpc_api.convert import ValueWriter
+from milepost_server.grpc_api.handlers import Context
+from milepost_server.model import DeleteIdsCommand
+from milepost_server.service import CheckpointService
+
+_T = TypeVar("_T")
+
+
+class CheckpointStoreServicer:
+    """Carries calls to the service and its answers back."""
+
+    def __init__(self, service: CheckpointService) -> None:
+        self._service = service
+        self._limits = service.limits
+
+    async def Save(self, request: pb.SaveRequest, context: Context) -> pb.SaveResponse:
+        """Store one checkpoint."""
+        if request.ByteSize() > convert.INLINE_BYTES_MAX:
+            command = await asyncio.to_thread(convert.save_from_pb, request, self._limits)
+        else:
+            command = convert.save_from_pb(request, self._limits)
+        return convert.save_to_pb(await self._service.save(command))
+
+    async def BatchSave(self, request: pb.BatchSaveRequest, context: Context) -> pb.BatchSaveResponse:
+        """Store many checkpoints."""
+        items = await _translate(request.ByteSize(), lambda: convert.batch_save_from_pb(request, self._limits))
+        outcomes = await self._service.batch_save(items)
+        return pb.BatchSaveResponse(
+            results=[
+                pb.BatchSaveResult(error=status.to_item_error(outcome))
+                if isinstance(outcome, StoreError)
+                else pb.BatchSaveResult(saved=convert.save_to_pb(outcome))
+                for outcome in outcomes
+            ]
+        )
+
+    async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
+        """Read one checkpoint."""
+        query, accepted = convert.load_from_pb(request, self._limits)
+        answer = await self._service.load(query)
+        values = ValueWriter(accepted, self._limits)
+        if convert.is_large([answer.checkpoint]):
+            return await asyncio.to_thread(convert.load_to_pb, answer, query, values)
+        return convert.load_to_pb(answer, query, values)
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        """Read one page of a workflow's checkpoints."""
+        query, accepted = convert.list_from_pb(request, self._limits)
+        answer, token = await self._service.list_checkpoints(query, page_token=request.page_token)
+        values = ValueWriter(accepted, self._limits)
+        if convert.is_large(answer.checkpoints):
+            return await asyncio.to_thread(convert.list_to_pb, answer, query, token, values)
+        return convert.list_to_pb(answer, query, token, values)
+
+    async def AppendRecords(self, request: pb.AppendRecordsRequest, context: Context) -> pb.AppendRecordsResponse:
+        """Append records to a checkpoint id."""
+        command = await _translate(request.ByteSize(), lambda: convert.append_records_from_pb(request, self._limits))
+        return convert.append_records_to_pb(await self._service.append_records(command))
+
+    async def GetEntryHistory(self, request: pb.GetEntryHistoryRequest, context: Context) -> pb.GetEntryHistoryResponse:
+        """Read one page of what entries were."""
+        query, accepted = convert.entry_history_from_pb(request, self._limits)
+        answer, token = await self._service.entry_history(query, page_token=request.page_token)
+        values = ValueWriter(accepted, self._limits)
+        size_bytes = sum(len(version.value.payload) for version in answer.versions if version.value is not None)
+        return await _translate(size_bytes, lambda: convert.entry_history_to_pb(answer, token, values))
+
+    async def ListWorkflows(self, request: pb.ListWorkflowsRequest, context: Context) -> pb.ListWorkflowsResponse:
+        """Read one page of a namespace's workflows."""
+        query = convert.list_workflows_from_pb(request, self._limits)
+        answer, token = await self._service.list_workflows(query, page_token=request.page_token)
+        return pb.ListWorkflowsResponse(
+            workflows=[convert.workflow_to_pb(row) for row in answer.workflows], next_page_token=token
+        )
+
+    async def GetWorkflow(self, request: pb.GetWorkflowRequest, context: Context) -> pb.GetWorkflowResponse:
+        """Read one workflow."""
+        namespace, workflow_id = convert.get_workflow_from_pb(request, self._limits)
+        row = await self._service.get_workflow(namespace, workflow_id)
+        return pb.GetWorkflowResponse(workflow=convert.workflow_to_pb(row))
+
+    async def ForkWorkflow(self, request: pb.ForkWorkflowRequest, context: Context) -> pb.ForkWorkflowResponse:
+        """Make a workflow of another's history."""
+        answer = await self._service.fork(convert.fork_from_pb(request, self._limits))
+        assert answer.workflow is not None
+        return pb.ForkWorkflowResponse(workflow=convert.workflow_to_pb(answer.workflow), replayed=answer.is_replayed)
+
+    async def DeleteWorkflow(self, request: pb.DeleteWorkflowRequest, context: Context) -> pb.DeleteWorkflowResponse:
+        """Delete a workflow."""
+        answer = await self._service.delete_workflow(convert.delete_workflow_from_pb(request, self._limits))
+        return pb.DeleteWorkflowResponse(existed=answer.existed, checkpoint_count=answer.checkpoint_count)
+
+    async def DeleteCheckpoints(
+        self, request: pb.DeleteCheckpointsRequest, context: Context
+    ) -> pb.DeleteCheckpointsResponse:
+        """Delete checkpoints by id or by execution."""
+        wanted = convert.delete_checkpoints_from_pb(request, self._limits)
+        if isinstance(wanted, DeleteIdsCommand):
+            return pb.DeleteCheckpointsResponse(deleted=await self._service.delete_ids(wanted), done=True)
+        deleted, token = await self._service.delete_runs(
+            wanted.namespace,
+            wanted.workflow_id,
+            wanted.run_ids,
+            continue_token=wanted.continue_token,
+            size_bytes=wanted.size_bytes,
+        )
+        return pb.DeleteCheckpointsResponse(deleted=deleted, done=not token, continue_token=token)
+
+    async def PruneWorkflow(self, request: pb.PruneWorkflowRequest, context: Context) -> pb.PruneWorkflowResponse:
+        """Delete what is old in a workflow."""
+        command = convert.prune_from_pb(request, self._limits)
+        deleted, token = await self._service.prune(command, continue_token=request.continue_token)
+        return pb.PruneWorkflowResponse(deleted=deleted, done=not token, continue_token=token)
+
+
+async def _translate(size_bytes: int, function: Callable[[], _T]) -> _T:
+    """Run a translation here or, where there is much of it, in a thread."""
+    if size_bytes > convert.INLINE_BYTES_MAX:
+        return await asyncio.to_thread(function)
+    return function()

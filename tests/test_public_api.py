@@ -1,0 +1,107 @@
+"""The public names, one by one: adding one is a decision, and removing one breaks somebody's program."""
+
+from __future__ import annotations
+
+import inspect
+
+import milepost
+
+PUBLIC = [
+    "JSON",
+    "TLS",
+    "AsyncCheckpointStore",
+    "AsyncClient",
+    "AsyncInMemoryStore",
+    "AsyncSupportsRecords",
+    "AuthError",
+    "BaseNotFoundError",
+    "CapacityError",
+    "Checkpoint",
+    "CheckpointDeletedError",
+    "CheckpointExistsError",
+    "CheckpointNotFoundError",
+    "CheckpointStore",
+    "Client",
+    "ClientForkedError",
+    "Codec",
+    "CodecError",
+    "ConflictError",
+    "DataLossError",
+    "DeadlineError",
+    "DefinitionMismatchError",
+    "DigestMismatchError",
+    "EntryVersion",
+    "HeadMovedError",
+    "InMemoryStore",
+    "InternalError",
+    "InvalidRequestError",
+    "LimitExceededError",
+    "MilepostError",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "PageExpiredError",
+    "ParentNotFoundError",
+    "PredecessorFailedError",
+    "QueueFullError",
+    "QuotaExceededError",
+    "Record",
+    "RecordOutcome",
+    "RetryPolicy",
+    "SaveItem",
+    "Saved",
+    "StateNotLoadedError",
+    "StateSchemaError",
+    "Status",
+    "StoreFullError",
+    "SupportsRecords",
+    "UnavailableError",
+    "WorkflowExistsError",
+    "WorkflowInfo",
+    "WorkflowNotFoundError",
+    "new_checkpoint_id",
+]
+METHODS = [
+    "append_records",
+    "close",
+    "delete",
+    "delete_checkpoints",
+    "entry_history",
+    "fork",
+    "list",
+    "load",
+    "namespace",
+    "ping",
+    "prune",
+    "save",
+    "save_all",
+    "target",
+    "workflow",
+    "workflows",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(milepost.__all__) == sorted(PUBLIC)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert [name for name in milepost.__all__ if not hasattr(milepost, name)] == []
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    for kind in (milepost.Client, milepost.AsyncClient):
+        assert sorted(name for name in vars(kind) if not name.startswith("_")) == METHODS
+    for name in METHODS:
+        sync_half, async_half = getattr(milepost.Client, name), getattr(milepost.AsyncClient, name)
+        if callable(sync_half):
+            expected = inspect.signature(async_half).parameters
+            assert inspect.signature(sync_half).parameters == expected, name
+
+
+def test_clients_and_in_memory_stores_are_stores() -> None:
+    assert isinstance(milepost.Client(), milepost.CheckpointStore)
+    assert isinstance(milepost.Client(), milepost.SupportsRecords)
+    assert isinstance(milepost.AsyncClient(), milepost.AsyncCheckpointStore)
+    assert isinstance(milepost.AsyncClient(), milepost.AsyncSupportsRecords)
+    assert isinstance(milepost.InMemoryStore(), milepost.SupportsRecords)
+    assert isinstance(milepost.AsyncInMemoryStore(), milepost.AsyncSupportsRecords)
