@@ -811,6 +811,10 @@ def _require_equal(value: Any, found: Any) -> None:
             for index, item in enumerate(value):
                 key = index
                 _require_equal(item, found[index])
+        elif kind is Decimal:
+            # As text: a signalling NaN cannot be compared, and 1.0 is not 1.00.
+            if str(value) != str(found):
+                raise _RefusedError("comes back as another value", value)
         elif dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 key = field.name
@@ -913,7 +917,7 @@ def _too_deep_for_the_stack(value: object, path: str, codec: str) -> CodecError:
 
 
 def _shared(codec: JsonCodec) -> JsonCodec:
-    codec._is_shared = True
+    codec._is_shared = True  # noqa: SLF001 - a class of this module
     return codec
 
 

@@ -490,7 +490,7 @@ class Store:
         return self.engine.entry_history(history_query(workflow_id, *entry_keys, **options))
 
     def count(self, what: str) -> int:
-        """Return how many rows of a kind the engine keeps: live ones, and those that were discarded but not yet freed."""
+        """Return how many rows of a kind the engine keeps, live or discarded and not yet freed."""
         return self._count_rows(self.engine, what)
 
 

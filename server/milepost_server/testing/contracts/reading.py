@@ -476,7 +476,7 @@ class ListWorkflowsContract(ContractBase):
         assert store.workflow_ids(updated_before_ms=start_ms + 10) == ["a"]
         assert store.workflow_ids(updated_from_ms=start_ms + 10, updated_before_ms=start_ms + 20) == ["b"]
 
-    def test_a_filtered_page_may_be_empty_and_have_a_next_one(self, store: Store) -> None:
+    def test_a_filtered_page_of_workflows_may_be_empty_and_have_a_next_one(self, store: Store) -> None:
         for number in range(9):
             store.save(f"a{number}", "a")
         store.save("z", "a", definition="d")
@@ -487,7 +487,7 @@ class ListWorkflowsContract(ContractBase):
             "z"
         ]
 
-    def test_a_page_is_bounded_in_bytes(self, store: Store) -> None:
+    def test_a_page_of_workflows_is_bounded_in_bytes(self, store: Store) -> None:
         for number in range(20):
             store.save(f"{number:02}" + "x" * 1_000, "a")
         answer = store.list_workflows(bytes_max=5_000)
@@ -558,7 +558,7 @@ class EntryHistoryContract(ContractBase):
         assert [found.checkpoint_id for found in answer.versions] == ["2", "1"]
         assert answer.ancestors_pruned
 
-    def test_pages_follow_each_other(self, store: Store) -> None:
+    def test_pages_of_a_history_follow_each_other(self, store: Store) -> None:
         for number in range(7):
             store.save("w", str(number), {"x": number, "y": number // 3})
         found: list[EntryVersion] = []
@@ -573,7 +573,7 @@ class EntryHistoryContract(ContractBase):
             ("x", 7), ("y", 7), ("x", 6), ("x", 5), ("x", 4), ("y", 4), ("x", 3), ("x", 2), ("x", 1), ("y", 1)
         ]  # fmt: skip
 
-    def test_a_page_is_bounded_in_rows(self, store: Store) -> None:
+    def test_a_page_of_a_history_is_bounded_in_rows(self, store: Store) -> None:
         store.save("w", "0", {"x": 1})
         store.save_line("w", *(str(number) for number in range(1, 9)))
         answer = store.history("w", "x", rows_examined_max=5)
@@ -584,7 +584,7 @@ class EntryHistoryContract(ContractBase):
             ("0", json_value(1)),
         ]
 
-    def test_a_page_is_bounded_in_bytes(self, store: Store) -> None:
+    def test_a_page_of_a_history_is_bounded_in_bytes(self, store: Store) -> None:
         for number in range(6):
             store.save("w", str(number), {"x": data_value(bytes([number]) * 1_000)})
         answer = store.history("w", "x", bytes_max=2_500)
@@ -596,18 +596,18 @@ class EntryHistoryContract(ContractBase):
         store.engine.execute([save("w", str(number), {"x": number // 500}) for number in range(rows)])
         assert self._versions(store, "x") == [("1000", "x", 2), ("500", "x", 1), ("0", "x", 0)]
 
-    def test_an_unknown_workflow_is_not_found(self, store: Store) -> None:
+    def test_an_unknown_workflow_has_no_history(self, store: Store) -> None:
         with refused("WORKFLOW_NOT_FOUND"):
             store.history("nowhere", "x")
 
-    def test_an_unknown_checkpoint_is_not_found(self, store: Store) -> None:
+    def test_an_unknown_checkpoint_has_no_history(self, store: Store) -> None:
         store.save("w", "a")
         with refused("CHECKPOINT_NOT_FOUND"):
             store.history("w", "x", checkpoint_id="nowhere")
         with refused("CHECKPOINT_NOT_FOUND"):
             store.history("w", "x", scope="s")
 
-    def test_a_page_of_a_deleted_incarnation_has_expired(self, store: Store) -> None:
+    def test_a_page_of_a_deleted_history_has_expired(self, store: Store) -> None:
         store.save_line("w", *"abc")
         first = store.history("w", "at", page_size=1)
         store.delete_workflow("w")
@@ -619,7 +619,7 @@ class EntryHistoryContract(ContractBase):
 class GetWorkflowContract(ContractBase):
     """Reading what is known of one workflow."""
 
-    def test_an_unknown_workflow_is_not_found(self, store: Store) -> None:
+    def test_an_unknown_workflow_cannot_be_shown(self, store: Store) -> None:
         with refused("WORKFLOW_NOT_FOUND"):
             store.get_workflow("nowhere")
 
