@@ -63,9 +63,18 @@ class SaveAll:
             return None
         return pb.BatchSaveRequest(items=[draft.request for draft in self._pending.values()])
 
-    def take(self, response: pb.BatchSaveResponse) -> Failure | None:
+    @property
+    def part_is_settled(self) -> bool:
+        """Everything that was sent has its result: the next request is a part of its own, with its own time."""
+        return not self._pending
+
+    def take(self, response: pb.BatchSaveResponse, attempts: Attempts) -> Failure | None:
         """Take note of an answer; return a failure where items are to be sent again after a pause."""
         sent, self._pending = self._pending, {}
+        if attempts.outcome_unknown:
+            # An earlier answer to the same items was lost.
+            for draft in sent.values():
+                draft.outcome_unknown = True
         if len(response.results) != len(sent):
             self._pending = sent
             self.fail(MilepostError(f"the server answered {len(response.results)} results for {len(sent)} items"))
@@ -114,7 +123,7 @@ class SaveAll:
     def fail(self, error: MilepostError) -> None:
         """End all that is left: the call itself failed, and a further one would wait as long for the same."""
         for position, draft in self._pending.items():
-            self._results[position] = _about(error, draft.item, self._namespace)
+            self._results[position] = _about(error, draft.item, self._namespace, draft.outcome_unknown)
         self._pending = {}
         self._stopped = UnavailableError(f"not sent, because an earlier part of the same save_all failed: {error}")
         self._stopped.__cause__ = error
@@ -175,12 +184,11 @@ class SaveAll:
         return True
 
 
-def _about(error: MilepostError, item: SaveItem, namespace: str) -> MilepostError:
+def _about(error: MilepostError, item: SaveItem, namespace: str, outcome_unknown: bool = False) -> MilepostError:
     """Return the error of a whole call as the error of one of its items."""
-    own = copy.copy(error)
+    own = OutcomeUnknownError(reason=error.reason, metadata=error.metadata) if outcome_unknown else copy.copy(error)
     own.__cause__ = error.__cause__ or error
     own.namespace, own.workflow_id = namespace, item.workflow_id
     own.scope, own.checkpoint_id = item.scope, item.checkpoint_id
-    if isinstance(own, OutcomeUnknownError):
-        own.args = (f"save of workflow {item.workflow_id!r}, checkpoint {item.checkpoint_id!r}, in: {error.message}",)
+    own.args = (f"save of workflow {item.workflow_id!r}, checkpoint {item.checkpoint_id!r}, in {error.message}",)
     return own

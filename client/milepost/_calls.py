@@ -203,11 +203,12 @@ class SaveDraft:
             request.parent_id = request.expected_head = ""
         elif item.after is not None:
             after = item.after
-            if after.workflow_id != item.workflow_id or after.scope != item.scope:
+            its_namespace = namespace if isinstance(after, SaveItem) else after.namespace
+            if (its_namespace, after.workflow_id, after.scope) != (namespace, item.workflow_id, item.scope):
                 raise InvalidRequestError(
-                    f"save of workflow {item.workflow_id!r} (scope {item.scope!r}): `after` is checkpoint "
-                    f"{after.checkpoint_id!r} of workflow {after.workflow_id!r} (scope {after.scope!r}). A line of "
-                    "checkpoints stays in one workflow and scope; fork() starts a new one.",
+                    f"save of workflow {item.workflow_id!r} (scope {item.scope!r}, namespace {namespace!r}): `after` "
+                    f"is checkpoint {after.checkpoint_id!r} of workflow {after.workflow_id!r} (scope {after.scope!r}, "
+                    f"namespace {its_namespace!r}). A line of checkpoints stays in one of each; fork() starts another.",
                     reason="INVALID_FIELD",
                     metadata={"field": "parent_id"},
                     **_ids(request),
@@ -627,6 +628,9 @@ def _located(error: CodecError, namespace: str, workflow_id: str, scope: str, ch
 
 
 # Failures.
+
+
+NO_TIME_LEFT: Final = Failure(Code.DEADLINE_EXCEEDED, "no time was left to send it")
 
 
 def read_failure(error: grpc.RpcError) -> Failure:

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from milepost.errors import AuthError
+
 TARGET_DEFAULT: Final = "127.0.0.1:7450"
 NAMESPACE_DEFAULT: Final = "default"
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -84,20 +86,23 @@ class Token:
         """Return the call metadata that carries the token, or None.
 
         Raises:
-            OSError: The token file cannot be read.
+            AuthError: The token file cannot be read, or holds no token.
         """
         if self.file is None:
             metadata: CallMetadata | None = self._seen.get("metadata")
             return metadata
-        found = self.file.stat()
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-        with self._lock:
-            if self._seen.get("stamp") != stamp:
-                text = self.file.read_text(encoding="utf-8").strip()
-                self._seen["metadata"] = _authorization(text, f"the token in {self.file}")
-                self._seen["stamp"] = stamp
-            changed: CallMetadata = self._seen["metadata"]
-        return changed
+        try:
+            found = self.file.stat()
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+            with self._lock:
+                if self._seen.get("stamp") != stamp:
+                    text = self.file.read_text(encoding="utf-8").strip()
+                    self._seen["metadata"] = _authorization(text, f"the token in {self.file}")
+                    self._seen["stamp"] = stamp
+                current: CallMetadata = self._seen["metadata"]
+        except (OSError, ValueError) as error:
+            raise AuthError(f"MILEPOST_TOKEN_FILE names {self.file}, which cannot be used: {error}") from error
+        return current
 
 
 def _authorization(token: str, what: str) -> CallMetadata:

@@ -72,10 +72,13 @@ class Failure:
     def is_final(self) -> bool:
         """The rules have looked at the call and refused it.
 
-        They look for a stored twin first, so nothing of an earlier attempt with the same ids is stored either. A base
-        that is gone is the exception: without it the server cannot tell a twin.
+        They look for a stored twin first, so nothing of an earlier attempt with the same ids is stored either. Two
+        refusals come before that look: a base that is gone, without which a twin cannot be told, and a predecessor
+        that failed.
         """
-        return self.code in FINAL and self.is_ours and self.details.reason != "BASE_NOT_FOUND"
+        return (
+            self.code in FINAL and self.is_ours and self.details.reason not in {"BASE_NOT_FOUND", "PREDECESSOR_FAILED"}
+        )
 
     @property
     def may_have_taken_effect(self) -> bool:

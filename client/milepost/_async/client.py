@@ -249,16 +249,15 @@ class AsyncClient:
             except MilepostError as error:
                 batch.fail(error)
                 break
-            failure = batch.take(response)
-            if failure is None:
+            failure = batch.take(response, attempts)
+            if failure is not None:
+                pause_s = attempts.after(failure)
+                if pause_s is None:
+                    batch.give_up(failure, attempts)
+                else:
+                    await self._sleep(pause_s)
+            if batch.part_is_settled:
                 attempts = None
-                continue
-            pause_s = attempts.after(failure)
-            if pause_s is None:
-                batch.give_up(failure, attempts)
-                attempts = None
-            else:
-                await self._sleep(pause_s)
         return batch.results
 
     async def load(
@@ -675,32 +674,35 @@ class AsyncClient:
     async def _call(self, method: Method[ResponseT], request: Message, attempts: Attempts) -> ResponseT:
         """Send one request until it is answered or given up."""
         payload = _calls.encode(method, request)
-        while True:
+        cause: grpc.RpcError | None = None
+        failure = _calls.NO_TIME_LEFT
+        # With no time left gRPC would answer as if the call had been sent, and its outcome were open.
+        while (remaining_s := attempts.remaining_s) > 0:
             send = self._sender(method)
             try:
-                return await send(payload, timeout=attempts.remaining_s, metadata=self._token.metadata())
+                return await send(payload, timeout=remaining_s, metadata=self._token.metadata())
             except grpc.RpcError as error:
-                failure = _calls.read_failure(error)
-                pause_s = attempts.after(failure)
-                if pause_s is not None:
-                    logger.debug(
-                        "%s: attempt %d failed (%s %s), the next one follows in %.3f s",
-                        method.name,
-                        attempts.count,
-                        failure.code,
-                        failure.details.reason,
-                        pause_s,
-                    )
-                    await self._sleep(pause_s)
-                if pause_s is None or attempts.remaining_s <= 0:
-                    raise _calls.to_error(
-                        method,
-                        request,
-                        failure,
-                        outcome_unknown=attempts.outcome_unknown,
-                        attempts=attempts,
-                        target=self.target,
-                    ) from error
+                cause, failure = error, _calls.read_failure(error)
+            pause_s = attempts.after(failure)
+            if pause_s is None:
+                break
+            logger.debug(
+                "%s: attempt %d failed (%s %s), the next one follows in %.3f s",
+                method.name,
+                attempts.count,
+                failure.code,
+                failure.details.reason,
+                pause_s,
+            )
+            await self._sleep(pause_s)
+        raise _calls.to_error(
+            method,
+            request,
+            failure,
+            outcome_unknown=attempts.outcome_unknown,
+            attempts=attempts,
+            target=self.target,
+        ) from cause
 
     async def _pages(
         self,

@@ -110,28 +110,19 @@ def _compare(before: object, after: object, path: str, changes: list[Change]) ->
             changes.append(Change("removed", child_path(path, index), before=item))
         for index, item in enumerate(new[both:], start + both):
             changes.append(Change("added", child_path(path, index), after=item))
-    elif not _is_same(before, after):
+    elif before != after:
         changes.append(Change("changed", path, before, after))
-
-
-def _is_same(before: object, after: object) -> bool:
-    # In Python the text "1" equals the number written 1, and True equals 1.
-    return type(before) is type(after) and before == after
 
 
 def _common(before: Sequence[object], after: Sequence[object]) -> int:
     """Return how many items at the beginning are the same."""
     count = 0
     for one, other in zip(before, after, strict=False):
-        if type(one) is not type(other) or (compare_json(one, other) if one != other or _holds(one) else ()):
+        # Exact, since a parsed number is a `Number` and never equals a text or a bool.
+        if one != other:
             break
         count += 1
     return count
-
-
-def _holds(value: object) -> bool:
-    """Tell whether `==` may overlook a difference of type further inside."""
-    return isinstance(value, (dict, list))
 
 
 def _pair(before: str, after: str) -> tuple[str, str] | None:
@@ -141,9 +132,7 @@ def _pair(before: str, after: str) -> tuple[str, str] | None:
 def _compare_steps(before: Sequence[str], after: Sequence[str]) -> StepChange | None:
     if tuple(before) == tuple(after):
         return None
-    common = 0
-    while common < min(len(before), len(after)) and before[common] == after[common]:
-        common += 1
+    common = _common(before, after)
     return StepChange(tuple(before[common:]), tuple(after[common:]))
 
 

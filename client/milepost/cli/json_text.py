@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 ONE_LINE_CHARACTERS: Final = 88
@@ -20,16 +21,18 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _SPACE: Final = " \t\n\r"
 
 
-class Number(str):
-    """A number of a JSON text, as it is written there."""
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number of a JSON text, as it is written there. Equal to nothing but a number written the same."""
 
-    __slots__ = ()
+    text: str
 
 
-class JsonText(str):
+@dataclass(frozen=True, slots=True)
+class JsonText:
     """A JSON text that stands for its value where a document is written."""
 
-    __slots__ = ()
+    text: str
 
 
 def parse(text: str) -> Any:
@@ -118,10 +121,10 @@ def dumps(value: object) -> str:
 def _dump(value: object, parts: list[str]) -> None:
     # One frame a level: values of the store are nested up to 512 deep.
     if isinstance(value, Number):
-        parts.append(value)
+        parts.append(value.text)
     elif isinstance(value, JsonText):
         # Outside its strings JSON text is ASCII, and there a line break is only space.
-        parts.append(_NOT_ASCII.sub(_escape, compact(value)))
+        parts.append(_NOT_ASCII.sub(_escape, compact(value.text)))
     elif isinstance(value, Mapping):
         separator = "{"
         for key, item in value.items():

@@ -15,6 +15,7 @@ What a failure means:
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ from milepost_server.model import (
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
 from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
+
+_logger = logging.getLogger(__name__)
 
 LOW_DISK_DEFAULT_BYTES = 256 * MIB
 
@@ -166,6 +169,15 @@ class LmdbEngine:
             if self._env.can_grow:
                 raise
             return self._store_full()
+        except lmdb_env.EngineError as error:
+            # LMDB found a page that makes no sense. Commands that do not need it go on.
+            child.abort()
+            return records.damaged(META_KEY, f"LMDB cannot read on: {error}")
+        except Exception:
+            # A defect: it must not take the other commands of the batch along.
+            child.abort()
+            _logger.exception("%s ended in an unexpected error; nothing of it is stored", type(command).__name__)
+            return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
         except BaseException:
             child.abort()
             raise

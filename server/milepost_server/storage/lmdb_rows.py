@@ -119,3 +119,7 @@ class DueRow(msgspec.Struct, frozen=True, array_like=True):
     scope_ordinal: int = 0
     digest: bytes = b""
     """The checkpoint id of records."""
+    position: bytes = b""
+    """Stubs: the key at which the next slice goes on; empty at the start."""
+    next_due_ms: int = 0
+    """Stubs: when the first of those that were kept so far is due."""

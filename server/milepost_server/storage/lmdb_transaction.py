@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SCAN_ROWS = 256
 """Rows that a scan takes at a time; between two times the transaction may change."""
-RESOLVED_ITEMS_MAX = 200_000
+RESOLVED_ITEMS_MAX = 100_000
 """Entries and steps that the writer keeps resolved, over all states."""
 
 T = TypeVar("T")

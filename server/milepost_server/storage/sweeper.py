@@ -176,35 +176,37 @@ def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: 
     """Forget the checkpoint ids of a deleted incarnation, or those of single checkpoints deleted a replay window ago."""
     prefix = keys.prefix(due.name_id, keys.ID)
     freed = 1
-    is_empty = True
-    next_due_ms = 0
-    for id_key, raw in txn.scan(prefix, prefix):
+    next_due_ms = due.next_due_ms
+    for id_key, raw in txn.scan(due.position or prefix, prefix):
         if freed >= rows_max:
+            txn.write(key, _replace(due, position=id_key, next_due_ms=next_due_ms))
             return freed
         row = records.decode(id_key, raw, IdRow)
-        if row.deleted_time_ms:
-            row_due_ms = row.deleted_time_ms + limits.replay_window_ms
-            is_over = row_due_ms <= txn.now_ms
-            if not is_over:
-                next_due_ms = min(next_due_ms, row_due_ms) if next_due_ms else row_due_ms
-        else:
-            is_over = bool(due.internal_id) and row.internal_id == due.internal_id
-        freed += 1
-        if is_over:
+        due_ms = _stub_due_ms(row, due, limits)
+        if due_ms is not None and due_ms <= txn.now_ms:
             txn.delete(id_key)
-        else:
-            is_empty = False
+        elif due_ms is not None:
+            next_due_ms = min(next_due_ms or due_ms, due_ms)
+        freed += 1
     txn.delete(key)
     name = txn.find_name_in(due.namespace_id, due.workflow_id)
     if name is None or name.name_id != due.name_id:
         return freed
+    is_empty = next(txn.scan(prefix, prefix), None) is None
     if is_empty and not name.internal_id and not name.building_id:
         return freed + _forget_name(txn, name)
     if not due.internal_id:
         txn.put_name(_replace(name, stub_due_ms=next_due_ms))
         if next_due_ms:
-            txn.put_due(next_due_ms, due)
+            txn.put_due(next_due_ms, _replace(due, position=b"", next_due_ms=0))
     return freed
+
+
+def _stub_due_ms(row: IdRow, due: DueRow, limits: Limits) -> int | None:
+    """Return when an id is to be forgotten; `None` if that is not for this look to say."""
+    if row.deleted_time_ms:
+        return row.deleted_time_ms + limits.replay_window_ms
+    return 0 if due.internal_id and row.internal_id == due.internal_id else None
 
 
 def _forget_name(txn: LmdbWriteTransaction, name: NameRow) -> int:

@@ -9,14 +9,18 @@ from collections.abc import Callable
 import pytest
 
 from milepost_server.errors import RecordDamagedError, StoreError
+from milepost_server.limits import Limits
 from milepost_server.model import (
+    Answer,
     AppendRecordsAnswer,
+    Command,
     ForkMode,
     ProbeAnswer,
     ProbeCommand,
     SaveAnswer,
 )
 from milepost_server.storage import commands
+from milepost_server.storage.port import WriteTransaction
 from milepost_server.testing.builders import (
     Store,
     append,
@@ -85,7 +89,9 @@ class BatchContract(ContractBase):
         store.engine.execute([save("w", "a"), save("w", "b", expected_head=""), save("w", "c")])
         assert [loaded.row.sequence for loaded in store.page("w").checkpoints] == [2, 1]
 
-    @pytest.mark.parametrize("primitive", ["put_checkpoint", "put_id", "put_scope", "put_record", "put_workflow"])
+    @pytest.mark.parametrize(
+        "primitive", ["put_state", "put_checkpoint", "put_id", "put_scope", "put_record", "put_workflow"]
+    )
     def test_a_save_that_fails_halfway_leaves_nothing(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, primitive: str
     ) -> None:
@@ -149,9 +155,9 @@ class BatchContract(ContractBase):
         """Let a primitive do its work and then fail, for commands whose checkpoint_id is `after`, or for all."""
         run = commands.run
 
-        def run_broken(txn: object, command: object, limits: object) -> object:
+        def run_broken(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
             if after and getattr(command, "checkpoint_id", None) != after:
-                return run(txn, command, limits)  # type: ignore[arg-type] - it is passed on as it came
+                return run(txn, command, limits)
             work: Callable[..., object] = getattr(txn, primitive)
 
             def fail(*args: object, **kwargs: object) -> object:
@@ -160,7 +166,7 @@ class BatchContract(ContractBase):
 
             setattr(txn, primitive, fail)
             try:
-                return run(txn, command, limits)  # type: ignore[arg-type] - it is passed on as it came
+                return run(txn, command, limits)
             finally:
                 delattr(txn, primitive)
 
@@ -176,10 +182,10 @@ class BatchContract(ContractBase):
 
         run = commands.run
 
-        def run_watched(txn: object, command: object, limits: object) -> object:
+        def run_watched(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
             readers.append(threading.Thread(target=read))
             readers[-1].start()
-            return run(txn, command, limits)  # type: ignore[arg-type] - it is passed on as it came
+            return run(txn, command, limits)
 
         monkeypatch.setattr(commands, "run", run_watched)
         store.engine.execute([save("w", name) for name in "abc"])

@@ -342,11 +342,12 @@ class PruneContract(ContractBase):
     def test_checkpoints_saved_between_slices_are_not_touched(self, open_store: OpenStore) -> None:
         store = open_store(SMALL_SLICES)
         store.save_line("w", *(str(number) for number in range(20)))
-        answer = store.prune_slice("w", 2)
-        assert answer.position is not None
+        first = store.prune_slice("w", 2)
+        assert first.position is not None
         store.save_line("w", "new0", "new1", "new2")
-        while answer.position is not None:
-            answer = store.prune_slice("w", 2, answer.position)
+        position = store.prune_slice("w", 2, first.position).position
+        while position is not None:
+            position = store.prune_slice("w", 2, position).position
         assert store.ids("w") == ["new2", "new1", "new0", "19", "18"]
 
     def test_a_prune_that_began_before_a_delete_does_not_touch_the_next_incarnation(
@@ -358,8 +359,8 @@ class PruneContract(ContractBase):
         assert answer.position is not None
         store.delete_workflow("w")
         store.save_line("w", *(f"new{number}" for number in range(5)))
-        assert store.prune_slice("w", 2, answer.position).deleted == 0
-        assert len(store.ids("w")) == 5
+        later = store.prune_slice("w", 2, answer.position)
+        assert (later.deleted, later.position, len(store.ids("w"))) == (0, None, 5)
 
     def test_an_unknown_workflow_cannot_be_pruned(self, store: Store) -> None:
         with refused("WORKFLOW_NOT_FOUND"):

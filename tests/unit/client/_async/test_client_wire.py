@@ -236,6 +236,28 @@ async def test_a_deadline_leaves_the_outcome_of_a_save_open_and_ends_a_load(
         release.set()
 
 
+async def test_what_was_never_sent_is_no_open_outcome(server: ScriptedServer, client: AsyncClient) -> None:
+    now = [0.0]
+
+    async def oversleep(pause_s: float) -> None:
+        now[0] += 100
+
+    client._clock = lambda: now[0]
+    client._sleep = oversleep
+    server.on("Save", NOT_COMMITTED)
+    with pytest.raises(errors.UnavailableError):
+        await client.save("w", state={"x": 1})
+
+    def answer_late(request: Any, context: Any) -> Abort:
+        now[0] += 100
+        return BASE_NOT_FOUND
+
+    server.on("Save", saved_as_asked, answer_late)
+    first = await client.save("w", state={"x": 1, "y": 2}, after="start")
+    with pytest.raises(errors.DeadlineError, match="no time was left"):
+        await client.save("w", state={"x": 1, "y": 3}, after=first)
+
+
 async def test_a_timeout_is_positive(client: AsyncClient) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         await client.load("w", timeout_s=0)
@@ -255,10 +277,13 @@ async def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server
 async def test_after_of_another_workflow_is_refused(server: ScriptedServer, client: AsyncClient) -> None:
     server.on("Save", saved_as_asked)
     first = await client.save("w", state={}, after="start")
-    with pytest.raises(errors.InvalidRequestError, match="stays in one workflow"):
+    with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
         await client.save("other", state={}, after=first)
-    with pytest.raises(errors.InvalidRequestError, match="stays in one workflow"):
+    with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
         await client.save("w", state={}, after=first, scope="sub")
+    async with AsyncClient(server.target, namespace="team") as elsewhere:
+        with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
+            await elsewhere.save("w", state={}, after=first)
 
 
 async def test_load_reads_state_and_records(server: ScriptedServer, client: AsyncClient) -> None:
@@ -409,6 +434,15 @@ async def test_a_token_from_a_file_is_read_again_when_it_changes(
     assert sent == ["Bearer first", "Bearer second-longer"]
 
 
+async def test_a_token_file_that_cannot_be_read_is_an_auth_error(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILEPOST_TOKEN_FILE", str(tmp_path / "absent"))
+    async with AsyncClient(server.target) as client:
+        with pytest.raises(errors.AuthError, match="absent"):
+            await client.load("w")
+
+
 async def test_a_closed_client_is_not_opened_again(server: ScriptedServer) -> None:
     client = AsyncClient(server.target)
     server.on("DeleteWorkflow", pb.DeleteWorkflowResponse())
@@ -503,6 +537,20 @@ async def test_save_all_says_for_each_item_that_its_outcome_is_unknown(
     assert isinstance(first, Saved)
     assert isinstance(second, errors.OutcomeUnknownError)
     assert second.checkpoint_id == "c2"
+
+
+async def test_save_all_does_not_forget_that_an_answer_was_lost(server: ScriptedServer, client: AsyncClient) -> None:
+    disk_low = refused(grpc.StatusCode.RESOURCE_EXHAUSTED, error_reason_pb2.DISK_LOW)
+    moved = refused(grpc.StatusCode.ABORTED, error_reason_pb2.HEAD_MOVED)
+    server.on("BatchSave", UNAVAILABLE, batch(disk_low, moved))
+    lost, settled = await client.save_all([item("c1"), item("d1", workflow_id="v")])
+    assert isinstance(lost, errors.OutcomeUnknownError)
+    assert isinstance(settled, errors.HeadMovedError)
+
+    server.on("BatchSave", batch(ITEM_OUTCOME_UNKNOWN), *[NOT_SERVING] * 4)
+    (open_item,) = await client.save_all([item("c2")])
+    assert isinstance(open_item, errors.OutcomeUnknownError)
+    assert open_item.checkpoint_id == "c2"
 
 
 async def test_save_all_keeps_what_it_knows_when_a_later_part_fails(

@@ -227,6 +227,28 @@ def test_a_deadline_leaves_the_outcome_of_a_save_open_and_ends_a_load(server: Sc
         release.set()
 
 
+def test_what_was_never_sent_is_no_open_outcome(server: ScriptedServer, client: Client) -> None:
+    now = [0.0]
+
+    def oversleep(pause_s: float) -> None:
+        now[0] += 100
+
+    client._clock = lambda: now[0]
+    client._sleep = oversleep
+    server.on("Save", NOT_COMMITTED)
+    with pytest.raises(errors.UnavailableError):
+        client.save("w", state={"x": 1})
+
+    def answer_late(request: Any, context: Any) -> Abort:
+        now[0] += 100
+        return BASE_NOT_FOUND
+
+    server.on("Save", saved_as_asked, answer_late)
+    first = client.save("w", state={"x": 1, "y": 2}, after="start")
+    with pytest.raises(errors.DeadlineError, match="no time was left"):
+        client.save("w", state={"x": 1, "y": 3}, after=first)
+
+
 def test_a_timeout_is_positive(client: Client) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         client.load("w", timeout_s=0)
@@ -246,10 +268,13 @@ def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: Scri
 def test_after_of_another_workflow_is_refused(server: ScriptedServer, client: Client) -> None:
     server.on("Save", saved_as_asked)
     first = client.save("w", state={}, after="start")
-    with pytest.raises(errors.InvalidRequestError, match="stays in one workflow"):
+    with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
         client.save("other", state={}, after=first)
-    with pytest.raises(errors.InvalidRequestError, match="stays in one workflow"):
+    with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
         client.save("w", state={}, after=first, scope="sub")
+    with Client(server.target, namespace="team") as elsewhere:
+        with pytest.raises(errors.InvalidRequestError, match="stays in one of each"):
+            elsewhere.save("w", state={}, after=first)
 
 
 def test_load_reads_state_and_records(server: ScriptedServer, client: Client) -> None:
@@ -400,6 +425,15 @@ def test_a_token_from_a_file_is_read_again_when_it_changes(
     assert sent == ["Bearer first", "Bearer second-longer"]
 
 
+def test_a_token_file_that_cannot_be_read_is_an_auth_error(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILEPOST_TOKEN_FILE", str(tmp_path / "absent"))
+    with Client(server.target) as client:
+        with pytest.raises(errors.AuthError, match="absent"):
+            client.load("w")
+
+
 def test_a_closed_client_is_not_opened_again(server: ScriptedServer) -> None:
     client = Client(server.target)
     server.on("DeleteWorkflow", pb.DeleteWorkflowResponse())
@@ -488,6 +522,20 @@ def test_save_all_says_for_each_item_that_its_outcome_is_unknown(server: Scripte
     assert isinstance(first, Saved)
     assert isinstance(second, errors.OutcomeUnknownError)
     assert second.checkpoint_id == "c2"
+
+
+def test_save_all_does_not_forget_that_an_answer_was_lost(server: ScriptedServer, client: Client) -> None:
+    disk_low = refused(grpc.StatusCode.RESOURCE_EXHAUSTED, error_reason_pb2.DISK_LOW)
+    moved = refused(grpc.StatusCode.ABORTED, error_reason_pb2.HEAD_MOVED)
+    server.on("BatchSave", UNAVAILABLE, batch(disk_low, moved))
+    lost, settled = client.save_all([item("c1"), item("d1", workflow_id="v")])
+    assert isinstance(lost, errors.OutcomeUnknownError)
+    assert isinstance(settled, errors.HeadMovedError)
+
+    server.on("BatchSave", batch(ITEM_OUTCOME_UNKNOWN), *[NOT_SERVING] * 4)
+    (open_item,) = client.save_all([item("c2")])
+    assert isinstance(open_item, errors.OutcomeUnknownError)
+    assert open_item.checkpoint_id == "c2"
 
 
 def test_save_all_keeps_what_it_knows_when_a_later_part_fails(

@@ -1,0 +1,223 @@
+"""Text for people. Data goes through `printable` first, and reaches rich as `Text`, never as markup.
+
+A workflow id, a step or a value may hold anything, also what moves a cursor or renames a window. `printable` shows
+such characters as their escapes; nothing else may put data on a terminal (`show --raw` has its own check).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from milepost.cli import json_text
+
+ROWS_AT_ONCE: Final = 200
+"""A table is laid out and printed this many rows at a time, so that its first rows do not wait for its last."""
+ID_CHARACTERS: Final = 16
+"""Shorter ids are shown whole; of a UUIDv7 these are the time to the millisecond and the first of the rest."""
+PLAIN_WIDTH: Final = 100_000
+"""Columns where no terminal sets a limit: a line is then as long as it needs to be."""
+HEX_BYTES: Final = 32
+"""How much of an opaque value is shown."""
+
+_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+STATUS_STYLES: Final = {
+    "running": "blue",
+    "waiting": "yellow",
+    "suspended": "yellow",
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return the text with everything that could drive a terminal or reorder a line as `\uXXXX`.
+
+    Inside a JSON string the escape means the same character, so a shown JSON value stays a JSON value.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay, "\n" for example.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or unicodedata.category(c) not in _UNSAFE else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def age(moment: datetime | None, now: datetime) -> str:
+    """Return how long ago it was, in one unit: `12s`, `5m`, `3h`, `4d`; "" where the moment is not known."""
+    if moment is None:
+        return ""
+    # A server whose clock is ahead has saved "now".
+    seconds = max(0, int((now - moment).total_seconds()))
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def size(count_bytes: int) -> str:
+    """Return a number of bytes for people: `512 B`, `1.5 KiB`."""
+    amount = float(count_bytes)
+    if amount < 1024:
+        return f"{count_bytes} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        amount /= 1024
+        if amount < 1023.95:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} TiB"
+
+
+def moment(time: datetime | None, now: datetime) -> str:
+    """Return a time and how long ago it was."""
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age(time, now)} ago)"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 checkpoint`, `2 checkpoints`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def hexadecimal(content: bytes) -> str:
+    """Return the first bytes in hexadecimal."""
+    shown = content[:HEX_BYTES].hex(" ")
+    return f"{shown} …" if len(content) > HEX_BYTES else shown
+
+
+def clipped(text: str, characters_max: int = 120) -> str:
+    """Return a text for one line, its end cut off where it is long."""
+    return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"
+
+
+def json_value(text: str) -> str:
+    """Return a JSON text for people, on one line or indented."""
+    return printable(json_text.readable(text), keep="\n")
+
+
+def shortened(ids: Iterable[str]) -> dict[str, str]:
+    """Return a short form of each id: a beginning that fits no other of them, and `…`."""
+    ordered = sorted(set(ids))
+    short: dict[str, str] = {}
+    for position, one in enumerate(ordered):
+        neighbours = ordered[max(0, position - 1) : position] + ordered[position + 1 : position + 2]
+        # In sorted order whoever shares the longest beginning is next to it.
+        shared = max((len(os.path.commonprefix([one, other])) for other in neighbours), default=0)
+        length = max(ID_CHARACTERS, shared + 1)
+        short[one] = one if len(one) <= length + 1 else f"{one[:length]}…"
+    return short
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    is_number: bool = False
+    folds: bool = False
+    """Too long for the terminal, it goes on in the next line instead of being cut off."""
+
+
+class Output:
+    """Where a command writes: tables and lines for people, documents for programs, bytes for either."""
+
+    def __init__(self, *, color: bool) -> None:
+        self._stream = sys.stdout
+        self.is_terminal = self._stream.isatty()
+        options = {} if self.is_terminal else {"width": PLAIN_WIDTH}
+        self._console = Console(
+            file=self._stream,
+            no_color=not color or None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+            **options,  # type: ignore[arg-type]  # width alone
+        )
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """Write one line of text and (text, style) parts. The caller has made data printable."""
+        self._write(self._rendered(Text.assemble(*parts)))
+
+    def document(self, document: object) -> None:
+        """Write one JSON document on one line."""
+        self._write(json_text.dumps(document) + "\n")
+
+    def data(self, content: bytes) -> None:
+        """Write bytes as they are."""
+        self._stream.flush()
+        buffer: io.BufferedIOBase = self._stream.buffer
+        buffer.write(content)
+        buffer.flush()
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Text | str]]) -> int:
+        """Write rows under their column names, some rows at a time; return how many there were."""
+        waiting = iter(rows)
+        written = 0
+        widths = [0] * len(columns)
+        while batch := list(islice(waiting, ROWS_AT_ONCE)):
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=written == 0)
+            for at, column in enumerate(columns):
+                cells = (row[at] for row in batch)
+                # Later batches keep the widths of the first, so that their columns stand below each other.
+                widths[at] = max(widths[at], len(column.name), *(_width(cell) for cell in cells))
+                table.add_column(
+                    Text(column.name),
+                    justify="right" if column.is_number else "left",
+                    header_style="bold",
+                    no_wrap=not column.folds,
+                    overflow="fold" if column.folds else "ellipsis",
+                    min_width=None if self.is_terminal else widths[at],
+                )
+            for row in batch:
+                table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+            self._write(_without_trailing_space(self._rendered(table)))
+            written += len(batch)
+        return written
+
+    def flush(self) -> None:
+        """Hand over everything that was written."""
+        self._stream.flush()
+
+    def _rendered(self, renderable: Text | Table) -> str:
+        with self._console.capture() as captured:
+            self._console.print(renderable, crop=False)
+        return captured.get()
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+
+
+def _width(cell: Text | str) -> int:
+    return cell.cell_len if isinstance(cell, Text) else Text(cell).cell_len
+
+
+def _without_trailing_space(text: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def status_text(status: str) -> Text:
+    """Return a status in its colour."""
+    return Text(status, style=STATUS_STYLES.get(status, ""))
+
+
+def indented_lines(text: str, spaces: int) -> Iterator[str]:
+    """Yield the lines of a text, moved to the right."""
+    for line in text.split("\n"):
+        yield f"{' ' * spaces}{line}"
