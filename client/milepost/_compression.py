@@ -23,9 +23,9 @@ else:
 COMPRESS_OVER_BYTES: Final = 1_024
 """Default size above which a value is compressed.
 
-Measured on JSON of records, chat messages and prose (zstandard 0.25, level 3): at 512 bytes a frame saves 20
-to 50 %, which is 100 to 250 bytes for 7 µs on either side; from 1 KiB on it saves 40 to 70 %. Below 1 KiB the
-value would also stop being readable in grpcurl's raw view for less than one network packet.
+Measured on JSON of chat messages, records, prose and vectors of floats (zstandard 0.25, level 3, one core): at 1 KiB a
+frame saves 52 to 68 % for 6 µs here and 3 µs at the reader; at 256 bytes 33 to 48 %, which is some 100 bytes for 5 µs
+in all, less than their share of one call is worth. At 16 KiB it is 55 to 82 % for 34 to 92 µs.
 """
 LEVEL: Final = 3
 WORTH_RATIO: Final = 0.9

@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 from typing_extensions import override
 
 from milepost import _compression
-from milepost.codecs import JSON, Codec, child_path, type_name
+from milepost._refusals import child_path, type_name
+from milepost.codecs import JSON, Codec
 from milepost.errors import CodecError, InvalidRequestError
 from milepost.v1 import checkpoint_pb2 as pb
 

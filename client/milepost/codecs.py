@@ -33,22 +33,37 @@ import base64
 import dataclasses
 import datetime as dt
 import enum
-import inspect
 import io
 import json
 import math
 import pickle
-import re
-import uuid
-import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from types import ModuleType, NoneType
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast, runtime_checkable
 
 from typing_extensions import override
 
+from milepost._refusals import RefusedError, advice_for, child_path, type_name
+from milepost._registered_types import ObjectType, describe
+from milepost._scalar_tags import READERS, SCALARS
 from milepost.errors import CodecError
+
+__all__ = [
+    "BYTES",
+    "DEPTH_MAX",
+    "INT_BITS_MAX",
+    "JSON",
+    "MSGPACK",
+    "BytesCodec",
+    "Codec",
+    "JsonCodec",
+    "MsgpackCodec",
+    "PickleCodec",
+    "check_round_trip",
+    "child_path",
+    "require_equal",
+]
 
 T = TypeVar("T")
 
@@ -62,8 +77,6 @@ _AS_IS: Final = frozenset({bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list})
 _INT_END: Final = 1 << 53  # What every JSON reader holds exactly; only saves the look at bit_length().
 _LONG: Final = 8  # Items from which a look at the whole sequence is faster than one at each.
-_PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
-_ZONED: Final = re.compile(r"(?P<moment>[^\[\]]+)\[(?P<zone>[^\[\]]+)\]\Z")
 
 
 @runtime_checkable
@@ -88,15 +101,6 @@ class Codec(Protocol):
         ...
 
 
-def child_path(path: str, key: str | int) -> str:
-    """Return the path of an item: `$.a`, `$.a[3]`, `$["a b"]`."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    if _PLAIN_KEY.match(key):
-        return f"{path}.{key}"
-    return f"{path}[{json.dumps(key)}]"
-
-
 def check_round_trip(value: T, codec: Codec, path: str = "$") -> T:
     """Return what the codec reads back, once it is known to be equal and of the same types all through.
 
@@ -116,7 +120,7 @@ def require_equal(value: object, found: object, codec: Codec, path: str = "$") -
     """
     try:
         _require_equal(value, found)
-    except _RefusedError as refused:
+    except RefusedError as refused:
         raise refused.at(path, codec.name) from None
     except RecursionError:
         raise _too_deep_for_the_stack(value, path, codec.name) from None
@@ -139,7 +143,7 @@ class JsonCodec:
             set: self._lower_set,
             frozenset: self._lower_set,
         }
-        self._object_by_name: dict[str, _ObjectType] = {}
+        self._object_by_name: dict[str, ObjectType] = {}
         self._enum_by_name: dict[str, type[enum.Enum]] = {}
         for cls in types:
             self.register(cls)
@@ -174,13 +178,13 @@ class JsonCodec:
             raise TypeError(f"this codec is shared by the whole process: register types with a {kind} of your own")
         name = cls.__name__ if name is None else name
         taken = self._enum_by_name.get(name) or self._object_by_name.get(name)
-        if taken is not None and (taken.cls if isinstance(taken, _ObjectType) else taken) is not cls:
+        if taken is not None and (taken.cls if isinstance(taken, ObjectType) else taken) is not cls:
             raise ValueError(f"the name {name!r} is registered for another type: pass name=…")
         if issubclass(cls, enum.Enum):
             self._enum_by_name[name] = cls
             self._lower_by_type[cls] = _lower_enum(name, is_flag=issubclass(cls, enum.Flag), room=self._room)
         else:
-            described = _describe(cls, name)
+            described = describe(cls, name)
             self._object_by_name[name] = described
             self._lower_by_type[cls] = self._lower_object(described)
         return cls
@@ -194,7 +198,7 @@ class JsonCodec:
         """
         try:
             return self._dump(self._lower(value, 0))
-        except _RefusedError as refused:
+        except RefusedError as refused:
             raise refused.at(path, self.name) from None
         except RecursionError:
             raise _too_deep_for_the_stack(value, path, self.name) from None
@@ -208,7 +212,7 @@ class JsonCodec:
         try:
             tree, tagged = self._parse(content)
             return self._lift(tree) if tagged else tree
-        except _RefusedError as refused:
+        except RefusedError as refused:
             raise refused.at(path, self.name, reading=True) from None
         except RecursionError:
             raise _too_deep_for_the_stack(content, path, self.name) from None
@@ -224,7 +228,7 @@ class JsonCodec:
             # escape.
             return _read_json(text), f'"{TAG}"' in text or "\\u" in text
         except ValueError as error:
-            raise _RefusedError(f"is no JSON text ({_reason(error)})", content) from None
+            raise RefusedError(f"is no JSON text ({_reason(error)})", content) from None
 
     # `_lower` makes plain values (None, bool, int, float, str, list, dict) of any; `_lift` is its inverse.
     # What needs no change is not copied: an ordinary state costs one look at each of its values.
@@ -248,9 +252,9 @@ class JsonCodec:
         lower = self._lower_by_type.get(kind)
         if lower is not None:
             return lower(value, depth)
-        scalar = _SCALARS.get(kind)
+        scalar = SCALARS.get(kind)
         if scalar is None:
-            raise _RefusedError(_advice(kind), value)
+            raise RefusedError(advice_for(kind), value)
         self._room(value, depth, 3 if kind is dt.timedelta else 2)
         return {TAG: [scalar.tag, scalar.write(value)]}
 
@@ -265,7 +269,7 @@ class JsonCodec:
         try:
             for key, item in value.items():
                 if type(key) is not str:
-                    raise _RefusedError("is a key that is no str", key, at_parent=True)
+                    raise RefusedError("is a key that is no str", key, at_parent=True)
                 if not key.isascii():
                     _checked_text(key, at_parent=True)
                 kind = type(item)
@@ -283,7 +287,7 @@ class JsonCodec:
                     if lowered is not item:
                         changed = dict(value) if changed is None else changed
                         changed[key] = lowered
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused.passes(key, value)
             raise
         result = value if changed is None else changed
@@ -311,7 +315,7 @@ class JsonCodec:
                     if lowered is not item:
                         changed = list(value) if changed is None else changed
                         changed[index] = lowered
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused.passes(index, value)
             raise
         return value if changed is None else changed
@@ -328,7 +332,7 @@ class JsonCodec:
         items.sort(key=self._dump)
         return {TAG: ["set" if type(value) is set else "frozenset", items]}
 
-    def _lower_object(self, described: _ObjectType) -> Callable[[Any, int], object]:
+    def _lower_object(self, described: ObjectType) -> Callable[[Any, int], object]:
         def lower(value: Any, depth: int) -> object:
             self._room(value, depth, 3)
             fields: dict[str, object] = {}
@@ -336,7 +340,7 @@ class JsonCodec:
             try:
                 for field, item in described.read(value).items():
                     fields[field] = self._lower(item, depth + 3)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 refused.passes(field, value)
                 raise
             return {TAG: ["object", described.name, fields]}
@@ -361,7 +365,7 @@ class JsonCodec:
 
     def _room(self, value: object, depth: int, levels: int) -> None:
         if depth + levels > self.depth_max:
-            raise _RefusedError(f"is nested deeper than {self.depth_max} levels, tags included", value, deep=True)
+            raise RefusedError(f"is nested deeper than {self.depth_max} levels, tags included", value, deep=True)
 
     def _lift(self, node: Any) -> Any:
         kind = type(node)
@@ -374,7 +378,7 @@ class JsonCodec:
                 for key, item in node.items() if kind is dict else enumerate(node):
                     if type(item) in _CONTAINERS:
                         node[key] = self._lift(item)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 refused.passes(key, node)
                 raise
         return node
@@ -386,7 +390,7 @@ class JsonCodec:
                 try:
                     for key, item in escaped.items():
                         escaped[key] = self._lift(item)
-                except _RefusedError as refused:
+                except RefusedError as refused:
                     refused.passes(TAG, escaped)
                     raise
                 return escaped
@@ -396,31 +400,31 @@ class JsonCodec:
                 try:
                     return set(self._lift(items)) if tag == "set" else frozenset(self._lift(items))
                 except TypeError:
-                    raise _RefusedError(f"has a {tag!r} of items that cannot be hashed", body) from None
+                    raise RefusedError(f"has a {tag!r} of items that cannot be hashed", body) from None
             case ["object", str(name), dict(fields)]:
                 described = self._object_by_name.get(name)
                 if described is None:
-                    raise _RefusedError(f"is of the type {name!r}, which is not registered", body, found=name)
+                    raise RefusedError(f"is of the type {name!r}, which is not registered", body, found=name)
                 return described.build(self._lift_fields(fields))
             case ["enum", str(name), str() | int() as member]:
                 members = self._enum_by_name.get(name)
                 if members is None:
-                    raise _RefusedError(f"is of the enum {name!r}, which is not registered", body, found=name)
+                    raise RefusedError(f"is of the enum {name!r}, which is not registered", body, found=name)
                 try:
                     return members[member] if isinstance(member, str) else members(member)
                 except (KeyError, ValueError):
-                    raise _RefusedError(f"is no member of the enum {name!r}", body, found=name) from None
-            case [str(tag), payload] if tag in _READERS:
+                    raise RefusedError(f"is no member of the enum {name!r}", body, found=name) from None
+            case [str(tag), payload] if tag in READERS:
                 try:
-                    return _READERS[tag](payload)
-                except _RefusedError:
+                    return READERS[tag](payload)
+                except RefusedError:
                     raise
                 except (ValueError, TypeError, LookupError, ArithmeticError):
-                    raise _RefusedError(f"has a malformed {tag!r}", body, found=tag) from None
+                    raise RefusedError(f"has a malformed {tag!r}", body, found=tag) from None
             case [str(tag), *_]:
-                raise _RefusedError(f"has the unknown or malformed tag {tag!r}", body, found=tag)
+                raise RefusedError(f"has the unknown or malformed tag {tag!r}", body, found=tag)
             case _:
-                raise _RefusedError(f"has a {TAG!r} that is no tag", body)
+                raise RefusedError(f"has a {TAG!r} that is no tag", body)
 
     def _lift_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         field = ""
@@ -428,10 +432,18 @@ class JsonCodec:
             # Not `_lift(fields)`: an object whose only field is called "$milepost" is no tag.
             for field, item in fields.items():
                 fields[field] = self._lift(item)
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused.passes(field, fields)
             raise
         return fields
+
+
+def _lower_enum(name: str, *, is_flag: bool, room: Callable[[object, int, int], None]) -> Callable[[Any, int], object]:
+    def lower(value: enum.Enum, depth: int) -> object:
+        room(value, depth, 2)
+        return {TAG: ["enum", name, value.value if is_flag else value.name]}
+
+    return lower
 
 
 class MsgpackCodec(JsonCodec):
@@ -453,16 +465,16 @@ class MsgpackCodec(JsonCodec):
         try:
             return cast("bytes", _import_msgpack().packb(node, use_bin_type=True, strict_types=True))
         except ValueError as error:
-            raise _RefusedError(f"does not fit MessagePack ({_reason(error)})", node) from None
+            raise RefusedError(f"does not fit MessagePack ({_reason(error)})", node) from None
 
     @override
     def _parse(self, content: str | bytes) -> tuple[Any, bool]:
         if isinstance(content, str):
-            raise _RefusedError("is text, not MessagePack", content)
+            raise RefusedError("is text, not MessagePack", content)
         try:
             tree = _import_msgpack().unpackb(content, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
         except ValueError as error:
-            raise _RefusedError(f"is no MessagePack ({_reason(error)})", content) from None
+            raise RefusedError(f"is no MessagePack ({_reason(error)})", content) from None
         return tree, TAG.encode() in content
 
     @override
@@ -492,13 +504,13 @@ class BytesCodec:
     def encode(self, value: object, path: str = "$") -> bytes:
         """Return the value itself."""
         if type(value) is not bytes:
-            raise _RefusedError("is not bytes, the only type of the codec 'bytes'", value).at(path, self.name)
+            raise RefusedError("is not bytes, the only type of the codec 'bytes'", value).at(path, self.name)
         return value
 
     def decode(self, content: str | bytes, path: str = "$") -> bytes:
         """Return the bytes themselves."""
         if isinstance(content, str):
-            raise _RefusedError("is text, not bytes", content).at(path, self.name, reading=True)
+            raise RefusedError("is text, not bytes", content).at(path, self.name, reading=True)
         return content
 
 
@@ -535,7 +547,7 @@ class PickleCodec:
         try:
             content = pickle.dumps(value, protocol=5)
         except Exception as error:  # any class's `__reduce__` runs here
-            raise _RefusedError(f"cannot be pickled ({type(error).__name__})", value).at(path, self.name) from error
+            raise RefusedError(f"cannot be pickled ({type(error).__name__})", value).at(path, self.name) from error
         self._load(content, path, value, reading=False)
         return content
 
@@ -549,14 +561,14 @@ class PickleCodec:
 
     def _load(self, content: str | bytes, path: str, culprit: object, *, reading: bool) -> Any:
         if isinstance(content, str):
-            raise _RefusedError("is text, not a pickle", content).at(path, self.name, reading=reading)
+            raise RefusedError("is text, not a pickle", content).at(path, self.name, reading=reading)
         try:
             return _AllowListUnpickler(content, self._allowed).load()
-        except _RefusedError as refused:
+        except RefusedError as refused:
             raise refused.at(path, self.name, reading=reading) from None
         except Exception as error:  # unpickling may raise anything
             reason = f"cannot be unpickled ({type(error).__name__})"
-            raise _RefusedError(reason, culprit).at(path, self.name, reading=reading) from error
+            raise RefusedError(reason, culprit).at(path, self.name, reading=reading) from error
 
 
 class _AllowListUnpickler(pickle.Unpickler):
@@ -570,290 +582,42 @@ class _AllowListUnpickler(pickle.Unpickler):
             return self._allowed[module_name, global_name]
         except KeyError:
             name = f"{module_name}.{global_name}"
-            raise _RefusedError(f"needs {name}, which is not in PickleCodec(allow=…)", None, found=name) from None
-
-
-class _RefusedError(Exception):
-    """A value or a stored text that cannot pass; collects its path while it leaves the recursion."""
-
-    def __init__(
-        self, reason: str, value: object, *, found: str = "", at_parent: bool = False, deep: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.found = found or type_name(type(value))
-        self._at_parent = at_parent
-        self._deep = deep
-        self._trail: list[tuple[str | int, int]] = []
-
-    def passes(self, key: object, container: object) -> None:
-        """Note on the way out that it came from `container[key]`."""
-        if self._at_parent:
-            self._at_parent = False
-        elif isinstance(key, str | int):
-            self._trail.append((key, id(container)))
-
-    def at(self, path: str, codec: str, *, reading: bool = False) -> CodecError:
-        """Return the public error."""
-        reason = self.reason
-        trail = self._trail[::-1]
-        if self._deep:
-            seen: set[int] = set()
-            for length, (_, container) in enumerate(trail):
-                if container in seen:
-                    reason, trail = "contains itself", trail[:length]
-                    break
-                seen.add(container)
-        for key, _ in trail[:_TRAIL_MAX]:
-            path = child_path(path, key)
-        if len(trail) > _TRAIL_MAX:
-            path += "…"
-        verb = "decode" if reading else "encode"
-        return CodecError(f"codec {codec!r} cannot {verb} {path}: {self.found} {reason}", path=path, type=self.found)
-
-
-_TRAIL_MAX: Final = 32
-
-
-class _ObjectType(NamedTuple):
-    """A registered class: how fields are read from an instance, and an instance is built from fields."""
-
-    cls: type
-    name: str
-    fields: frozenset[str]
-    read: Callable[[Any], Mapping[str, object]]
-    make: Callable[[dict[str, Any]], Any]
-    takes_more_fields: bool = False
-
-    def build(self, fields: dict[str, Any]) -> Any:
-        """Return a new instance; fields that are missing take their defaults."""
-        unknown = sorted(fields.keys() - self.fields)
-        if unknown and not self.takes_more_fields:
-            raise _RefusedError(f"has no field {unknown[0]!r}", None, found=self.name)
-        try:
-            return self.make(fields)
-        except (TypeError, ValueError) as error:
-            # Its text is left out: a validation error quotes the value.
-            reason = f"is not built by these fields ({type(error).__name__})"
-            raise _RefusedError(reason, None, found=self.name) from None
-
-
-def _describe(cls: type, name: str) -> _ObjectType:
-    if isinstance(getattr(cls, "model_fields", None), Mapping) and hasattr(cls, "model_validate"):
-        return _describe_pydantic(cls, name)
-    if dataclasses.is_dataclass(cls):
-        return _describe_dataclass(cls, name)
-    fields = getattr(cls, "_fields", None)
-    if issubclass(cls, tuple) and isinstance(fields, tuple):
-        return _ObjectType(cls, name, frozenset(fields), lambda value: value._asdict(), lambda got: cls(**got))
-    raise TypeError(f"{type_name(cls)} cannot be registered: it is no enum, dataclass, pydantic model or named tuple")
-
-
-def _describe_dataclass(cls: type, name: str) -> _ObjectType:
-    fields = dataclasses.fields(cls)
-    taken = [field.name for field in fields if field.init]
-    later = [field.name for field in fields if not field.init]
-    for parameter in inspect.signature(cls).parameters.values():
-        if parameter.default is parameter.empty and parameter.name not in taken:
-            raise TypeError(
-                f"{type_name(cls)} cannot be registered: its constructor wants {parameter.name!r}, which is no field"
-            )
-
-    def read(value: Any) -> Mapping[str, object]:
-        return {field.name: getattr(value, field.name) for field in fields}
-
-    def make(got: dict[str, Any]) -> Any:
-        made = cls(**{key: got[key] for key in taken if key in got})
-        for key in later:
-            if key in got:
-                object.__setattr__(made, key, got[key])  # also where the class is frozen
-        return made
-
-    return _ObjectType(cls, name, frozenset(field.name for field in fields), read, make)
-
-
-def _describe_pydantic(cls: Any, name: str) -> _ObjectType:
-    config: Mapping[str, object] = cls.model_config
-    by_name = bool(config.get("populate_by_name") or config.get("validate_by_name"))
-    accepted: dict[str, str] = {}
-    for field, info in cls.model_fields.items():
-        alias = info.validation_alias or info.alias
-        if not by_name and alias is not None and not isinstance(alias, str):
-            raise TypeError(
-                f"{type_name(cls)} cannot be registered: {field!r} has an alias that is no plain name; "
-                "set populate_by_name in its model_config"
-            )
-        accepted[field] = field if by_name or alias is None else alias
-    is_root = bool(getattr(cls, "__pydantic_root_model__", False))
-
-    def read(value: Any) -> Mapping[str, object]:
-        extra = value.__pydantic_extra__ or {}
-        return {**{field: getattr(value, field) for field in accepted}, **extra}
-
-    def make(got: dict[str, Any]) -> Any:
-        if is_root:
-            return cls.model_validate(got["root"]) if "root" in got else cls()
-        return cls.model_validate({accepted.get(key, key): item for key, item in got.items()})
-
-    more = config.get("extra") == "allow"
-    return _ObjectType(cls, name, frozenset(accepted), read, make, takes_more_fields=more)
-
-
-def _lower_enum(name: str, *, is_flag: bool, room: Callable[[object, int, int], None]) -> Callable[[Any, int], object]:
-    def lower(value: enum.Enum, depth: int) -> object:
-        room(value, depth, 2)
-        return {TAG: ["enum", name, value.value if is_flag else value.name]}
-
-    return lower
-
-
-class _Scalar(NamedTuple):
-    tag: str
-    write: Callable[[Any], object]
-
-
-def _write_moment(moment: dt.datetime | dt.time) -> str:
-    text = moment.isoformat()
-    if isinstance(moment.tzinfo, zoneinfo.ZoneInfo):
-        if moment.tzinfo.key is None:
-            raise _RefusedError("has a time zone without a key", moment)
-        text += f"[{moment.tzinfo.key}]"
-    return text
-
-
-def _read_datetime(text: str) -> dt.datetime:
-    zoned = _ZONED.match(text)
-    if zoned is None:
-        return dt.datetime.fromisoformat(text)
-    fixed = dt.datetime.fromisoformat(zoned["moment"])
-    zone = _zone(zoned["zone"])
-    offset = fixed.utcoffset()
-    if offset is None:
-        raise ValueError("a zone needs an offset")
-    # Twice a year an hour comes twice, or not at all: the offset says which one was meant.
-    for fold in (0, 1):
-        local = fixed.replace(tzinfo=zone, fold=fold)
-        if local.utcoffset() == offset:
-            return local
-    # The rules of the zone have changed since: the instant stays.
-    return fixed.astimezone(zone)
-
-
-def _read_time(text: str) -> dt.time:
-    zoned = _ZONED.match(text)
-    if zoned is None:
-        return dt.time.fromisoformat(text)
-    return dt.time.fromisoformat(zoned["moment"]).replace(tzinfo=_zone(zoned["zone"]))
-
-
-def _zone(key: str) -> zoneinfo.ZoneInfo:
-    try:
-        return zoneinfo.ZoneInfo(key)
-    except (KeyError, OSError, ValueError):
-        raise _RefusedError(
-            f"has the time zone {key!r}, which this host does not know", None, found="datetime"
-        ) from None
-
-
-def _read_timedelta(payload: Any) -> dt.timedelta:
-    days, seconds, microseconds = payload
-    if not type(days) is type(seconds) is type(microseconds) is int:
-        raise TypeError("three integers make a timedelta")
-    return dt.timedelta(days, seconds, microseconds)
-
-
-def _read_float(payload: Any) -> float:
-    return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[_text(payload)]
-
-
-def _text(payload: Any) -> str:
-    if type(payload) is not str:
-        raise TypeError("text is needed")
-    return payload
-
-
-_SCALARS: Final[Mapping[type, _Scalar]] = {
-    dt.datetime: _Scalar("datetime", _write_moment),
-    dt.date: _Scalar("date", dt.date.isoformat),
-    dt.time: _Scalar("time", _write_moment),
-    dt.timedelta: _Scalar("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
-    Decimal: _Scalar("decimal", str),
-    uuid.UUID: _Scalar("uuid", str),
-}
-
-_READERS: Final[Mapping[str, Callable[[Any], object]]] = {
-    "bytes": lambda payload: base64.b64decode(_text(payload), validate=True),
-    "int": lambda payload: int(_text(payload), 16),
-    "float": _read_float,
-    "datetime": lambda payload: _read_datetime(_text(payload)),
-    "date": lambda payload: dt.date.fromisoformat(_text(payload)),
-    "time": lambda payload: _read_time(_text(payload)),
-    "timedelta": _read_timedelta,
-    "decimal": lambda payload: Decimal(_text(payload)),
-    "uuid": lambda payload: uuid.UUID(_text(payload)),
-}
+            raise RefusedError(f"needs {name}, which is not in PickleCodec(allow=…)", None, found=name) from None
 
 
 def _require_equal(value: Any, found: Any) -> None:
     kind = type(value)
     if kind is not type(found):
-        raise _RefusedError(f"comes back as {type_name(type(found))}", value)
+        raise RefusedError(f"comes back as {type_name(type(found))}", value)
     key: object = None
     try:
         if kind is dict:
             if value.keys() != found.keys():
-                raise _RefusedError("comes back with other keys", value)
+                raise RefusedError("comes back with other keys", value)
             for key, item in value.items():
                 _require_equal(item, found[key])
         elif kind in _SEQUENCES or isinstance(value, tuple):
             if len(value) != len(found):
-                raise _RefusedError("comes back with another length", value)
+                raise RefusedError("comes back with another length", value)
             for index, item in enumerate(value):
                 key = index
                 _require_equal(item, found[index])
         elif kind is Decimal:
             # As text: a signalling NaN cannot be compared, and 1.0 is not 1.00.
             if str(value) != str(found):
-                raise _RefusedError("comes back as another value", value)
+                raise RefusedError("comes back as another value", value)
         elif dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 key = field.name
                 _require_equal(getattr(value, key), getattr(found, key))
         elif value != found and not (value != value and found != found):  # noqa: PLR0124  NaN
-            raise _RefusedError("comes back as another value", value)
-    except _RefusedError as refused:
+            raise RefusedError("comes back as another value", value)
+    except RefusedError as refused:
         refused.passes(key, value)
         raise
 
 
 _SEQUENCES: Final = frozenset({list, tuple})
-
-
-def type_name(kind: type) -> str:
-    """Return how errors name a type: builtins by their name, others with their module."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _advice(kind: type) -> str:
-    for base, advice in _ADVICE:
-        if issubclass(kind, base):
-            return advice
-    return "has no exact form in this codec"
-
-
-# Subclasses come before what they derive from.
-_ADVICE: Final[tuple[tuple[type, str], ...]] = (
-    (enum.Enum, "is an enum: register it with the codec"),
-    (bytearray, "would come back as bytes: convert it with bytes()"),
-    (memoryview, "would come back as bytes: convert it with bytes()"),
-    *(
-        (
-            base,
-            f"would come back as {base.__name__}: convert it, or register it where it is a class of fields",
-        )
-        for base in (dict, list, tuple, str, int, float, bytes, set, frozenset)
-    ),
-)
 
 
 def _is_plain_throughout(items: list[Any]) -> bool:
@@ -877,7 +641,7 @@ def _checked_text(text: str, *, at_parent: bool = False) -> str:
             text.encode("utf-8")
         except UnicodeEncodeError:
             reason = "has a lone surrogate, which is no Unicode text"
-            raise _RefusedError(reason, text, at_parent=at_parent) from None
+            raise RefusedError(reason, text, at_parent=at_parent) from None
     return text
 
 
@@ -913,7 +677,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _too_deep_for_the_stack(value: object, path: str, codec: str) -> CodecError:
-    return _RefusedError("is nested deeper than the call stack allows here", value).at(path, codec)
+    return RefusedError("is nested deeper than the call stack allows here", value).at(path, codec)
 
 
 def _shared(codec: JsonCodec) -> JsonCodec:

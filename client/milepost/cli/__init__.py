@@ -39,4 +39,4 @@ def main() -> None:
         # A terminal that cannot show a character gets its escape, not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(cli.main(prog_name="milepost", standalone_mode=False))
+    cli.main(prog_name="milepost")

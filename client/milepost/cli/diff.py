@@ -142,9 +142,7 @@ def _compare_metadata(before: str, after: str) -> tuple[Change, ...]:
     return compare_json(json_text.parse(before or "{}"), json_text.parse(after or "{}"))
 
 
-def _compare_entries(
-    before: Mapping[str, StoredValue], after: Mapping[str, StoredValue]
-) -> tuple[EntryChange, ...]:
+def _compare_entries(before: Mapping[str, StoredValue], after: Mapping[str, StoredValue]) -> tuple[EntryChange, ...]:
     changes: list[EntryChange] = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)

@@ -54,7 +54,7 @@ def split_object(text: str) -> dict[str, str]:
         ValueError: It is no JSON object, or has a key twice.
     """
     if not isinstance(parse(text), dict):
-        raise ValueError("it is not a JSON object")
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - it is the text that has the wrong value
     # From here on the text is known to be well formed, so that only positions have to be found.
     decoder = json.JSONDecoder(parse_int=Number, parse_float=Number)
     members: dict[str, str] = {}
@@ -79,7 +79,7 @@ def compact(text: str) -> str:
 
 def readable(text: str) -> str:
     """Return the same JSON for people: on one line where that is short, else indented."""
-    line = "".join(f"{token} " if token in ",:" else token for token in _tokens(text, ONE_LINE_CHARACTERS))
+    line = "".join(f"{piece} " if piece in ",:" else piece for piece in _pieces(text, ONE_LINE_CHARACTERS))
     return line if len(line) <= ONE_LINE_CHARACTERS else indented(text)
 
 
@@ -88,23 +88,23 @@ def indented(text: str) -> str:
     parts: list[str] = []
     depth = 0
     is_open = False
-    for token in _tokens(text):
-        if token in "}]":
+    for piece in _pieces(text):
+        if piece in "}]":
             depth -= 1
-            parts.append(token if is_open else f"\n{'  ' * depth}{token}")
+            parts.append(piece if is_open else f"\n{'  ' * depth}{piece}")
             is_open = False
             continue
         if is_open:
             parts.append(f"\n{'  ' * depth}")
             is_open = False
-        if token in "{[":
+        if piece in "{[":
             depth += 1
             is_open = True
-            parts.append(token)
-        elif token == ",":
+            parts.append(piece)
+        elif piece == ",":
             parts.append(f",\n{'  ' * depth}")
         else:
-            parts.append(": " if token == ":" else token)
+            parts.append(": " if piece == ":" else piece)
     return "".join(parts)
 
 
@@ -150,13 +150,12 @@ def _escape(match: re.Match[str]) -> str:
     return json.dumps(match.group())[1:-1]
 
 
-def _tokens(text: str, characters_max: int | None = None) -> Iterator[str]:
+def _pieces(text: str, characters_max: int | None = None) -> Iterator[str]:
     """Yield the tokens; past `characters_max` no more of them than show that it is too long."""
     seen = 0
     for match in _TOKEN.finditer(text):
-        token = match.group()
-        yield token
-        seen += len(token)
+        yield match.group()
+        seen += len(match.group())
         if characters_max is not None and seen > characters_max:
             return
 

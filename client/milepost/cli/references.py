@@ -1,10 +1,10 @@
 """What a person calls a checkpoint, and which one that is.
 
-    head            the newest checkpoint of the scope
-    head~2          two steps back from it, along the line of parents
-    7               the checkpoint with sequence 7, or else with the id "7"
-    0199c2f4-5d…    the id, or a beginning of it that fits no other id of the scope
-    id:head         the id "head", where an id looks like one of the above
+head            the newest checkpoint of the scope
+head~2          two steps back from it, along the line of parents
+7               the checkpoint with sequence 7, or else with the id "7"
+0199c2f4-5d…    the id, or a beginning of it that fits no other id of the scope
+id:head         the id "head", where an id looks like one of the above
 """
 
 from __future__ import annotations

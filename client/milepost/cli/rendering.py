@@ -6,8 +6,6 @@ such characters as their escapes; nothing else may put data on a terminal (`show
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -118,10 +116,16 @@ def shortened(ids: Iterable[str]) -> dict[str, str]:
     for position, one in enumerate(ordered):
         neighbours = ordered[max(0, position - 1) : position] + ordered[position + 1 : position + 2]
         # In sorted order whoever shares the longest beginning is next to it.
-        shared = max((len(os.path.commonprefix([one, other])) for other in neighbours), default=0)
+        shared = max((_shared_characters(one, other) for other in neighbours), default=0)
         length = max(ID_CHARACTERS, shared + 1)
         short[one] = one if len(one) <= length + 1 else f"{one[:length]}…"
     return short
+
+
+def _shared_characters(one: str, other: str) -> int:
+    """Return how many characters at the beginning are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,8 @@ class Output:
     def data(self, content: bytes) -> None:
         """Write bytes as they are."""
         self._stream.flush()
-        buffer: io.BufferedIOBase = self._stream.buffer
-        buffer.write(content)
-        buffer.flush()
+        self._stream.buffer.write(content)
+        self._stream.buffer.flush()
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Text | str]]) -> int:
         """Write rows under their column names, some rows at a time; return how many there were."""
@@ -209,7 +212,7 @@ def _width(cell: Text | str) -> int:
 
 
 def _without_trailing_space(text: str) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def status_text(status: str) -> Text:

@@ -18,8 +18,8 @@ from milepost.types import After, Checkpoint, Saved, Status, WorkflowInfo
 from milepost.v1 import checkpoint_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 
-REACH_TIMEOUT_S: Final = 3.0
-"""How long a command looks for its server before it says that there is none; a server that is just starting is found."""
+REACH_TIMEOUT_S: Final = 2.0
+"""How long a command looks for its server before it says that there is none: one that is just starting is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class StoredCodec:
         """Return the text of a `StoredValue` unchanged."""
         return value.text if isinstance(value, StoredValue) else JSON.encode(value, path)
 
-    def decode(self, content: str | bytes, path: str = "$") -> Any:  # noqa: ARG002 - the protocol's signature
+    def decode(self, content: str | bytes, path: str = "$") -> Any:
         """Return the content as it is."""
         return StoredValue(content.encode("utf-8") if isinstance(content, str) else content)
 

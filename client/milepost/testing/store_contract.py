@@ -92,6 +92,14 @@ class StoreContract:
         assert {key: type(value) for key, value in loaded.items()} == {k: type(v) for k, v in state.items()}
         assert str(loaded["price"]) == "1.10"
 
+    def test_large_values_come_back_and_may_change(self, store: CheckpointStore) -> None:
+        text = "the same words again and again " * 10_000
+        first = store.save(W, state={"text": text, "noise": bytes(range(256)) * 100}, after="start")
+        store.save(W, state={"text": text, "noise": b""}, after=first, records=[Record(value=text)])
+        assert store.load(W).state == {"text": text, "noise": b""}
+        assert store.load(W).records[0].value == text
+        assert store.load(W, sequence=1).state["noise"] == bytes(range(256)) * 100
+
     def test_an_empty_state_is_a_state(self, store: CheckpointStore) -> None:
         store.save(W, state={})
         assert store.load(W).state == {}

@@ -74,8 +74,8 @@ def save(txn: WriteTransaction, command: SaveCommand, limits: Limits) -> SaveAns
     workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
     scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
     if name is not None and scope is not None and not command.is_id_generated:
-        id_row = txn.find_id(name.name_id, scope.ordinal, command.checkpoint_id)
-        if id_row is not None and not (name.building_id and id_row.internal_id == name.building_id):
+        id_row = _find_id(txn, name, scope, command.checkpoint_id)
+        if id_row is not None:
             if workflow is None or not _is_live(id_row, workflow):
                 raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
             existing = txn.get_checkpoint(workflow.internal_id, id_row.sequence)
@@ -318,10 +318,9 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
     name = txn.find_name(command.namespace, command.workflow_id)
     workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
     scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
-    id_row = txn.find_id(name.name_id, scope.ordinal, command.checkpoint_id) if name and scope else None
-    is_building = name is not None and id_row is not None and id_row.internal_id == name.building_id
+    id_row = _find_id(txn, name, scope, command.checkpoint_id)
     is_live = id_row is not None and workflow is not None and _is_live(id_row, workflow)
-    if id_row is not None and not is_live and not is_building:
+    if id_row is not None and not is_live:
         raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
     if not is_live and command.require_checkpoint:
         raise PreconditionError(
@@ -811,6 +810,19 @@ def _is_live(id_row: IdRow, workflow: WorkflowRow) -> bool:
     return id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
 
 
+def _find_id(
+    txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str
+) -> IdRow | None:
+    """Return what became of an id, unless only a fork knows it that was never published."""
+    if name is None or scope is None:
+        return None
+    id_row = txn.find_id(name.name_id, scope.ordinal, checkpoint_id)
+    if id_row is None or id_row.internal_id == name.internal_id:
+        return id_row
+    incarnation = txn.get_workflow(id_row.internal_id)
+    return id_row if incarnation is None or incarnation.revision > 0 else None
+
+
 def _head(workflow: WorkflowRow | None, scope: ScopeRow | None) -> tuple[str, int]:
     if workflow is None or scope is None or scope.internal_id != workflow.internal_id:
         return "", 0
@@ -841,9 +853,7 @@ def _find_checkpoint(
 
 
 def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> bool:
-    if name is None or scope is None:
-        return False
-    return txn.find_id(name.name_id, scope.ordinal, checkpoint_id) is not None
+    return _find_id(txn, name, scope, checkpoint_id) is not None
 
 
 def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:

@@ -68,7 +68,6 @@ class StoredValue(NamedTuple):
     """A value, and how many nodes have it."""
 
     value: Value
-    digest: bytes
     holder_count: int
 
 
@@ -93,8 +92,6 @@ class Tables:
         """By (family id, node id)."""
         self.values: dict[tuple[int, int], StoredValue] = {}
         """By (family id, value id)."""
-        self.value_ids: dict[tuple[int, bytes], int] = {}
-        """By (family id, digest)."""
         self.record_groups: dict[int, dict[tuple[int, str], RecordGroupRow]] = {}
         """By internal id, then (scope ordinal, checkpoint_id)."""
         self.records: dict[int, dict[tuple[int, str], dict[tuple[str, int], Record]]] = {}
@@ -106,7 +103,7 @@ class Tables:
 
 
 class MemoryTransaction:
-    """A view of the tables that can be changed; `rollback` takes back what was changed since the last `commit`."""
+    """A view of the tables that can be changed, and changed back."""
 
     def __init__(self, tables: Tables, limits: Limits, now_ms: int) -> None:
         self._tables = tables
@@ -114,13 +111,13 @@ class MemoryTransaction:
         self._now_ms = now_ms
         self._undo: list[Callable[[], object]] = []
 
-    def commit(self) -> None:
-        """Keep what was changed."""
-        self._undo.clear()
+    def mark(self) -> int:
+        """Return a point in time that `rollback` can go back to."""
+        return len(self._undo)
 
-    def rollback(self) -> None:
-        """Take back what was changed since the last `commit`, the latest change first."""
-        while self._undo:
+    def rollback(self, mark: int) -> None:
+        """Take back what was changed since a point in time, the latest change first."""
+        while len(self._undo) > mark:
             self._undo.pop()()
 
     def _put(self, table: dict[_K, _V], key: _K, value: _V) -> None:
@@ -303,7 +300,7 @@ class MemoryTransaction:
         """Store a changed state and return its node, which the caller holds."""
         prior = self._node(family_id, change.prior_node_id)
         entries = {key: ref for key, ref in prior.entries.items() if key not in change.removed}
-        entries |= {key: self._intern_value(family_id, entry) for key, entry in change.changed.items()}
+        entries |= {key: self._put_value(family_id, entry) for key, entry in change.changed.items()}
         for ref in entries.values():
             self._hold_value(family_id, ref.value_id, 1)
         steps = tuple(dict.fromkeys((*prior.steps, *change.steps_added)))
@@ -311,12 +308,9 @@ class MemoryTransaction:
         self._put(self._tables.nodes, (family_id, node_id), Node(entries, steps, holder_count=1))
         return node_id
 
-    def _intern_value(self, family_id: int, entry: NewEntry) -> EntryRef:
-        value_id = self._tables.value_ids.get((family_id, entry.digest))
-        if value_id is None:
-            value_id = self.new_id()
-            self._put(self._tables.value_ids, (family_id, entry.digest), value_id)
-            self._put(self._tables.values, (family_id, value_id), StoredValue(entry.value, entry.digest, 0))
+    def _put_value(self, family_id: int, entry: NewEntry) -> EntryRef:
+        value_id = self.new_id()
+        self._put(self._tables.values, (family_id, value_id), StoredValue(entry.value, holder_count=0))
         return EntryRef(value_id, entry.digest, entry.size_bytes)
 
     def _hold_value(self, family_id: int, value_id: int, change: int) -> None:
@@ -326,7 +320,6 @@ class MemoryTransaction:
             self._put(self._tables.values, (family_id, value_id), held)
         else:
             self._remove(self._tables.values, (family_id, value_id))
-            self._remove(self._tables.value_ids, (family_id, stored.digest))
 
     def retain_state(self, family_id: int, node_id: int) -> None:
         """Hold a node once more."""
@@ -472,19 +465,19 @@ class MemoryEngine:
         """Run commands in order; each sees what those before it did, and one that fails leaves nothing."""
         with self._lock:
             txn = MemoryTransaction(self._tables, self._limits, self._clock_ms())
-            return [self._run(txn, command) for command in batch]
+            try:
+                return [self._run(txn, command) for command in batch]
+            except BaseException:
+                txn.rollback(0)
+                raise
 
     def _run(self, txn: MemoryTransaction, command: Command) -> Answer | StoreError:
+        mark = txn.mark()
         try:
-            answer = commands.run(txn, command, self._limits)
+            return commands.run(txn, command, self._limits)
         except StoreError as error:
-            txn.rollback()
+            txn.rollback(mark)
             return error
-        except BaseException:
-            txn.rollback()
-            raise
-        txn.commit()
-        return answer
 
     def reopen(self) -> None:
         """Do nothing: this store never fails."""

@@ -98,11 +98,6 @@ def test_digests_tell_types_and_codecs_apart() -> None:
     assert {len(digest) for digest in digests} == {16}
 
 
-def test_the_digest_of_a_value_never_changes() -> None:
-    # A client that was upgraded recognises what it loaded; a change here only costs one full save each.
-    assert encode_state({"a": [1]}).digests["a"].hex() == "fd6f78dde0e2c10b43edd6cd8fc5cf18"
-
-
 def test_an_increment_has_what_changed_and_what_went() -> None:
     base = encode_state({"same": 1, "changed": 1, "z": 1, "gone": 1})
     encoded = encode_state({"same": 1, "changed": 2, "new": LONG})
@@ -183,7 +178,7 @@ def test_json_is_read_whatever_codec_is_given() -> None:
 
 
 def test_the_value_of_an_unknown_codec_is_refused_by_name() -> None:
-    with pytest.raises(CodecError, match="'pickle'.*'json'") as caught:
+    with pytest.raises(CodecError, match=r"'pickle'.*'json'") as caught:
         decode_value(pb.Value(data=b"x", codec="pickle"), path="$.a")
     assert (caught.value.path, caught.value.type) == ("$.a", "pickle")
 

@@ -99,13 +99,6 @@ class ForkContract(ContractBase):
         assert (store.count("nodes"), store.count("values")) == before
         assert store.get_workflow("v").stored_bytes == 0
 
-    def test_values_saved_later_are_shared_too(self, store: Store) -> None:
-        store.save("w", "a", {"x": 1})
-        store.fork("w", "v")
-        store.save("w", "b", {"x": "later"})
-        store.save("v", "c", {"x": "later"})
-        assert store.count("values") == 2
-
     def test_a_fork_survives_its_source(self, store: Store, clock: ManualClock) -> None:
         for number in range(10):
             base = str(number - 1) if number else None

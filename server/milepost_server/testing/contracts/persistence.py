@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from milepost_server.errors import StoreError
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import ProbeAnswer, ProbeCommand
 from milepost_server.storage.port import Engine
@@ -117,7 +118,7 @@ class PersistenceContract(ContractBase):
         answer = store.fork_slice("w", "v")
         assert answer.position is not None
         restart(store)
-        with refused("WORKFLOW_NOT_FOUND"):
+        with pytest.raises(StoreError):
             store.fork_slice("w", "v", position=answer.position)
         store.sweep()
         assert not is_found(store, "v")

@@ -1,0 +1,525 @@
+"""The committer against an engine that does as the test says: groups, bounds, turns, failures, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, cast
+
+import pytest
+
+from milepost_server.config import QueueConfig
+from milepost_server.errors import (
+    OutcomeUnknownError,
+    PreconditionError,
+    ResourceError,
+    StorageFailedError,
+    StoreError,
+    UnavailableError,
+)
+from milepost_server.limits import KIB, MIB
+from milepost_server.model import (
+    Answer,
+    Command,
+    DeleteWorkflowAnswer,
+    DeleteWorkflowCommand,
+    ProbeAnswer,
+    ProbeCommand,
+    SweepAnswer,
+    SweepCommand,
+)
+from milepost_server.storage.committer import Committer
+from milepost_server.storage.port import Engine
+
+Outcomes = Sequence[Answer | StoreError]
+
+
+class ScriptedEngine:
+    """Notes what it is asked, and answers when and what the test says.
+
+    Commands of callers are `DeleteWorkflowCommand`s, told apart by their workflow_id.
+    """
+
+    def __init__(self) -> None:
+        self.entered: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        self.batches: list[list[str]] = []
+        self.sweeps = 0
+        self.swept: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.sweep_has_more: Callable[[], bool] = lambda: False
+        self.reopens = 0
+        self.reopened: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.on_reopen: Callable[[], None] = lambda: None
+        self.on_execute: Callable[[list[str]], Outcomes | None] = lambda ids: None
+        self.probes = 0
+        self._gate = threading.Semaphore(0)
+        self._is_held = False
+        self._entered_count = 0
+
+    def hold(self) -> None:
+        """Let no commit end until `release`."""
+        self._is_held = True
+
+    def release(self, count: int = 1) -> None:
+        """Let this many held commits end."""
+        self._gate.release(count)
+
+    def stop_holding(self) -> None:
+        """Let all commits end from now on."""
+        self._is_held = False
+        self._gate.release(1_000)
+
+    async def next_batch(self) -> list[str]:
+        """Return the next batch as soon as the engine has been asked to run it."""
+        return await asyncio.to_thread(self.entered.get)
+
+    def execute(self, commands: Sequence[Command]) -> Outcomes:
+        """See `Engine`."""
+        if isinstance(commands[0], SweepCommand):
+            self.sweeps += 1
+            self.swept.put(None)
+            return [SweepAnswer(0, self.sweep_has_more())]
+        if isinstance(commands[0], ProbeCommand):
+            self.probes += 1
+            return [ProbeAnswer()]
+        ids = [cast(DeleteWorkflowCommand, command).workflow_id for command in commands]
+        self.batches.append(ids)
+        self.entered.put(ids)
+        if self._is_held:
+            self._gate.acquire()
+        scripted = self.on_execute(ids)
+        return scripted if scripted is not None else [DeleteWorkflowAnswer(True, 1) for _ in ids]
+
+    def reopen(self) -> None:
+        """See `Engine`."""
+        self.reopens += 1
+        self.reopened.put(None)
+        self.on_reopen()
+
+
+def command(workflow_id: str, size_bytes: int = 10) -> DeleteWorkflowCommand:
+    return DeleteWorkflowCommand(namespace="n", workflow_id=workflow_id, size_bytes=size_bytes)
+
+
+@asynccontextmanager
+async def running(
+    engine: ScriptedEngine, config: QueueConfig | None = None, **options: Any
+) -> AsyncIterator[Committer]:
+    config = config or QueueConfig(sweep_interval_s=1e6, reopen_wait_min_s=0, reopen_wait_max_s=0)
+    committer = Committer(cast(Engine, engine), config=config, **options)
+    try:
+        yield committer
+    finally:
+        engine.stop_holding()
+        await committer.close()
+
+
+async def test_a_lone_command_is_committed_at_once_and_alone() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as committer:
+        assert await committer.submit(command("a"), namespace="n") == DeleteWorkflowAnswer(True, 1)
+        assert engine.batches == [["a"]]
+
+
+async def test_what_queues_during_a_commit_is_the_next_commit() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        first = committer.submit(command("a"), namespace="n")
+        assert await engine.next_batch() == ["a"]
+        others = [committer.submit(command(name), namespace="n") for name in "bcdef"]
+        assert not any(each.done() for each in [first, *others])
+        engine.release()
+        assert await engine.next_batch() == list("bcdef")
+        assert await first
+        assert not any(each.done() for each in others)
+        engine.release()
+        await asyncio.gather(*others)
+
+
+async def test_a_batch_is_answered_with_one_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        first = committer.submit(command("first"), namespace="n")
+        await engine.next_batch()
+        many = [committer.submit(command(f"w{number}"), namespace="n") for number in range(50)]
+        engine.release()
+        await first
+        await engine.next_batch()
+        loop = asyncio.get_running_loop()
+        wake_ups: list[object] = []
+        post = loop.call_soon_threadsafe
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            wake_ups.append(arguments)
+            return post(*arguments, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
+        engine.release()
+        await asyncio.gather(*many)
+        assert len(wake_ups) == 1
+
+
+async def test_a_batch_is_bounded_by_count_and_by_bytes() -> None:
+    config = QueueConfig(batch_commands_max=3, batch_bytes_max=30 * KIB, alone_bytes=20 * KIB, sweep_interval_s=1e6)
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine, config) as committer:
+        futures = [committer.submit(command("first"), namespace="n")]
+        await engine.next_batch()
+        futures += [committer.submit(command(name), namespace="n") for name in "abcd"]
+        futures += [committer.submit(command(name, 12 * KIB), namespace="n") for name in "efg"]
+        futures += [committer.submit(command("alone", 25 * KIB), namespace="n")]
+        futures += [committer.submit(command("last"), namespace="n")]
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+    assert engine.batches == [["first"], ["a", "b", "c"], ["d", "e", "f"], ["g"], ["alone"], ["last"]]
+
+
+async def test_namespaces_take_turns_and_each_keeps_its_order() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        futures = [committer.submit(command("first"), namespace="x")]
+        await engine.next_batch()
+        futures += [committer.submit(command(f"x{number}"), namespace="x") for number in range(4)]
+        futures += [committer.submit(command(f"y{number}"), namespace="y") for number in range(2)]
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+    assert engine.batches[1] == ["x0", "y0", "x1", "y1", "x2", "x3"]
+
+
+async def test_a_flood_of_one_namespace_does_not_hold_up_another() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    config = QueueConfig(batch_commands_max=4, sweep_interval_s=1e6)
+    async with running(engine, config) as committer:
+        futures = [committer.submit(command("first"), namespace="x")]
+        await engine.next_batch()
+        futures += [committer.submit(command(f"x{number}"), namespace="x") for number in range(100)]
+        futures += [committer.submit(command("y"), namespace="y")]
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+    assert "y" in engine.batches[1]
+
+
+async def test_a_full_queue_refuses_with_its_bound_and_keeps_what_it_has() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine, QueueConfig(calls_max=2, sweep_interval_s=1e6)) as committer:
+        futures = [committer.submit(command("first"), namespace="n")]
+        await engine.next_batch()
+        futures += [committer.submit(command(name), namespace="n") for name in "ab"]
+        with pytest.raises(ResourceError) as refused:
+            committer.submit(command("c"), namespace="n")
+        assert refused.value.reason == "QUEUE_FULL"
+        assert refused.value.metadata == {"limit": "queue.calls_max", "allowed": "2", "found": "3", "unit": "calls"}
+        assert refused.value.retry_after_s
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+        await committer.submit(command("d"), namespace="n")
+    assert [name for batch in engine.batches for name in batch] == ["first", "a", "b", "d"]
+
+
+async def test_the_queue_is_bounded_by_bytes_but_takes_one_call_of_any_size() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine, QueueConfig(bytes_max=MIB, sweep_interval_s=1e6)) as committer:
+        futures = [committer.submit(command("first"), namespace="n")]
+        await engine.next_batch()
+        futures.append(committer.submit(command("huge", 2 * MIB), namespace="n"))
+        with pytest.raises(ResourceError) as refused:
+            committer.submit(command("small"), namespace="n")
+        assert refused.value.metadata["limit"] == "queue.bytes_max"
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+
+
+async def test_a_batch_of_a_thousand_counts_as_one_call_and_is_answered_in_order() -> None:
+    engine = ScriptedEngine()
+    failure = PreconditionError("HEAD_MOVED", "moved")
+    engine.on_execute = lambda ids: [
+        failure if name == "w7" else DeleteWorkflowAnswer(True, int(name[1:])) for name in ids
+    ]
+    async with running(engine, QueueConfig(calls_max=1, sweep_interval_s=1e6)) as committer:
+        outcomes = await committer.submit_many([command(f"w{number}") for number in range(1_000)], namespace="n")
+    assert len(engine.batches) >= 1_000 / 256
+    assert outcomes[7] is failure
+    assert [cast(DeleteWorkflowAnswer, each).checkpoint_count for each in outcomes[8:]] == list(range(8, 1_000))
+
+
+async def test_a_command_whose_caller_has_gone_is_dropped_before_it_starts_and_never_after() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        started = committer.submit(command("started"), namespace="n")
+        await engine.next_batch()
+        waiting = committer.submit(command("waiting"), namespace="n")
+        last = committer.submit(command("last"), namespace="n")
+        started.cancel()
+        waiting.cancel()
+        engine.stop_holding()
+        await last
+    assert engine.batches == [["started"], ["last"]]
+
+
+async def test_items_of_a_batch_run_though_their_caller_has_gone() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        first = committer.submit(command("first"), namespace="n")
+        await engine.next_batch()
+        group = committer.submit_many([command("a"), command("b")], namespace="n")
+        group.cancel()
+        engine.stop_holding()
+        await first
+    assert engine.batches == [["first"], ["a", "b"]]
+
+
+async def test_an_error_of_one_command_is_its_own() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    engine.on_execute = lambda ids: [
+        PreconditionError("HEAD_MOVED", "moved") if name == "b" else DeleteWorkflowAnswer(True, 1) for name in ids
+    ]
+    async with running(engine) as committer:
+        futures = [committer.submit(command(name), namespace="n") for name in "abc"]
+        engine.stop_holding()
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [DeleteWorkflowAnswer, PreconditionError, DeleteWorkflowAnswer]
+
+
+async def test_a_defect_of_the_engine_is_an_internal_error_and_the_writer_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = ScriptedEngine()
+
+    def fail_once(ids: list[str]) -> Outcomes | None:
+        if ids == ["a"]:
+            raise ZeroDivisionError("secret text")
+        return None
+
+    engine.on_execute = fail_once
+    async with running(engine) as committer:
+        with pytest.raises(StoreError) as failed:
+            await committer.submit(command("a"), namespace="n")
+        assert failed.value.reason == "INTERNAL_ERROR"
+        assert "secret" not in failed.value.message
+        assert await committer.submit(command("b"), namespace="n")
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_until_it_is_back() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    may_reopen = threading.Event()
+    health: list[bool] = []
+
+    def fail(ids: list[str]) -> Outcomes | None:
+        if "a" in ids:
+            raise StorageFailedError("meta page")
+        return None
+
+    def reopen() -> None:
+        may_reopen.wait()
+        if engine.reopens < 3:
+            raise StorageFailedError("still broken")
+
+    engine.on_execute, engine.on_reopen = fail, reopen
+    async with running(engine, on_health=health.append) as committer:
+        batch = [committer.submit(command("a"), namespace="n")]
+        await engine.next_batch()
+        queued = [committer.submit(command(name), namespace="n") for name in "bc"]
+        group = committer.submit_many([command("d"), command("e")], namespace="n")
+        engine.stop_holding()
+        outcomes = await asyncio.gather(*batch, *queued, return_exceptions=True)
+        assert isinstance(outcomes[0], OutcomeUnknownError)
+        assert [cast(StoreError, each).reason for each in outcomes[1:]] == ["NOT_SERVING"] * 2
+        assert [cast(StoreError, each).reason for each in await group] == ["NOT_SERVING"] * 2
+        await asyncio.to_thread(engine.reopened.get)
+        assert health == [False]
+        assert not committer.is_serving
+        with pytest.raises(UnavailableError, match="storage") as refused:
+            committer.submit(command("f"), namespace="n")
+        assert refused.value.reason == "NOT_SERVING"
+        assert refused.value.retry_after_s
+        for reading in (committer.read, committer.scan):
+            with pytest.raises(UnavailableError):
+                reading(lambda: 1)
+        recovered = asyncio.Event()
+        committer._on_health = lambda is_serving: (health.append(is_serving), recovered.set())
+        may_reopen.set()
+        await recovered.wait()
+        assert health == [False, True]
+        assert (engine.reopens, engine.probes) == (3, 1)
+        assert await committer.submit(command("g"), namespace="n")
+        assert await committer.read(lambda: 1) == 1
+    assert engine.batches == [["a"], ["g"]]
+
+
+async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() -> None:
+    engine = ScriptedEngine()
+    recovered = asyncio.Event()
+
+    def fail() -> None:
+        raise StorageFailedError("panic")
+
+    def on_health(is_serving: bool) -> None:
+        if is_serving:
+            recovered.set()
+
+    async with running(engine, on_health=on_health) as committer:
+        with pytest.raises(UnavailableError) as refused:
+            await committer.read(fail)
+        assert refused.value.reason == "NOT_SERVING"
+        await recovered.wait()
+        assert await committer.read(lambda: 2) == 2
+    assert engine.reopens == 1
+
+
+async def test_close_ends_a_recovery_that_does_not_succeed() -> None:
+    engine = ScriptedEngine()
+
+    def fail(*_: object) -> None:
+        raise StorageFailedError("gone for good")
+
+    engine.on_reopen = fail
+    engine.on_execute = fail
+    config = QueueConfig(sweep_interval_s=1e6, reopen_wait_min_s=1e5, reopen_wait_max_s=1e5)
+    async with running(engine, config) as committer:
+        with pytest.raises(OutcomeUnknownError):
+            await committer.submit(command("a"), namespace="n")
+        await asyncio.to_thread(engine.reopened.get)
+
+
+async def test_close_commits_what_was_accepted_and_then_refuses() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        futures = [committer.submit(command("first"), namespace="n")]
+        await engine.next_batch()
+        futures += [committer.submit(command(name), namespace="n") for name in "abc"]
+        closing = asyncio.create_task(committer.close())
+        # One turn of the loop: closing begins by refusing what comes later.
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="draining") as refused:
+            committer.submit(command("late"), namespace="n")
+        assert refused.value.reason == "NOT_SERVING"
+        engine.stop_holding()
+        await closing
+        assert all(each.done() and each.result() for each in futures)
+    assert engine.batches == [["first"], ["a", "b", "c"]]
+
+
+async def test_the_sweeper_runs_when_idle_slice_by_slice_until_nothing_is_left() -> None:
+    engine = ScriptedEngine()
+    engine.sweep_has_more = lambda: engine.sweeps < 5
+    async with running(engine):
+        for _ in range(5):
+            await asyncio.to_thread(engine.swept.get)
+    assert engine.sweeps == 5
+
+
+async def test_a_delete_wakes_the_sweeper() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as committer:
+        await asyncio.to_thread(engine.swept.get)
+        await committer.submit(command("a"), namespace="n")
+        await asyncio.to_thread(engine.swept.get)
+
+
+async def test_saves_come_before_the_sweeper_but_cannot_starve_it() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    engine.sweep_has_more = lambda: True
+    now_s = [0.0]
+    order: list[str] = []
+    engine.on_execute = lambda ids: order.append(f"commit after {engine.sweeps} sweeps") or None  # type: ignore[func-returns-value]
+    config = QueueConfig(batch_commands_max=1, sweep_interval_s=1e6)
+    async with running(engine, config, clock=lambda: now_s[0]) as committer:
+        futures = [committer.submit(command("first"), namespace="n")]
+        await engine.next_batch()
+        sweeps_before = engine.sweeps
+        futures += [committer.submit(command(name), namespace="n") for name in "ab"]
+        engine.release()
+        await engine.next_batch()
+        # Two commits without a sweep between, though there is something to sweep.
+        assert engine.sweeps == sweeps_before
+        now_s[0] += 10
+        engine.release()
+        await engine.next_batch()
+        # A second under load is long enough: one slice came before the next commit, and only one.
+        assert engine.sweeps == sweeps_before + 1
+        engine.sweep_has_more = lambda: False
+        engine.stop_holding()
+        await asyncio.gather(*futures)
+
+
+async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
+    engine = ScriptedEngine()
+    is_held = threading.Event()
+    go = threading.Event()
+
+    def hold() -> str:
+        is_held.set()
+        go.wait()
+        return threading.current_thread().name
+
+    async with running(engine, QueueConfig(read_calls_max=2, sweep_interval_s=1e6)) as committer:
+        held = committer.read(hold)
+        await asyncio.to_thread(is_held.wait)
+        others = [committer.read(lambda number=number: number) for number in range(2)]  # type: ignore[misc]
+        with pytest.raises(ResourceError) as refused:
+            committer.read(lambda: 3)
+        assert refused.value.reason == "QUEUE_FULL"
+        # A long read has threads of its own.
+        assert await committer.scan(lambda: "scanned") == "scanned"
+        go.set()
+        assert (await held).startswith("milepost-read")
+        assert await asyncio.gather(*others) == [0, 1]
+
+
+async def test_an_error_of_a_read_is_its_callers() -> None:
+    def fail() -> None:
+        raise KeyError("x")
+
+    async with running(ScriptedEngine()) as committer:
+        with pytest.raises(KeyError):
+            await committer.read(fail)
+        assert await committer.read(lambda: 1) == 1
+
+
+class NotingObserver:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.commits: list[tuple[list[object], int]] = []
+
+    def capture(self) -> object:
+        self.captures += 1
+        return f"span {self.captures}"
+
+    def committing(self, captured: Sequence[object], command_count: int) -> Any:
+        self.commits.append((list(captured), command_count))
+        return nullcontext()
+
+
+async def test_an_observer_sees_each_commit_with_the_spans_of_its_calls_once() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    observer = NotingObserver()
+    async with running(engine, observer=observer) as committer:
+        first = committer.submit(command("first"), namespace="n")
+        await engine.next_batch()
+        rest = [
+            committer.submit(command("a"), namespace="n"),
+            committer.submit_many([command("b"), command("c")], namespace="n"),
+        ]
+        engine.stop_holding()
+        await asyncio.gather(first, *rest)
+    commits = [commit for commit in observer.commits if commit[0]]
+    assert commits == [(["span 1"], 1), (["span 2", "span 3"], 3)]
