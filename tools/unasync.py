@@ -29,7 +29,6 @@ REFUSED = frozenset({"asyncio", "anyio"})
 NAMES = {
     "AsyncClient": "Client",
     "AsyncInMemoryStore": "InMemoryStore",
-    "AsyncInMemoryStore": "InMemoryStore",
     "AsyncIterator": "Iterator",
     "anext": "next",
     "__aenter__": "__enter__",

@@ -106,9 +106,6 @@ OUTCOME_FROM_WIRE: Final[Mapping[int, RecordOutcome]] = {
 }
 
 
-# Requests.
-
-
 def encode(method: Method[Any], request: Message) -> bytes:
     """Return the bytes of a request.
 
@@ -511,9 +508,6 @@ def _timestamp(moment: datetime | None, name: str) -> Timestamp | None:
     return timestamp
 
 
-# Answers.
-
-
 def read_checkpoint(
     found: checkpoint_pb2.Checkpoint, codec: Codec, *, with_state: bool, head_checkpoint_id: str = ""
 ) -> Checkpoint:
@@ -625,9 +619,6 @@ def _located(error: CodecError, namespace: str, workflow_id: str, scope: str, ch
     error.namespace, error.workflow_id = namespace, workflow_id
     error.scope, error.checkpoint_id = scope, checkpoint_id
     return error
-
-
-# Failures.
 
 
 NO_TIME_LEFT: Final = Failure(Code.DEADLINE_EXCEEDED, "no time was left to send it")

@@ -60,6 +60,16 @@ _T = TypeVar("_T")
 _replace = msgspec.structs.replace
 
 
+class RefusedItem(msgspec.Struct, frozen=True):
+    """An item of a batch that was malformed; what it is named matters to those that build on it."""
+
+    error: StoreError
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+
+
 class StoreQueue(Protocol):
     """What runs commands and reads: `storage.committer.Committer`. Its bounds and failures are told there."""
 
@@ -117,18 +127,18 @@ class CheckpointService:
         """Store one checkpoint. Cancelling may or may not come before the commit."""
         return cast(SaveAnswer, await self._queue.submit(command, namespace=command.namespace))
 
-    async def batch_save(self, items: Sequence[SaveCommand | StoreError]) -> list[SaveAnswer | StoreError]:
+    async def batch_save(self, items: Sequence[SaveCommand | RefusedItem]) -> list[SaveAnswer | StoreError]:
         """Store many checkpoints in order, and return what became of each.
 
-        An item that is an error already (a malformed one) keeps its place. An item that builds on a failed earlier
+        A malformed item keeps its place. An item that builds on a failed earlier
         one of the same scope (names it as parent, base or expected head) is refused with `PREDECESSOR_FAILED` and
         not stored.
 
         Raises:
             StoreError: Nothing of the whole call was started.
         """
-        outcomes: list[SaveAnswer | StoreError | None] = [
-            item if isinstance(item, StoreError) else None for item in items
+        outcomes: list[SaveAnswer | StoreError] = [
+            item.error if isinstance(item, RefusedItem) else _NOT_STARTED for item in items
         ]
         barriers = await self._barriers(items)
         failed: dict[Key, int] = {}
@@ -139,7 +149,7 @@ class CheckpointService:
             end = next((number + 1 for number in barriers if number >= start), len(items))
             await self._save_range(items, outcomes, failed, start, end)
             start = end
-        return [cast("SaveAnswer | StoreError", outcome) for outcome in outcomes]
+        return outcomes
 
     async def append_records(self, command: AppendRecordsCommand) -> AppendRecordsAnswer:
         """Append records to a checkpoint id."""
@@ -341,13 +351,11 @@ class CheckpointService:
         assert isinstance(answer, kind)
         return answer
 
-    async def _barriers(self, items: Sequence[SaveCommand | StoreError]) -> list[int]:
+    async def _barriers(self, items: Sequence[SaveCommand | RefusedItem]) -> list[int]:
         """Return the numbers of the items that later ones build on and whose ids are stored already."""
         first_by_id: dict[Key, int] = {}
         named: dict[Key, int] = {}
         for number, item in enumerate(items):
-            if isinstance(item, StoreError):
-                continue
             for key in _predecessors(item):
                 if key in first_by_id:
                     named[key] = first_by_id[key]
@@ -363,40 +371,42 @@ class CheckpointService:
 
     async def _save_range(
         self,
-        items: Sequence[SaveCommand | StoreError],
-        outcomes: list[SaveAnswer | StoreError | None],
+        items: Sequence[SaveCommand | RefusedItem],
+        outcomes: list[SaveAnswer | StoreError],
         failed: dict[Key, int],
         start: int,
         end: int,
     ) -> None:
         """Run the items of a range and note their outcomes, and which ids failed."""
-        numbers: list[int] = []
+        commands: dict[int, SaveCommand] = {}
+        known = dict(failed)
         for number in range(start, end):
             item = items[number]
-            if isinstance(item, SaveCommand):
-                predecessor = _failed_predecessor(item, failed)
-                if predecessor is None:
-                    numbers.append(number)
-                else:
-                    outcomes[number] = _predecessor_failed(number, predecessor)
-                    failed.setdefault(_key(item), number)
-        commands = [cast(SaveCommand, items[number]) for number in numbers]
+            predecessor = _failed_predecessor(item, known)
+            if isinstance(item, SaveCommand) and predecessor is None:
+                commands[number] = item
+                known.pop(_key(item), None)
+            else:
+                known[_key(item)] = number
         if commands:
             try:
-                found = await self._queue.submit_many(commands, namespace=commands[0].namespace)
+                found = await self._queue.submit_many(list(commands.values()), namespace=items[start].namespace)
             except StoreError as error:
                 if start == 0:
                     raise
                 found = [error] * len(commands)
-            for number, outcome in zip(numbers, found, strict=True):
+            for number, outcome in zip(commands, found, strict=True):
                 outcomes[number] = cast("SaveAnswer | StoreError", outcome)
-        for number in numbers:
-            item = cast(SaveCommand, items[number])
-            if isinstance(outcomes[number], StoreError):
+        for number in range(start, end):
+            item = items[number]
+            if number in commands and not isinstance(outcomes[number], StoreError):
+                failed.pop(_key(item), None)
+                continue
+            if isinstance(item, SaveCommand):
                 predecessor = _failed_predecessor(item, failed)
                 if predecessor is not None:
                     outcomes[number] = _predecessor_failed(number, predecessor)
-                failed.setdefault(_key(item), number)
+            failed[_key(item)] = number
 
     async def _fork_slices(self, command: ForkCommand, gone: asyncio.Event) -> ForkAnswer:
         namespace = command.namespace
@@ -430,17 +440,22 @@ def _gate(namespace: str) -> Key:
     return (namespace,)
 
 
-def _key(item: SaveCommand) -> Key:
+_NOT_STARTED: Final = StoreError("INTERNAL_ERROR", "this item was not started")
+
+
+def _key(item: SaveCommand | RefusedItem) -> Key:
     return (item.namespace, item.workflow_id, item.scope, item.checkpoint_id)
 
 
-def _predecessors(item: SaveCommand) -> list[Key]:
+def _predecessors(item: SaveCommand | RefusedItem) -> list[Key]:
     """Return the checkpoints that an item says it builds on."""
+    if isinstance(item, RefusedItem):
+        return []
     ids = dict.fromkeys((item.parent_id, item.base_checkpoint_id, item.expected_head))
     return [(item.namespace, item.workflow_id, item.scope, each) for each in ids if each]
 
 
-def _failed_predecessor(item: SaveCommand, failed: dict[Key, int]) -> int | None:
+def _failed_predecessor(item: SaveCommand | RefusedItem, failed: dict[Key, int]) -> int | None:
     if not failed:
         return None
     return next((failed[key] for key in _predecessors(item) if key in failed), None)

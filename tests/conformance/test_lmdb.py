@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from milepost_server.testing.builders import CountRows, ManualClock
 from milepost_server.testing.contracts.base import MakeEngine
 from milepost_server.testing.contracts.persistence import Restart
 from milepost_server.testing.engine_contract import EngineContract, PersistenceContract
+from milepost_server.testing.engine_machine import DEFAULT_PROFILE, LIMITS, LONG_PROFILE, EngineMachine
 
 MAP_SIZE_BYTES = 64 * 1024 * 1024
 
@@ -83,3 +85,40 @@ class TestLmdbEngine(EngineContract, PersistenceContract):
     @pytest.fixture
     def count_rows(self) -> CountRows:
         return count_table
+
+
+class LmdbMachine(EngineMachine):
+    persists = True
+    lmdb_format = 0
+
+    def open_engine(self) -> LmdbEngine:
+        self._folder = tempfile.TemporaryDirectory()
+        self._stores = LmdbStores(Path(self._folder.name), self.clock, self.lmdb_format)
+        return self._stores.make(LIMITS)
+
+    def restart_engine(self, engine: Engine) -> LmdbEngine:
+        return self._stores.restart(engine)
+
+    def count_rows(self, engine: Engine, what: str) -> int:
+        return count_table(engine, what)
+
+    def verify(self, engine: Engine) -> None:
+        self._stores.close_and_verify()
+        self._folder.cleanup()
+
+
+class LmdbMachineOfFormat1(LmdbMachine):
+    lmdb_format = 1
+
+
+class TestLmdbMachine(LmdbMachine.TestCase):
+    settings = DEFAULT_PROFILE
+
+
+class TestLmdbMachineOfFormat1(LmdbMachineOfFormat1.TestCase):
+    settings = DEFAULT_PROFILE
+
+
+@pytest.mark.slow
+class TestLmdbMachineAtLength(LmdbMachine.TestCase):
+    settings = LONG_PROFILE

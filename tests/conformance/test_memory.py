@@ -9,9 +9,11 @@ import pytest
 from milepost_server.limits import Limits
 from milepost_server.storage.memory_check import check
 from milepost_server.storage.memory_engine import MemoryEngine
+from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import ManualClock
 from milepost_server.testing.contracts.base import MakeEngine
 from milepost_server.testing.engine_contract import EngineContract
+from milepost_server.testing.engine_machine import DEFAULT_PROFILE, LIMITS, LONG_PROFILE, EngineMachine
 
 
 class TestMemoryEngine(EngineContract):
@@ -27,3 +29,21 @@ class TestMemoryEngine(EngineContract):
         for engine in engines:
             assert check(engine) == []
             engine.close()
+
+
+class MemoryMachine(EngineMachine):
+    def open_engine(self) -> MemoryEngine:
+        return MemoryEngine(limits=LIMITS, clock_ms=self.clock)
+
+    def verify(self, engine: Engine) -> None:
+        assert isinstance(engine, MemoryEngine)
+        assert check(engine) == []
+
+
+class TestMemoryMachine(MemoryMachine.TestCase):
+    settings = DEFAULT_PROFILE
+
+
+@pytest.mark.slow
+class TestMemoryMachineAtLength(MemoryMachine.TestCase):
+    settings = LONG_PROFILE

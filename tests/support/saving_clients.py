@@ -42,6 +42,7 @@ class SavingClients:
         self.history = SaveHistory()
         self.stopping = threading.Event()
         self._errors: list[BaseException] = []
+        self._clients: list[Client] = []
         self._threads = [
             threading.Thread(target=self._run, args=(target, number, seed), name=f"client-{number}")
             for number in range(count)
@@ -53,6 +54,7 @@ class SavingClients:
                 Client(target, timeout_s=CALL_TIMEOUT_S, retry=PATIENT) as patient,
                 Client(target, timeout_s=CALL_TIMEOUT_S, retry=ONCE) as once,
             ):
+                self._clients += [patient, once]
                 worker = _Worker(number, random.Random(f"{seed}-{number}"), self.history, patient, once)
                 while not self.stopping.is_set():
                     worker.act()
@@ -69,6 +71,10 @@ class SavingClients:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stopping.set()
+        if error is not None:
+            # There may be no server any more: what is waiting for one ends now.
+            for client in self._clients:
+                client.close()
         for thread in self._threads:
             thread.join(END_DEADLINE_S)
         assert not any(thread.is_alive() for thread in self._threads), "a client did not end"
@@ -141,9 +147,7 @@ class _Worker:
             after=after,
             checkpoint_id=checkpoint_id,
             completed_steps=(step,),
-            records=[
-                Record(task_id=task_id, index=index, value=value) for (task_id, index), value in records.items()
-            ],
+            records=[Record(task_id=task_id, index=index, value=value) for (task_id, index), value in records.items()],
         )
         sent = self._history.send(
             chain.workflow_id, checkpoint_id, state, parent_id=parent_id, steps=chain.steps, records=records

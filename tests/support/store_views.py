@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import zstandard
+
 from milepost import Client, WorkflowNotFoundError
 from milepost_server.errors import NotFoundError
-from milepost_server.model import LoadedCheckpoint
+from milepost_server.model import LoadedCheckpoint, Value
 from milepost_server.storage.port import Engine
 from tests.support.fault_engines import store_on
 from tests.support.save_history import Content, Place
@@ -47,10 +49,17 @@ class EngineView:
         loaded: LoadedCheckpoint = self._store.load(workflow_id, checkpoint_id)
         assert loaded.entries is not None
         return Content(
-            {key: json.loads(value.payload) for key, value in loaded.entries.items()},
+            {key: _decode(value) for key, value in loaded.entries.items()},
             loaded.steps,
-            {(each.task_id, each.index): json.loads(each.value.payload) for each in loaded.records},
+            {(each.task_id, each.index): _decode(each.value) for each in loaded.records},
         )
+
+
+def _decode(value: Value) -> object:
+    payload = value.payload
+    if value.compression:
+        payload = zstandard.ZstdDecompressor().decompress(payload)
+    return json.loads(payload)
 
 
 class ClientView:

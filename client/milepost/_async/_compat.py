@@ -46,7 +46,7 @@ def require_usable(pid: int) -> None:
     elif _used_in_pid != pid:
         raise ClientForkedError(
             f"an AsyncClient was used in process {_used_in_pid} before it forked this one, {pid}. gRPC for asyncio "
-            "does not work in such a child: start it with spawn or forkserver, or use Client there.",
+            "does not work in such a child: start it with spawn or forkserver instead.",
             owner_pid=_used_in_pid,
             pid=pid,
         )

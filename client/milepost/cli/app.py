@@ -51,8 +51,8 @@ class _Group(click.Group):
             _discard_output()
             ctx.exit(ExitCode.READER_GONE)
         except OSError as error:
-            # A token or certificate file that cannot be read, a full disk behind the output.
-            _fail(ctx, Failure(ExitCode.USAGE, str(error)))
+            # A certificate that cannot be read is the caller's affair; a full disk behind the output is not.
+            _fail(ctx, Failure(ExitCode.USAGE if error.filename else ExitCode.BROKEN, str(error)))
         except Exception as error:  # noqa: BLE001 - the edge of the process
             if session.settings.traceback:
                 traceback.print_exc()

@@ -56,7 +56,7 @@ Exit codes:
   130  Ctrl-C
 """
 
-_CONNECT_ERROR: Final = re.compile(r"(?:last error: |Failed to connect to remote host: )([^;(]*)")
+_CONNECT_ERROR: Final = re.compile(r"(?:.*Failed to connect to remote host: |.*last error: )([^;(]*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,9 @@ def explain(error: MilepostError, target: str) -> Failure:
 
 def unreachable(error: MilepostError, target: str) -> Failure:
     """Return how it is reported that nothing answers at the target."""
-    found = _CONNECT_ERROR.findall(error.message)
-    why = found[-1].strip(" .:") if found else error.message
+    # gRPC says it at length; what a person acts on comes last.
+    match = _CONNECT_ERROR.match(error.message)
+    why = match[1].strip(" .:") if match else error.message
     return Failure(
         ExitCode.UNAVAILABLE,
         f"no milepost-server answers at {target}: {why}",

@@ -107,9 +107,9 @@ def workflows(
                 output.document(workflow_document(info))
             return
         columns = [
-            Column("workflow", folds=True),
+            Column("workflow"),
             Column("status"),
-            Column("step"),
+            Column("step", shrinks=True),
             Column("checkpoints", is_number=True),
             Column("head"),
             Column("size", is_number=True),
@@ -187,8 +187,8 @@ def history(
         columns = [
             Column("seq", is_number=True),
             Column("checkpoint"),
-            Column("parent"),
-            Column("step"),
+            Column("parent", shrinks=True),
+            Column("step", shrinks=True),
             Column("status"),
             Column("steps", is_number=True),
             Column("entries", is_number=True),
@@ -197,7 +197,7 @@ def history(
             Column("age", is_number=True),
         ]
         if all_scopes:
-            columns.insert(1, Column("scope", folds=True))
+            columns.insert(1, Column("scope"))
         if not output.table(columns, _history_rows(found, heads, output, session.now(), with_scope=all_scopes)):
             session.note("no such checkpoints" if statuses or step is not None else "no checkpoints in this scope")
 

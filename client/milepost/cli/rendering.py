@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from milepost.cli import json_text
@@ -24,8 +24,9 @@ ROWS_AT_ONCE: Final = 200
 """A table is laid out and printed this many rows at a time, so that its first rows do not wait for its last."""
 ID_CHARACTERS: Final = 16
 """Shorter ids are shown whole; of a UUIDv7 these are the time to the millisecond and the first of the rest."""
-PLAIN_WIDTH: Final = 100_000
-"""Columns where no terminal sets a limit: a line is then as long as it needs to be."""
+SHRUNK_WIDTH_MIN: Final = 12
+"""A column that gives way to others keeps at least this."""
+COLUMN_GAP: Final = "  "
 HEX_BYTES: Final = 32
 """How much of an opaque value is shown."""
 
@@ -134,8 +135,8 @@ class Column:
 
     name: str
     is_number: bool = False
-    folds: bool = False
-    """Too long for the terminal, it goes on in the next line instead of being cut off."""
+    shrinks: bool = False
+    """Where the terminal is narrow, this column gives way; every other stays whole."""
 
 
 class Output:
@@ -144,7 +145,6 @@ class Output:
     def __init__(self, *, color: bool) -> None:
         self._stream = sys.stdout
         self.is_terminal = self._stream.isatty()
-        options = {} if self.is_terminal else {"width": PLAIN_WIDTH}
         self._console = Console(
             file=self._stream,
             no_color=not color or None,
@@ -152,16 +152,15 @@ class Output:
             markup=False,
             emoji=False,
             soft_wrap=True,
-            **options,  # type: ignore[arg-type]  # width alone
         )
 
     def line(self, *parts: str | tuple[str, str]) -> None:
         """Write one line of text and (text, style) parts. The caller has made data printable."""
-        self._write(self._rendered(Text.assemble(*parts)))
+        self._write(Text.assemble(*parts))
 
     def document(self, document: object) -> None:
         """Write one JSON document on one line."""
-        self._write(json_text.dumps(document) + "\n")
+        self._stream.write(json_text.dumps(document) + "\n")
 
     def data(self, content: bytes) -> None:
         """Write bytes as they are."""
@@ -173,24 +172,16 @@ class Output:
         """Write rows under their column names, some rows at a time; return how many there were."""
         waiting = iter(rows)
         written = 0
-        widths = [0] * len(columns)
-        while batch := list(islice(waiting, ROWS_AT_ONCE)):
-            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=written == 0)
-            for at, column in enumerate(columns):
-                cells = (row[at] for row in batch)
-                # Later batches keep the widths of the first, so that their columns stand below each other.
-                widths[at] = max(widths[at], len(column.name), *(_width(cell) for cell in cells))
-                table.add_column(
-                    Text(column.name),
-                    justify="right" if column.is_number else "left",
-                    header_style="bold",
-                    no_wrap=not column.folds,
-                    overflow="fold" if column.folds else "ellipsis",
-                    min_width=None if self.is_terminal else widths[at],
-                )
+        needed = [cell_len(column.name) for column in columns]
+        while batch := [[_text(cell) for cell in row] for row in islice(waiting, ROWS_AT_ONCE)]:
+            # Later rows keep the widths of the first, so that their columns stand below each other.
+            needed = [max(width, *(row[at].cell_len for row in batch)) for at, width in enumerate(needed)]
+            widths = self._fitting(columns, needed)
+            if written == 0:
+                self._write(_row(columns, widths, [Text(column.name) for column in columns], style="bold"))
             for row in batch:
-                table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-            self._write(_without_trailing_space(self._rendered(table)))
+                self._write(_row(columns, widths, row))
+            self.flush()
             written += len(batch)
         return written
 
@@ -198,21 +189,45 @@ class Output:
         """Hand over everything that was written."""
         self._stream.flush()
 
-    def _rendered(self, renderable: Text | Table) -> str:
+    def _fitting(self, columns: Sequence[Column], needed: Sequence[int]) -> list[int]:
+        """Return the widths of columns: what they need, less where the terminal has no room for it."""
+        widths = list(needed)
+        if self.is_terminal:
+            excess = sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) - self._console.width
+            for at, column in enumerate(columns):
+                if column.shrinks and excess > 0:
+                    given = min(excess, max(0, widths[at] - SHRUNK_WIDTH_MIN))
+                    widths[at] -= given
+                    excess -= given
+        return widths
+
+    def _write(self, text: Text) -> None:
+        if not self.is_terminal:
+            self._stream.write(f"{text.plain}\n")
+            return
         with self._console.capture() as captured:
-            self._console.print(renderable, crop=False)
-        return captured.get()
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
+            self._console.print(text)
+        self._stream.write(captured.get())
 
 
-def _width(cell: Text | str) -> int:
-    return cell.cell_len if isinstance(cell, Text) else Text(cell).cell_len
+def _text(cell: Text | str) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell
 
 
-def _without_trailing_space(text: str) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in text.removesuffix("\n").split("\n"))
+def _row(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[Text], style: str = "") -> Text:
+    line = Text(style=style)
+    for column, width, cell in zip(columns, widths, cells, strict=True):
+        if cell.cell_len > width:
+            cell.truncate(width, overflow="ellipsis")
+        space = " " * (width - cell.cell_len)
+        if column.is_number:
+            line.append(space)
+        line.append_text(cell)
+        if not column.is_number:
+            line.append(space)
+        line.append(COLUMN_GAP)
+    line.rstrip()
+    return line
 
 
 def status_text(status: str) -> Text:

@@ -84,7 +84,8 @@ def connect(settings: Settings) -> Store:
             insecure=settings.insecure,
         )
     except ValueError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from error
+        hint = "on the command line these are --tls or --ca-file, and --insecure" if "clear text" in str(error) else ""
+        raise CommandError(ExitCode.USAGE, str(error), hint) from error
     settings.target = client.target
     try:
         client.require_reachable()
@@ -159,7 +160,12 @@ class Session:
                 f"not asked, since there is no terminal: {question}",
                 "nothing was deleted; say --yes to go ahead without a question",
             )
-        if not click.confirm(question, err=True):
+        try:
+            is_confirmed = click.confirm(question, err=True)
+        except click.Abort:
+            click.echo(err=True)
+            raise
+        if not is_confirmed:
             raise CommandError(ExitCode.NEGATIVE, "not confirmed: nothing was deleted")
 
 

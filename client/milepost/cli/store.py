@@ -221,10 +221,11 @@ class StoreClient(Client):
         Raises:
             UnavailableError: Nothing does, within `REACH_TIMEOUT_S`.
         """
+        timeout_s = min(REACH_TIMEOUT_S, self._timeout_s)
         try:
-            self.ping(timeout_s=min(REACH_TIMEOUT_S, self._timeout_s))
+            self.ping(timeout_s=timeout_s)
         except DeadlineError as error:
-            raise UnavailableError(f"no answer within {REACH_TIMEOUT_S:g} s") from error
+            raise UnavailableError(f"no answer within {timeout_s:g} s") from error
         except UnavailableError as error:
             # Without a cause it is the server's own word that it does not serve: what it can still do, the command
             # will see. Reading goes on after an I/O fault, for one.

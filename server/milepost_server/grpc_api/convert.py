@@ -47,6 +47,7 @@ from milepost_server.model import (
     ValueKind,
     WorkflowRow,
 )
+from milepost_server.service import RefusedItem
 from milepost_server.validation import (
     check_count,
     check_labels,
@@ -166,18 +167,19 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
     )
 
 
-def batch_save_from_pb(request: store_pb.BatchSaveRequest, limits: Limits) -> list[SaveCommand | StoreError]:
+def batch_save_from_pb(request: store_pb.BatchSaveRequest, limits: Limits) -> list[SaveCommand | RefusedItem]:
     """Translate a batch; an item that is malformed becomes its error, in its place."""
     count = len(request.items)
     if not count:
         raise InvalidFieldError("items", f"must be 1 to {limits.batch_items_max} items", "none")
     check_count("items", count, limit="batch_items_max", allowed=limits.batch_items_max)
-    items: list[SaveCommand | StoreError] = []
+    items: list[SaveCommand | RefusedItem] = []
     for number, item in enumerate(request.items):
         try:
             items.append(save_from_pb(item, limits, f"items[{number}]."))
         except StoreError as error:
-            items.append(error)
+            namespace = item.namespace or DEFAULT_NAMESPACE
+            items.append(RefusedItem(error, namespace, item.workflow_id, item.scope, item.checkpoint_id))
     return items
 
 

@@ -9,6 +9,7 @@ whole. `memory_check` proves that what is stored fits together.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ from milepost_server.model import (
 from milepost_server.storage import commands, queries
 from milepost_server.storage.port import NameRow, ResolvedState, StateChange
 
+_logger = logging.getLogger(__name__)
 _replace = msgspec.structs.replace
 
 _K = TypeVar("_K")
@@ -478,6 +480,11 @@ class MemoryEngine:
         except StoreError as error:
             txn.rollback(mark)
             return error
+        except Exception:
+            # A defect: it must not take the other commands of the batch along.
+            txn.rollback(mark)
+            _logger.exception("%s ended in an unexpected error; nothing of it is stored", type(command).__name__)
+            return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
 
     def reopen(self) -> None:
         """Do nothing: this store never fails."""

@@ -35,6 +35,7 @@ from milepost_server.storage.committer import Committer
 from milepost_server.storage.port import Engine
 
 Outcomes = Sequence[Answer | StoreError]
+DELETED = DeleteWorkflowAnswer(existed=True, checkpoint_count=1)
 
 
 class ScriptedEngine:
@@ -90,7 +91,7 @@ class ScriptedEngine:
         if self._is_held:
             self._gate.acquire()
         scripted = self.on_execute(ids)
-        return scripted if scripted is not None else [DeleteWorkflowAnswer(True, 1) for _ in ids]
+        return scripted if scripted is not None else [DELETED for _ in ids]
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -119,7 +120,7 @@ async def running(
 async def test_a_lone_command_is_committed_at_once_and_alone() -> None:
     engine = ScriptedEngine()
     async with running(engine) as committer:
-        assert await committer.submit(command("a"), namespace="n") == DeleteWorkflowAnswer(True, 1)
+        assert await committer.submit(command("a"), namespace="n") == DELETED
         assert engine.batches == [["a"]]
 
 
@@ -133,7 +134,7 @@ async def test_what_queues_during_a_commit_is_the_next_commit() -> None:
         assert not any(each.done() for each in [first, *others])
         engine.release()
         assert await engine.next_batch() == list("bcdef")
-        assert await first
+        assert await first == DELETED
         assert not any(each.done() for each in others)
         engine.release()
         await asyncio.gather(*others)
@@ -214,7 +215,7 @@ async def test_a_full_queue_refuses_with_its_bound_and_keeps_what_it_has() -> No
         await engine.next_batch()
         futures += [committer.submit(command(name), namespace="n") for name in "ab"]
         with pytest.raises(ResourceError) as refused:
-            committer.submit(command("c"), namespace="n")
+            await committer.submit(command("c"), namespace="n")
         assert refused.value.reason == "QUEUE_FULL"
         assert refused.value.metadata == {"limit": "queue.calls_max", "allowed": "2", "found": "3", "unit": "calls"}
         assert refused.value.retry_after_s
@@ -232,7 +233,7 @@ async def test_the_queue_is_bounded_by_bytes_but_takes_one_call_of_any_size() ->
         await engine.next_batch()
         futures.append(committer.submit(command("huge", 2 * MIB), namespace="n"))
         with pytest.raises(ResourceError) as refused:
-            committer.submit(command("small"), namespace="n")
+            await committer.submit(command("small"), namespace="n")
         assert refused.value.metadata["limit"] == "queue.bytes_max"
         engine.stop_holding()
         await asyncio.gather(*futures)
@@ -283,7 +284,7 @@ async def test_an_error_of_one_command_is_its_own() -> None:
     engine = ScriptedEngine()
     engine.hold()
     engine.on_execute = lambda ids: [
-        PreconditionError("HEAD_MOVED", "moved") if name == "b" else DeleteWorkflowAnswer(True, 1) for name in ids
+        PreconditionError("HEAD_MOVED", "moved") if name == "b" else DELETED for name in ids
     ]
     async with running(engine) as committer:
         futures = [committer.submit(command(name), namespace="n") for name in "abc"]
@@ -308,7 +309,7 @@ async def test_a_defect_of_the_engine_is_an_internal_error_and_the_writer_goes_o
             await committer.submit(command("a"), namespace="n")
         assert failed.value.reason == "INTERNAL_ERROR"
         assert "secret" not in failed.value.message
-        assert await committer.submit(command("b"), namespace="n")
+        assert await committer.submit(command("b"), namespace="n") == DELETED
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -317,6 +318,12 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
     engine.hold()
     may_reopen = threading.Event()
     health: list[bool] = []
+    recovered = asyncio.Event()
+
+    def on_health(is_serving: bool) -> None:
+        health.append(is_serving)
+        if is_serving:
+            recovered.set()
 
     def fail(ids: list[str]) -> Outcomes | None:
         if "a" in ids:
@@ -329,7 +336,7 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
             raise StorageFailedError("still broken")
 
     engine.on_execute, engine.on_reopen = fail, reopen
-    async with running(engine, on_health=health.append) as committer:
+    async with running(engine, on_health=on_health) as committer:
         batch = [committer.submit(command("a"), namespace="n")]
         await engine.next_batch()
         queued = [committer.submit(command(name), namespace="n") for name in "bc"]
@@ -343,19 +350,17 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
         assert health == [False]
         assert not committer.is_serving
         with pytest.raises(UnavailableError, match="storage") as refused:
-            committer.submit(command("f"), namespace="n")
+            await committer.submit(command("f"), namespace="n")
         assert refused.value.reason == "NOT_SERVING"
         assert refused.value.retry_after_s
         for reading in (committer.read, committer.scan):
             with pytest.raises(UnavailableError):
-                reading(lambda: 1)
-        recovered = asyncio.Event()
-        committer._on_health = lambda is_serving: (health.append(is_serving), recovered.set())
+                await reading(lambda: 1)
         may_reopen.set()
         await recovered.wait()
         assert health == [False, True]
         assert (engine.reopens, engine.probes) == (3, 1)
-        assert await committer.submit(command("g"), namespace="n")
+        assert await committer.submit(command("g"), namespace="n") == DELETED
         assert await committer.read(lambda: 1) == 1
     assert engine.batches == [["a"], ["g"]]
 
@@ -406,7 +411,7 @@ async def test_close_commits_what_was_accepted_and_then_refuses() -> None:
         # One turn of the loop: closing begins by refusing what comes later.
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError, match="draining") as refused:
-            committer.submit(command("late"), namespace="n")
+            await committer.submit(command("late"), namespace="n")
         assert refused.value.reason == "NOT_SERVING"
         engine.stop_holding()
         await closing
@@ -436,8 +441,6 @@ async def test_saves_come_before_the_sweeper_but_cannot_starve_it() -> None:
     engine.hold()
     engine.sweep_has_more = lambda: True
     now_s = [0.0]
-    order: list[str] = []
-    engine.on_execute = lambda ids: order.append(f"commit after {engine.sweeps} sweeps") or None  # type: ignore[func-returns-value]
     config = QueueConfig(batch_commands_max=1, sweep_interval_s=1e6)
     async with running(engine, config, clock=lambda: now_s[0]) as committer:
         futures = [committer.submit(command("first"), namespace="n")]
@@ -473,7 +476,7 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
         await asyncio.to_thread(is_held.wait)
         others = [committer.read(lambda number=number: number) for number in range(2)]  # type: ignore[misc]
         with pytest.raises(ResourceError) as refused:
-            committer.read(lambda: 3)
+            await committer.read(lambda: 3)
         assert refused.value.reason == "QUEUE_FULL"
         # A long read has threads of its own.
         assert await committer.scan(lambda: "scanned") == "scanned"

@@ -151,7 +151,19 @@ class BatchContract(ContractBase):
         assert store.load("w").records == (record("t"),)
         assert store.save("w", "a", {"x": "a"}, records=(record("t"),)).is_replayed
 
-    def _break(self, monkeypatch: pytest.MonkeyPatch, primitive: str, *, after: str) -> None:
+    def test_a_command_that_meets_a_defect_fails_alone(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self._break(monkeypatch, "put_workflow", after="broken", error=RuntimeError("broken on purpose"))
+        answers = store.engine.execute([save("w", "a"), save("w", "broken", {"x": 1}), save("w", "b")])
+        monkeypatch.undo()
+        assert reasons(answers) == ["", "INTERNAL_ERROR", ""]
+        assert (store.ids("w"), store.count("values")) == (["b", "a"], 0)
+        assert "broken on purpose" in caplog.text
+
+    def _break(
+        self, monkeypatch: pytest.MonkeyPatch, primitive: str, *, after: str, error: Exception | None = None
+    ) -> None:
         """Let a primitive do its work and then fail, for commands whose checkpoint_id is `after`, or for all."""
         run = commands.run
 
@@ -162,7 +174,7 @@ class BatchContract(ContractBase):
 
             def fail(*args: object, **kwargs: object) -> object:
                 work(*args, **kwargs)
-                raise RecordDamagedError("test", b"key", "broken on purpose")
+                raise error or RecordDamagedError("test", b"key", "broken on purpose")
 
             setattr(txn, primitive, fail)
             try:

@@ -1,0 +1,449 @@
+"""A store as a reader of the documentation would write it: dicts and lists, whole states, no digest, no sharing.
+
+`engine_machine` runs the same commands on this and on an engine and compares. It is written from the promises and knows
+nothing of `rules` and `commands`; where the two differ, one of them is wrong about the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from milepost_server.limits import Limits
+from milepost_server.model import (
+    AppendRecordsCommand,
+    DeleteIdsCommand,
+    DeleteWorkflowCommand,
+    ForkMode,
+    Record,
+    RecordOutcome,
+    SaveCommand,
+    Value,
+)
+
+Place = tuple[str, str]
+"""(scope, checkpoint_id)."""
+
+
+class Refused(NamedTuple):
+    """The command is refused, with this reason."""
+
+    reason: str
+
+
+class Saved(NamedTuple):
+    """What a Save answers."""
+
+    sequence: int
+    parent_id: str
+    head_checkpoint_id: str
+    is_replayed: bool
+
+
+class Appended(NamedTuple):
+    """What an AppendRecords answers."""
+
+    outcomes: tuple[RecordOutcome, ...]
+
+
+class Deleted(NamedTuple):
+    """What a delete answers."""
+
+    deleted_count: int
+
+
+Outcome = Refused | Saved | Appended | Deleted
+SingleCommand = SaveCommand | AppendRecordsCommand | DeleteIdsCommand | DeleteWorkflowCommand
+"""Commands that are one transaction, and may stand in a batch."""
+
+
+@dataclass(frozen=True)
+class ModelCheckpoint:
+    """One checkpoint."""
+
+    scope: str
+    checkpoint_id: str
+    sequence: int
+    create_time_ms: int
+    content: tuple[str, str, int, str, str, str]
+    """Parent, step, status, definition, fingerprint, metadata."""
+    state: dict[str, Value]
+    steps: tuple[str, ...]
+    sent: object
+    """The Save as it was sent: an exact retry is known by it."""
+    run_id: str
+    history_entries: tuple[str, ...]
+
+    @property
+    def place(self) -> Place:
+        """Where it is in its workflow."""
+        return (self.scope, self.checkpoint_id)
+
+    @property
+    def parent_id(self) -> str:
+        """The checkpoint before it."""
+        return self.content[0]
+
+
+@dataclass
+class ModelRecords:
+    """The records of one place."""
+
+    since_ms: int
+    items: dict[tuple[str, int], Record] = field(default_factory=dict)
+
+
+@dataclass
+class ModelWorkflow:
+    """One incarnation of a workflow."""
+
+    last_sequence: int = 0
+    definition: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    update_time_ms: int = 0
+    checkpoints: dict[Place, ModelCheckpoint] = field(default_factory=dict)
+    records: dict[Place, ModelRecords] = field(default_factory=dict)
+    fork: object = None
+
+    def in_order(self, scope: str | None = None) -> list[ModelCheckpoint]:
+        """Return checkpoints, the newest first."""
+        found = [row for row in self.checkpoints.values() if scope is None or row.scope == scope]
+        return sorted(found, key=lambda row: -row.sequence)
+
+    def head(self, scope: str) -> ModelCheckpoint | None:
+        """Return a scope's head."""
+        return next(iter(self.in_order(scope)), None)
+
+    def head_id(self, scope: str) -> str:
+        """Return the id of a scope's head, or ""."""
+        head = self.head(scope)
+        return head.checkpoint_id if head is not None else ""
+
+    def line(self, row: ModelCheckpoint) -> Iterator[ModelCheckpoint]:
+        """Yield a checkpoint and its live ancestors."""
+        found: ModelCheckpoint | None = row
+        while found is not None:
+            yield found
+            found = self.checkpoints.get((found.scope, found.parent_id))
+
+    @property
+    def is_visible(self) -> bool:
+        """Readers see it."""
+        return self.last_sequence > 0
+
+
+class StoreModel:
+    """All workflows of one namespace."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.workflows: dict[str, ModelWorkflow] = {}
+        self.stubs: dict[str, dict[Place, int]] = {}
+        """By workflow_id: what was deleted, and when."""
+
+    def visible(self, workflow_id: str) -> ModelWorkflow | None:
+        """Return a workflow that readers see."""
+        workflow = self.workflows.get(workflow_id)
+        return workflow if workflow is not None and workflow.is_visible else None
+
+    def run(self, command: SingleCommand, now_ms: int) -> Outcome:
+        """Run one command."""
+        if isinstance(command, SaveCommand):
+            return self._save(command, now_ms)
+        if isinstance(command, AppendRecordsCommand):
+            return self._append(command, now_ms)
+        if isinstance(command, DeleteIdsCommand):
+            return self._delete_ids(command, now_ms)
+        return self._delete_workflow(command, now_ms)
+
+    # Save.
+
+    def _save(self, command: SaveCommand, now_ms: int) -> Outcome:
+        place = (command.scope, command.checkpoint_id)
+        if place in self.stubs.get(command.workflow_id, {}):
+            return Refused("CHECKPOINT_DELETED")
+        workflow = self.workflows.get(command.workflow_id) or ModelWorkflow()
+        existing = workflow.checkpoints.get(place)
+        outcome = (
+            self._save_new(command, workflow, now_ms)
+            if existing is None
+            else self._save_again(command, workflow, existing, now_ms)
+        )
+        if isinstance(outcome, Saved):
+            self.workflows[command.workflow_id] = workflow
+        return outcome
+
+    def _save_new(self, command: SaveCommand, workflow: ModelWorkflow, now_ms: int) -> Outcome:
+        head_id = workflow.head_id(command.scope)
+        if command.expected_head not in (None, head_id):
+            return Refused("HEAD_MOVED")
+        parent_id = head_id if command.parent_id is None else command.parent_id
+        base = self._base(command, workflow)
+        if isinstance(base, Refused):
+            return base
+        if not self._is_known(command, workflow, parent_id):
+            return Refused("PARENT_NOT_FOUND")
+        if command.definition and workflow.definition not in ("", command.definition):
+            return Refused("DEFINITION_MISMATCH")
+        workflow.last_sequence += 1
+        row = self._row(command, workflow, parent_id, base, sequence=workflow.last_sequence, create_time_ms=now_ms)
+        self._store(command, workflow, row, now_ms)
+        if command.scope == "":
+            workflow.update_time_ms = now_ms
+        return Saved(row.sequence, parent_id, command.checkpoint_id, False)
+
+    def _save_again(
+        self, command: SaveCommand, workflow: ModelWorkflow, existing: ModelCheckpoint, now_ms: int
+    ) -> Outcome:
+        head_id = workflow.head_id(command.scope)
+        replayed = Saved(existing.sequence, existing.parent_id, head_id, True)
+        if _sent(command) == existing.sent:
+            return replayed
+        base = self._base(command, workflow)
+        if isinstance(base, Refused):
+            return base
+        parent_id = existing.parent_id if command.parent_id is None else command.parent_id
+        row = self._row(
+            command,
+            workflow,
+            parent_id,
+            base,
+            sequence=existing.sequence,
+            create_time_ms=existing.create_time_ms,
+        )
+        parent = workflow.checkpoints.get((command.scope, parent_id))
+        if parent_id and parent_id == existing.parent_id and parent is None and base is None:
+            # What the parent had finished is known from the checkpoint alone.
+            count = len(command.steps_added)
+            if existing.steps[len(existing.steps) - count :] == command.steps_added:
+                row = replace(row, steps=existing.steps)
+        if (row.content, row.state, row.steps) == (existing.content, existing.state, existing.steps):
+            return replayed
+        if not command.is_replace:
+            return Refused("CHECKPOINT_EXISTS")
+        if command.expected_head not in (None, head_id):
+            return Refused("HEAD_MOVED")
+        if parent_id != existing.parent_id and not self._is_known(command, workflow, parent_id):
+            return Refused("PARENT_NOT_FOUND")
+        if parent is not None and parent.sequence >= existing.sequence:
+            return Refused("INVALID_FIELD")
+        if command.definition and workflow.definition not in ("", command.definition):
+            return Refused("DEFINITION_MISMATCH")
+        self._store(command, workflow, row, now_ms)
+        if command.scope == "" and head_id == command.checkpoint_id:
+            workflow.update_time_ms = now_ms
+        return Saved(existing.sequence, parent_id, head_id, False)
+
+    def _base(self, command: SaveCommand, workflow: ModelWorkflow) -> ModelCheckpoint | Refused | None:
+        if command.base_checkpoint_id is None:
+            return None
+        base = workflow.checkpoints.get((command.scope, command.base_checkpoint_id))
+        return base if base is not None else Refused("BASE_NOT_FOUND")
+
+    def _is_known(self, command: SaveCommand, workflow: ModelWorkflow, parent_id: str) -> bool:
+        place = (command.scope, parent_id)
+        return not parent_id or place in workflow.checkpoints or place in self.stubs.get(command.workflow_id, {})
+
+    def _row(
+        self,
+        command: SaveCommand,
+        workflow: ModelWorkflow,
+        parent_id: str,
+        base: ModelCheckpoint | None,
+        *,
+        sequence: int,
+        create_time_ms: int,
+    ) -> ModelCheckpoint:
+        sent = {key: entry.value for key, entry in command.entries.items()}
+        kept = {} if base is None else {k: v for k, v in base.state.items() if k not in command.removed_keys}
+        before = base or workflow.checkpoints.get((command.scope, parent_id))
+        steps = (before.steps if before is not None else ()) + command.steps_added
+        return ModelCheckpoint(
+            scope=command.scope,
+            checkpoint_id=command.checkpoint_id,
+            sequence=sequence,
+            create_time_ms=create_time_ms,
+            content=(
+                parent_id,
+                command.current_step,
+                int(command.status),
+                command.definition,
+                command.fingerprint,
+                command.metadata,
+            ),
+            state={**kept, **sent},
+            steps=tuple(dict.fromkeys(steps)),
+            sent=_sent(command),
+            run_id=command.run_id,
+            history_entries=command.history_entries,
+        )
+
+    def _store(self, command: SaveCommand, workflow: ModelWorkflow, row: ModelCheckpoint, now_ms: int) -> None:
+        workflow.checkpoints[row.place] = row
+        workflow.definition = workflow.definition or command.definition
+        if command.labels is not None:
+            workflow.labels = command.labels
+        if command.records:
+            self._put_records(workflow, row.place, command.records, now_ms)
+
+    # Records.
+
+    def _append(self, command: AppendRecordsCommand, now_ms: int) -> Outcome:
+        place = (command.scope, command.checkpoint_id)
+        if place in self.stubs.get(command.workflow_id, {}):
+            return Refused("CHECKPOINT_DELETED")
+        workflow = self.workflows.get(command.workflow_id)
+        is_live = workflow is not None and place in workflow.checkpoints
+        if command.require_checkpoint and not is_live:
+            return Refused("RECORD_CHECKPOINT_MISSING")
+        workflow = self.workflows.setdefault(command.workflow_id, ModelWorkflow())
+        return Appended(self._put_records(workflow, place, command.records, now_ms))
+
+    def _put_records(
+        self, workflow: ModelWorkflow, place: Place, records: tuple[Record, ...], now_ms: int
+    ) -> tuple[RecordOutcome, ...]:
+        stored = workflow.records.setdefault(place, ModelRecords(now_ms)).items
+        outcomes = []
+        for record in records:
+            key = (record.task_id, record.index)
+            if key not in stored:
+                outcomes.append(RecordOutcome.CREATED)
+            elif record.overwrite:
+                outcomes.append(RecordOutcome.OVERWRITTEN)
+            else:
+                outcomes.append(RecordOutcome.EXISTING)
+                continue
+            stored[key] = Record(record.task_id, record.index, record.path, record.name, record.value)
+        return tuple(outcomes)
+
+    # Deletes.
+
+    def _delete_ids(self, command: DeleteIdsCommand, now_ms: int) -> Outcome:
+        workflow = self.visible(command.workflow_id)
+        if workflow is None:
+            return Refused("WORKFLOW_NOT_FOUND")
+        places = {(command.scope, checkpoint_id) for checkpoint_id in command.checkpoint_ids}
+        return Deleted(self._delete(command.workflow_id, places & workflow.checkpoints.keys(), now_ms))
+
+    def _delete(self, workflow_id: str, places: set[Place], now_ms: int) -> int:
+        workflow = self.workflows[workflow_id]
+        for place in places:
+            del workflow.checkpoints[place]
+            workflow.records.pop(place, None)
+            self.stubs.setdefault(workflow_id, {})[place] = now_ms
+        return len(places)
+
+    def _delete_workflow(self, command: DeleteWorkflowCommand, now_ms: int) -> Outcome:
+        workflow = self.workflows.get(command.workflow_id)
+        if workflow is None:
+            return Deleted(0)
+        count = self._delete(command.workflow_id, set(workflow.checkpoints), now_ms)
+        del self.workflows[command.workflow_id]
+        return Deleted(count)
+
+    def delete_run(self, workflow_id: str, run_id: str, now_ms: int) -> Outcome:
+        """Delete a run's checkpoints, in one workflow or (with "") in all."""
+        if workflow_id and self.visible(workflow_id) is None:
+            return Refused("WORKFLOW_NOT_FOUND")
+        count = 0
+        for name in [workflow_id] if workflow_id else list(self.workflows):
+            rows = self.workflows[name].checkpoints.values()
+            count += self._delete(name, {row.place for row in rows if row.run_id == run_id}, now_ms)
+        return Deleted(count)
+
+    def prune(self, workflow_id: str, keep_last: int, now_ms: int) -> Outcome:
+        """Keep the newest of every scope and the ancestors that these need."""
+        workflow = self.visible(workflow_id)
+        if workflow is None:
+            return Refused("WORKFLOW_NOT_FOUND")
+        kept: set[Place] = set()
+        for scope in {row.scope for row in workflow.checkpoints.values()}:
+            for row in workflow.in_order(scope)[:keep_last]:
+                kept |= self._needed(workflow, row)
+        return Deleted(self._delete(workflow_id, workflow.checkpoints.keys() - kept, now_ms))
+
+    def _needed(self, workflow: ModelWorkflow, row: ModelCheckpoint) -> set[Place]:
+        needed: set[Place] = set()
+        wanted = set(row.history_entries)
+        for ancestor in workflow.line(row):
+            needed.add(ancestor.place)
+            wanted -= ancestor.state.keys()
+            if not wanted:
+                break
+        return needed
+
+    def sweep(self, now_ms: int) -> None:
+        """Forget what is past its time."""
+        for stubs in self.stubs.values():
+            for place, deleted_ms in list(stubs.items()):
+                if deleted_ms + self._limits.replay_window_ms <= now_ms:
+                    del stubs[place]
+        for workflow_id, workflow in list(self.workflows.items()):
+            for place, records in list(workflow.records.items()):
+                is_due = records.since_ms + self._limits.waiting_records_ttl_ms <= now_ms
+                if is_due and place not in workflow.checkpoints:
+                    del workflow.records[place]
+            if not workflow.is_visible and not workflow.records:
+                del self.workflows[workflow_id]
+
+    # Fork.
+
+    def fork(
+        self,
+        workflow_id: str,
+        target_id: str,
+        *,
+        scope: str,
+        checkpoint_id: str | None,
+        mode: ForkMode,
+        fork_id: str,
+    ) -> Refused | bool:
+        """Fork; tell whether it is a replay."""
+        source_text = (fork_id, workflow_id, scope, checkpoint_id, mode)
+        target = self.workflows.get(target_id)
+        if target is not None:
+            is_same = bool(fork_id) and target.fork == source_text
+            return True if is_same else Refused("WORKFLOW_EXISTS")
+        source = self.visible(workflow_id)
+        if source is None:
+            return Refused("WORKFLOW_NOT_FOUND")
+        wanted = source.head_id(scope) if checkpoint_id is None else checkpoint_id
+        last = source.checkpoints.get((scope, wanted))
+        if last is None:
+            return Refused("CHECKPOINT_NOT_FOUND")
+        if mode is ForkMode.ANCESTORS:
+            rows = list(source.line(last))
+        else:
+            rows = [row for row in source.checkpoints.values() if row.sequence <= last.sequence]
+        copied = {row.place: row for row in rows}
+        self.workflows[target_id] = ModelWorkflow(
+            last_sequence=last.sequence,
+            definition=source.definition,
+            labels=source.labels,
+            checkpoints=copied,
+            records={
+                place: ModelRecords(records.since_ms, dict(records.items))
+                for place, records in source.records.items()
+                if place in copied
+            },
+            fork=source_text,
+        )
+        for place in copied:
+            self.stubs.get(target_id, {}).pop(place, None)
+        return False
+
+
+def _sent(command: SaveCommand) -> object:
+    return (
+        command.parent_id,
+        command.base_checkpoint_id,
+        command.current_step,
+        command.steps_added,
+        command.status,
+        command.removed_keys,
+        command.metadata,
+        command.definition,
+        command.fingerprint,
+        {key: entry.value for key, entry in command.entries.items()},
+    )
