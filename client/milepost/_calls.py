@@ -213,8 +213,13 @@ class SaveDraft:
             request.parent_id = request.expected_head = after.checkpoint_id
             # Replaced content could differ from what the increment was made against, so a replace is always in full.
             if not item.replace:
-                known = base_digests or memory.recall(namespace, item.workflow_id, item.scope, after.checkpoint_id)
-                increment = None if known is None else _state.plan_increment(self._encoded, known)
+                known = memory.recall(namespace, item.workflow_id, item.scope, after.checkpoint_id)
+                if base_digests is not None:
+                    increment = _state.plan_increment(self._encoded, base_digests)
+                elif known is not None:
+                    increment = _state.plan_increment(self._encoded, known.digests)
+                    if increment is not None:
+                        request.base_digest = known.content_digest
         self.request = request
         self.is_incremental = increment is not None
         if increment is None:
@@ -236,6 +241,7 @@ class SaveDraft:
         request = self.request
         self._memory.forget(request.namespace, request.workflow_id, request.scope, request.base_checkpoint_id)
         request.ClearField("base_checkpoint_id")
+        request.ClearField("base_digest")
         request.ClearField("removed_keys")
         request.ClearField("state")
         _put_state(request, self._encoded.values)
@@ -246,7 +252,12 @@ class SaveDraft:
         """Read the answer, and remember what is stored now."""
         request = self.request
         self._memory.remember(
-            request.namespace, request.workflow_id, request.scope, response.checkpoint_id, self._encoded.digests
+            request.namespace,
+            request.workflow_id,
+            request.scope,
+            response.checkpoint_id,
+            self._encoded.digests,
+            response.digest,
         )
         return Saved(
             namespace=request.namespace,

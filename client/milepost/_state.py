@@ -156,17 +156,31 @@ def plan_increment(encoded: EncodedState, base_digests: Mapping[str, bytes] | No
     return Increment(encoded.values_of(changed), removed)
 
 
+class KnownState(NamedTuple):
+    """What is remembered of one checkpoint."""
+
+    digests: Mapping[str, bytes]
+    content_digest: bytes
+    """The server's digest of the checkpoint that the others were taken of: it tells whether it has been replaced since."""
+
+
 class DigestMemory:
     """Digests of the states this client saved or loaded last. Safe for threads, bounded, oldest use first out."""
 
     def __init__(self, digests_max: int = DIGESTS_MAX) -> None:
         self._digests_max = digests_max
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, str, str], Mapping[str, bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str, str], KnownState] = OrderedDict()
         self._count = 0
 
     def remember(
-        self, namespace: str, workflow_id: str, scope: str, checkpoint_id: str, digests: Mapping[str, bytes]
+        self,
+        namespace: str,
+        workflow_id: str,
+        scope: str,
+        checkpoint_id: str,
+        digests: Mapping[str, bytes],
+        content_digest: bytes,
     ) -> None:
         """Keep the digests of one checkpoint. More than the whole memory holds are not kept."""
         key = (namespace, workflow_id, scope, checkpoint_id)
@@ -175,20 +189,20 @@ class DigestMemory:
             self._drop(key)
             if len(digests) + 1 > self._digests_max:
                 return
-            self._kept[key] = MappingProxyType(dict(digests))
+            self._kept[key] = KnownState(MappingProxyType(dict(digests)), content_digest)
             self._count += len(digests) + 1
             while self._count > self._digests_max:
                 _, dropped = self._kept.popitem(last=False)
-                self._count -= len(dropped) + 1
+                self._count -= len(dropped.digests) + 1
 
-    def recall(self, namespace: str, workflow_id: str, scope: str, checkpoint_id: str) -> Mapping[str, bytes] | None:
-        """Return the digests of one checkpoint, or `None`."""
+    def recall(self, namespace: str, workflow_id: str, scope: str, checkpoint_id: str) -> KnownState | None:
+        """Return what is remembered of one checkpoint, or `None`."""
         key = (namespace, workflow_id, scope, checkpoint_id)
         with self._lock:
-            digests = self._kept.get(key)
-            if digests is not None:
+            known = self._kept.get(key)
+            if known is not None:
                 self._kept.move_to_end(key)
-            return digests
+            return known
 
     def forget(self, namespace: str, workflow_id: str, scope: str, checkpoint_id: str) -> None:
         """Drop one checkpoint, because the server no longer has it as a base."""
@@ -198,7 +212,7 @@ class DigestMemory:
     def _drop(self, key: tuple[str, str, str, str]) -> None:
         dropped = self._kept.pop(key, None)
         if dropped is not None:
-            self._count -= len(dropped) + 1
+            self._count -= len(dropped.digests) + 1
 
     @override
     def __repr__(self) -> str:

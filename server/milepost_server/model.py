@@ -226,6 +226,8 @@ class SaveCommand(msgspec.Struct, frozen=True, kw_only=True):
     """`None`: the scope's head at the commit."""
     base_checkpoint_id: str | None = None
     """`None`: `entries` is the full state."""
+    base_digest: bytes | None = None
+    """The content that the base must have; `None`: whatever it has."""
     current_step: str = ""
     steps_added: tuple[str, ...] = ()
     status: Status = Status.RUNNING

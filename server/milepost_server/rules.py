@@ -377,6 +377,17 @@ def check_replace(command: SaveCommand, existing: CheckpointRow) -> None:
         )
 
 
+def check_base(command: SaveCommand, base: CheckpointRow) -> None:
+    """Refuse an increment on a base that was replaced: it was made against other content."""
+    if command.base_digest is not None and command.base_digest != base.digest:
+        raise PreconditionError(
+            "BASE_NOT_FOUND",
+            f"base_checkpoint_id: checkpoint {base.checkpoint_id!r} has other content than base_digest says; "
+            "send the state in full",
+            {"base_checkpoint_id": base.checkpoint_id},
+        )
+
+
 def check_parent_is_older(parent_id: str, parent_sequence: int, sequence: int) -> None:
     """Keep every line of ancestors free of circles: a replaced checkpoint may not hang on a later one."""
     if parent_sequence >= sequence:

@@ -90,7 +90,7 @@ class Tracing:
 
         self._provider = provider
         self._tracer = provider.get_tracer("milepost_server")
-        # Not health checks, whose Watch has the one shape of stream that this interceptor breaks.
+        # Not health checks: they come every few seconds and say nothing.
         make: Callable[..., grpc.aio.ServerInterceptor] = aio_server_interceptor
         self.interceptors: Sequence[grpc.aio.ServerInterceptor] = (
             make(tracer_provider=provider, filter_=filters.negate(filters.health_check())),

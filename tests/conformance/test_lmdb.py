@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis.stateful import run_state_machine_as_test
 
 from milepost_server.limits import Limits
 from milepost_server.storage import keys
@@ -111,14 +112,13 @@ class LmdbMachineOfFormat1(LmdbMachine):
     lmdb_format = 1
 
 
-class TestLmdbMachine(LmdbMachine.TestCase):
-    settings = DEFAULT_PROFILE
-
-
-class TestLmdbMachineOfFormat1(LmdbMachineOfFormat1.TestCase):
-    settings = DEFAULT_PROFILE
+@pytest.mark.parametrize("machine", [LmdbMachine, LmdbMachineOfFormat1])
+def test_random_histories_are_those_of_the_model(machine: type[LmdbMachine]) -> None:
+    run_state_machine_as_test(machine, settings=DEFAULT_PROFILE)
 
 
 @pytest.mark.slow
-class TestLmdbMachineAtLength(LmdbMachine.TestCase):
-    settings = LONG_PROFILE
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("machine", [LmdbMachine, LmdbMachineOfFormat1])
+def test_many_random_histories_are_those_of_the_model(machine: type[LmdbMachine]) -> None:
+    run_state_machine_as_test(machine, settings=LONG_PROFILE)

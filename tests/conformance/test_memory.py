@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis.stateful import run_state_machine_as_test
 
 from milepost_server.limits import Limits
 from milepost_server.storage.memory_check import check
@@ -40,10 +41,11 @@ class MemoryMachine(EngineMachine):
         assert check(engine) == []
 
 
-class TestMemoryMachine(MemoryMachine.TestCase):
-    settings = DEFAULT_PROFILE
+def test_random_histories_are_those_of_the_model() -> None:
+    run_state_machine_as_test(MemoryMachine, settings=DEFAULT_PROFILE)
 
 
 @pytest.mark.slow
-class TestMemoryMachineAtLength(MemoryMachine.TestCase):
-    settings = LONG_PROFILE
+@pytest.mark.timeout(900)
+def test_many_random_histories_are_those_of_the_model() -> None:
+    run_state_machine_as_test(MemoryMachine, settings=LONG_PROFILE)

@@ -24,7 +24,7 @@ from tests.support.killable_server import REPOSITORY
 from tests.support.read_everything import DAMAGED, read_store
 
 SEED = 7
-ROWS_PER_TABLE = 6
+ROWS_PER_TABLE = 3
 PAGE_FLIPS = 40
 CHILD_DEADLINE_S = 100.0
 

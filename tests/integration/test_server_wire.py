@@ -243,6 +243,7 @@ def test_a_request_over_the_limit_is_refused_with_the_limit_and_the_connection_g
     stub.Save(save_request(workflow_id))
 
 
+@pytest.mark.slow
 def test_the_largest_state_comes_back_whole_and_a_small_receiver_is_told(
     server: Any, stub: Any, request: pytest.FixtureRequest
 ) -> None:

@@ -186,6 +186,7 @@ class SaveRequest(_message.Message):
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
     REPLACES_DIGEST_FIELD_NUMBER: _builtins.int
     HISTORY_ENTRIES_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id: _builtins.str
@@ -218,6 +219,10 @@ class SaveRequest(_message.Message):
     """What to do when the id is taken by other content."""
     replaces_digest: _builtins.bytes
     """With ON_CONFLICT_REPLACE: replace only content of this digest (32 bytes). Absent: replace whatever is there."""
+    base_digest: _builtins.bytes
+    """The digest (32 bytes) that the base is known by: where it has other content by now, the Save is refused with BASE_NOT_FOUND. Only with a base.
+    Room: 23 to 29, leases and signals; 30 to 39, manifests and streamed values.
+    """
     @_builtins.property
     def completed_steps_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Steps finished since the base (without one: since the parent), in order; 100,000 in all, 4 MiB."""
@@ -240,9 +245,7 @@ class SaveRequest(_message.Message):
 
     @_builtins.property
     def history_entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Entries of this checkpoint whose meaning needs its ancestors; pruning keeps the ancestors back to the nearest that stores each. At most 1,000.
-        Room: 22 to 29, leases and signals; 30 to 39, manifests and streamed values.
-        """
+        """Entries of this checkpoint whose meaning needs its ancestors; pruning keeps the ancestors back to the nearest that stores each. At most 1,000."""
 
     def __init__(
         self,
@@ -268,13 +271,16 @@ class SaveRequest(_message.Message):
         on_conflict: Global___OnConflict.ValueType = ...,
         replaces_digest: _builtins.bytes | None = ...,
         history_entries: _abc.Iterable[_builtins.str] | None = ...,
+        base_digest: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "checkpoint_id", b"checkpoint_id", "expected_head", b"expected_head", "parent_id", b"parent_id", "replaces_digest", b"replaces_digest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_base_digest", b"_base_digest", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "base_digest", b"base_digest", "checkpoint_id", b"checkpoint_id", "expected_head", b"expected_head", "parent_id", b"parent_id", "replaces_digest", b"replaces_digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "checkpoint_id", b"checkpoint_id", "completed_steps_added", b"completed_steps_added", "current_step", b"current_step", "definition", b"definition", "expected_head", b"expected_head", "fingerprint", b"fingerprint", "history_entries", b"history_entries", "labels", b"labels", "metadata", b"metadata", "namespace", b"namespace", "on_conflict", b"on_conflict", "parent_id", b"parent_id", "records", b"records", "removed_keys", b"removed_keys", "replaces_digest", b"replaces_digest", "run_id", b"run_id", "scope", b"scope", "state", b"state", "status", b"status", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_base_digest", b"_base_digest", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "base_digest", b"base_digest", "checkpoint_id", b"checkpoint_id", "completed_steps_added", b"completed_steps_added", "current_step", b"current_step", "definition", b"definition", "expected_head", b"expected_head", "fingerprint", b"fingerprint", "history_entries", b"history_entries", "labels", b"labels", "metadata", b"metadata", "namespace", b"namespace", "on_conflict", b"on_conflict", "parent_id", b"parent_id", "records", b"records", "removed_keys", b"removed_keys", "replaces_digest", b"replaces_digest", "run_id", b"run_id", "scope", b"scope", "state", b"state", "status", b"status", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_checkpoint_id: _TypeAlias = _typing.Literal["base_checkpoint_id"]  # noqa: Y015
     _WhichOneofArgType__base_checkpoint_id: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id"]  # noqa: Y015
+    _WhichOneofReturnType__base_digest: _TypeAlias = _typing.Literal["base_digest"]  # noqa: Y015
+    _WhichOneofArgType__base_digest: _TypeAlias = _typing.Literal["_base_digest", b"_base_digest"]  # noqa: Y015
     _WhichOneofReturnType__checkpoint_id: _TypeAlias = _typing.Literal["checkpoint_id"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_id: _TypeAlias = _typing.Literal["_checkpoint_id", b"_checkpoint_id"]  # noqa: Y015
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
@@ -285,6 +291,8 @@ class SaveRequest(_message.Message):
     _WhichOneofArgType__replaces_digest: _TypeAlias = _typing.Literal["_replaces_digest", b"_replaces_digest"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__base_checkpoint_id) -> _WhichOneofReturnType__base_checkpoint_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base_digest) -> _WhichOneofReturnType__base_digest | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_id) -> _WhichOneofReturnType__checkpoint_id | None: ...
     @_typing.overload

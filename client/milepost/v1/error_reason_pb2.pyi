@@ -49,7 +49,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DIGEST_MISMATCH: _ErrorReason.ValueType  # 32
     """ABORTED. A replace named a digest that is not the stored one. Metadata: checkpoint_id, digest."""
     BASE_NOT_FOUND: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. The base of an incremental Save is gone; send the state in full. Metadata: base_checkpoint_id."""
+    """FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
     PARENT_NOT_FOUND: _ErrorReason.ValueType  # 41
     """FAILED_PRECONDITION. The parent was never saved in this scope. Metadata: parent_id."""
     CHECKPOINT_DELETED: _ErrorReason.ValueType  # 42
@@ -112,7 +112,7 @@ PAGE_EXPIRED: ErrorReason.ValueType  # 31
 DIGEST_MISMATCH: ErrorReason.ValueType  # 32
 """ABORTED. A replace named a digest that is not the stored one. Metadata: checkpoint_id, digest."""
 BASE_NOT_FOUND: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. The base of an incremental Save is gone; send the state in full. Metadata: base_checkpoint_id."""
+"""FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
 PARENT_NOT_FOUND: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. The parent was never saved in this scope. Metadata: parent_id."""
 CHECKPOINT_DELETED: ErrorReason.ValueType  # 42

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -112,15 +112,12 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
     if on_conflict not in {store_pb.ON_CONFLICT_UNSPECIFIED, store_pb.ON_CONFLICT_REPLACE}:
         raise InvalidFieldError(f"{field}on_conflict", "must be a known value", on_conflict)
     is_replace = on_conflict == store_pb.ON_CONFLICT_REPLACE
-    replaces_digest = None
-    if request.HasField("replaces_digest"):
-        replaces_digest = request.replaces_digest
-        if len(replaces_digest) != DIGEST_BYTES:
-            raise InvalidFieldError(
-                f"{field}replaces_digest", f"must be {DIGEST_BYTES} bytes", f"{len(replaces_digest)} bytes"
-            )
-        if not is_replace:
-            raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
+    replaces_digest = _optional_digest(request, "replaces_digest", field)
+    if replaces_digest is not None and not is_replace:
+        raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
+    base_digest = _optional_digest(request, "base_digest", field)
+    if base_digest is not None and base_id is None:
+        raise InvalidFieldError(f"{field}base_digest", "must be absent without base_checkpoint_id", "a digest")
 
     entries = _entries_from_pb(request.state, limits, field)
     removed_keys = tuple(request.removed_keys)
@@ -148,6 +145,7 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
         is_id_generated=is_id_generated,
         parent_id=parent_id,
         base_checkpoint_id=base_id,
+        base_digest=base_digest,
         current_step=names["current_step"],
         steps_added=steps,
         status=_STATUSES[status] if status else Status.RUNNING,
@@ -165,6 +163,18 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
         replaces_digest=replaces_digest,
         size_bytes=request.ByteSize(),
     )
+
+
+def _optional_digest(
+    request: store_pb.SaveRequest, name: Literal["replaces_digest", "base_digest"], field: str
+) -> bytes | None:
+    """Return a digest, or `None` where the field is absent."""
+    if not request.HasField(name):
+        return None
+    digest: bytes = getattr(request, name)
+    if len(digest) != DIGEST_BYTES:
+        raise InvalidFieldError(f"{field}{name}", f"must be {DIGEST_BYTES} bytes", f"{len(digest)} bytes")
+    return digest
 
 
 def batch_save_from_pb(request: store_pb.BatchSaveRequest, limits: Limits) -> list[SaveCommand | RefusedItem]:

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError
+from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError, UnavailableError
 from milepost_server.grpc_api import status
 from milepost_server.limits import Limits
 
@@ -30,22 +30,36 @@ MarkSpan = Callable[[grpc.StatusCode, str], None]
 """Told the code and the reason of a call that failed, while its span is the current one."""
 
 
-class CallCounter:
-    """Knows how many calls are in progress. Lives on one event loop."""
+class CallGate:
+    """Counts calls in progress, and refuses new ones once it is closed. Lives on one event loop."""
 
     def __init__(self) -> None:
+        self._is_closed = False
         self._count = 0
+        self._arrived = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def begin(self) -> None:
-        """Note a call."""
+    @property
+    def arrived(self) -> int:
+        """Calls so far, those refused included."""
+        return self._arrived
+
+    def close(self) -> None:
+        """Refuse calls from now on."""
+        self._is_closed = True
+
+    def enter(self) -> None:
+        """Let a call in, or raise `NOT_SERVING`."""
+        self._arrived += 1
+        if self._is_closed:
+            raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
         if not self._count:
             self._idle.clear()
         self._count += 1
 
-    def end(self) -> None:
-        """Note the end of a call."""
+    def leave(self) -> None:
+        """Note the end of a call that was let in."""
         self._count -= 1
         if not self._count:
             self._idle.set()
@@ -60,7 +74,7 @@ def generic_handler(
     servicer: object,
     *,
     limits: Limits,
-    calls: CallCounter,
+    gate: CallGate,
     mark_span: MarkSpan | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return the handlers of a service whose methods are all unary.
@@ -69,7 +83,7 @@ def generic_handler(
         service: Names the methods and their messages.
         servicer: Has a coroutine method for each.
         limits: Bounds the size of a request.
-        calls: Is told of every call.
+        gate: Lets calls in.
         mark_span: Corrects the span that the tracing interceptor made, where there is one.
     """
     handlers = {}
@@ -77,7 +91,7 @@ def generic_handler(
         assert not method.client_streaming, method.full_name
         assert not method.server_streaming, method.full_name
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            _wrap(getattr(servicer, method.name), calls, mark_span),
+            _wrap(getattr(servicer, method.name), gate, mark_span),
             request_deserializer=_deserializer(GetMessageClass(method.input_type), limits),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
@@ -108,15 +122,18 @@ def _deserializer(message_class: type[Message], limits: Limits) -> Callable[[byt
     return deserialize
 
 
-def _wrap(method: Method, calls: CallCounter, mark_span: MarkSpan | None) -> Method:
+def _wrap(method: Method, gate: CallGate, mark_span: MarkSpan | None) -> Method:
     async def call(request: Message | StoreError, context: Context) -> Message:
-        calls.begin()
         try:
-            if isinstance(request, StoreError):
-                raise request
-            return await method(request, context)
+            gate.enter()
+            try:
+                if not isinstance(request, StoreError):
+                    return await method(request, context)
+                refusal = request
+            finally:
+                gate.leave()
         except StoreError as error:
-            await _abort(context, error, mark_span)
+            refusal = error
         except asyncio.CancelledError:
             # Cancelled by the caller, past its deadline, or the server stops. The span would say OK.
             if mark_span is not None:
@@ -129,19 +146,18 @@ def _wrap(method: Method, calls: CallCounter, mark_span: MarkSpan | None) -> Met
             # The edge of a call: its caller learns an id, the operator the rest.
             error_id = uuid.uuid4().hex
             _logger.exception("a call ended in an unexpected error, error_id %s", error_id)
-            internal = StoreError(
-                "INTERNAL_ERROR",
-                f"the server failed at this call; its log has the traceback under {error_id}",
-                {"error_id": error_id},
-            )
-            await _abort(context, internal, mark_span)
-        finally:
-            calls.end()
+            refusal = _internal_error(error_id)
+        # Not while an exception is handled: what ends the call would be chained to it, and tracing records chains.
+        if mark_span is not None:
+            mark_span(status.status_code(refusal), refusal.reason)
+        return await status.abort(context, refusal)
 
     return call
 
 
-async def _abort(context: Context, error: StoreError, mark_span: MarkSpan | None) -> NoReturn:
-    if mark_span is not None:
-        mark_span(status.status_code(error), error.reason)
-    await status.abort(context, error)
+def _internal_error(error_id: str) -> StoreError:
+    return StoreError(
+        "INTERNAL_ERROR",
+        f"the server failed at this call; its log has the traceback under {error_id}",
+        {"error_id": error_id},
+    )

@@ -8,17 +8,20 @@ implementation of `grpc.aio.Server` it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2
 from milepost_server.grpc_api import handlers
 from milepost_server.grpc_api.addresses import Address, ListenError, check_free, is_private, private_files
+from milepost_server.grpc_api.health import SERVICE_NAME as HEALTH_NAME
+from milepost_server.grpc_api.health import HealthServicer
 from milepost_server.grpc_api.servicer import CheckpointStoreServicer
 from milepost_server.limits import MIB, Limits
 from milepost_server.service import CheckpointService
@@ -29,6 +32,11 @@ RECEIVE_SLACK_BYTES: Final = MIB
 """A request that is a little too large is received, so that it can be refused with a reason."""
 SEND_BYTES_MAX: Final = 21 * MIB
 """A Load of the largest state with the largest records, and what the wire adds."""
+REFUSING_ROUND_S: Final = 0.05
+"""When no call came for this long while draining, none is on its way."""
+REFUSING_ROUNDS_MAX: Final = 20
+STOP_GRACE_S: Final = 0.5
+"""For streams of others, such as reflection, to end; our calls have ended before."""
 REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
 _SERVICE = checkpoint_store_pb2.DESCRIPTOR.services_by_name["CheckpointStore"]
@@ -77,15 +85,14 @@ class GrpcFront:
         self._server = make_grpc_server(
             limits=limits, interceptors=interceptors, concurrent_calls_max=concurrent_calls_max
         )
-        self._calls = handlers.CallCounter()
+        self._gate = handlers.CallGate()
         handler = handlers.generic_handler(
-            _SERVICE, CheckpointStoreServicer(service), limits=limits, calls=self._calls, mark_span=mark_span
+            _SERVICE, CheckpointStoreServicer(service), limits=limits, gate=self._gate, mark_span=mark_span
         )
         self._server.add_generic_rpc_handlers((handler,))
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer([_SERVICE.full_name])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_reflection()
-        self._health_changes: set[asyncio.Task[None]] = set()
 
     def listen(self, address: Address, *, insecure: bool) -> Address:
         """Bind an address and return it, with the port that it really has.
@@ -112,14 +119,12 @@ class GrpcFront:
 
     async def start(self) -> None:
         """Begin to serve."""
-        await self._set_health(is_serving=True)
+        self._health.set_serving(True)
         await self._server.start()
 
     def set_serving(self, is_serving: bool) -> None:
         """Tell by the health service whether the storage serves. Without effect once draining has begun."""
-        change = asyncio.get_running_loop().create_task(self._set_health(is_serving=is_serving))
-        self._health_changes.add(change)
-        change.add_done_callback(self._health_changes.discard)
+        self._health.set_serving(is_serving)
 
     async def drain(self, *, delay_s: float, grace_s: float) -> None:
         """Say NOT_SERVING, then refuse new calls, and return when those in progress have ended.
@@ -128,24 +133,25 @@ class GrpcFront:
             delay_s: How long calls are still accepted, for load balancers to notice.
             grace_s: How long calls in progress may take; what is left then is cancelled.
         """
-        await self._health.enter_graceful_shutdown()
+        self._health.begin_drain()
         if delay_s:
             await asyncio.sleep(delay_s)
-        stopped = asyncio.create_task(self._server.stop(grace_s))
-        # Watchers of health never end by themselves; they are not what the grace is for.
-        idle = asyncio.create_task(self._calls.wait_idle())
-        await asyncio.wait({stopped, idle}, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await self._server.stop(None)
-        await stopped
-
-    async def _set_health(self, *, is_serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", _SERVICE.full_name):
-            await self._health.set(service, status)
+        # We refuse new calls ourselves, with a reason: gRPC would end those that it has received and not begun as
+        # CANCELLED, which says nothing of a retry. It is stopped when no more come, or after a second at most.
+        self._gate.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gate.wait_idle(), grace_s)
+        for _ in range(REFUSING_ROUNDS_MAX):
+            arrived = self._gate.arrived
+            await asyncio.sleep(REFUSING_ROUND_S)
+            if self._gate.arrived == arrived:
+                break
+        self._health.end_watches()
+        # What is left had its time; a moment is for watches and refusals to be sent.
+        await self._server.stop(STOP_GRACE_S)
 
     def _add_reflection(self) -> None:
-        names = (_SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (_SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
         servicer = reflection.aio.ReflectionServicer(service_names=names)
         # The package knows v1alpha alone. The messages of v1 are the same but for their names, which are not on the
         # wire.

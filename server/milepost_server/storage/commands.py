@@ -50,6 +50,7 @@ from milepost_server.model import (
     WorkflowRow,
 )
 from milepost_server.storage.port import NameRow, ReadTransaction, ResolvedState, StateChange, WriteTransaction
+from milepost_server.storage.queries import present_scope, present_workflow
 
 ROOT_ORDINAL = 0
 """The number of scope "" under every name."""
@@ -71,8 +72,8 @@ def run(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
 def save(txn: WriteTransaction, command: SaveCommand, limits: Limits) -> SaveAnswer:
     """Store one checkpoint, once."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
-    scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
+    workflow = present_workflow(txn, name)
+    scope = present_scope(txn, name, workflow, command.scope)
     if name is not None and scope is not None and not command.is_id_generated:
         id_row = _find_id(txn, name, scope, command.checkpoint_id)
         if id_row is not None:
@@ -316,8 +317,8 @@ def _put_state(txn: WriteTransaction, family_id: int, content: rules.Content) ->
 def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits: Limits) -> AppendRecordsAnswer:
     """Append records to a checkpoint id, also before that checkpoint exists."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
-    scope = txn.find_scope(name.name_id, command.scope) if name is not None else None
+    workflow = present_workflow(txn, name)
+    scope = present_scope(txn, name, workflow, command.scope)
     id_row = _find_id(txn, name, scope, command.checkpoint_id)
     is_live = id_row is not None and workflow is not None and _is_live(id_row, workflow)
     if id_row is not None and not is_live:
@@ -419,7 +420,7 @@ def _adopt_records(
 def delete_workflow(txn: WriteTransaction, command: DeleteWorkflowCommand, limits: Limits) -> DeleteWorkflowAnswer:
     """Unlink a workflow: one small commit, whatever its size."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    workflow = present_workflow(txn, name)
     if name is None or workflow is None:
         return DeleteWorkflowAnswer(False, 0)
     # A fork that is being made under this name began before the workflow was saved: it must not be published now.
@@ -445,13 +446,13 @@ def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits)
 
 def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits) -> BulkAnswer:
     """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace."""
-    namespace_id = txn.find_namespace(command.namespace)
-    if namespace_id is None:
-        return BulkAnswer(0, None)
     only_id = 0
     if command.workflow_id:
         _, only = _require_workflow(txn, command.namespace, command.workflow_id)
         only_id = only.internal_id
+    namespace_id = txn.find_namespace(command.namespace)
+    if namespace_id is None:
+        return BulkAnswer(0, None)
     after = (command.position[0], command.position[1]) if command.position else (only_id, 0)
     rows_by_workflow: dict[int, list[CheckpointRow]] = {}
     position: tuple[int, ...] | None = None
@@ -810,9 +811,7 @@ def _is_live(id_row: IdRow, workflow: WorkflowRow) -> bool:
     return id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
 
 
-def _find_id(
-    txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str
-) -> IdRow | None:
+def _find_id(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> IdRow | None:
     """Return what became of an id, unless only a fork knows it that was never published."""
     if name is None or scope is None:
         return None
@@ -858,7 +857,7 @@ def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None
 
 def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
     name = txn.find_name(namespace, workflow_id)
-    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    workflow = present_workflow(txn, name)
     if name is None or workflow is None or not rules.is_visible(workflow):
         raise NotFoundError(
             "WORKFLOW_NOT_FOUND",

@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 import lmdb
 import msgspec
 
+from milepost_server.errors import RecordDamagedError
 from milepost_server.storage import keys, records
 
 STORE_FORMAT = 1
@@ -200,6 +201,7 @@ class LmdbEnv:
         Raises:
             DataDirError: In use, not writable, foreign, damaged, or of another format.
         """
+        _refuse_foreign(data_dir)
         lock = _lock_directory(data_dir)
         try:
             if not (data_dir / "store").exists():
@@ -231,7 +233,10 @@ class LmdbEnv:
                 raise DataDirError(
                     f"the database in {path} is empty though IDENTITY says otherwise; restore it from a backup"
                 )
-            meta = records.decode(META_KEY, row, MetaRow)
+            try:
+                meta = records.decode(META_KEY, row, MetaRow)
+            except RecordDamagedError as error:
+                raise DataDirError(f"the database in {path} is damaged: {error}; restore it from a backup") from error
             if (meta.format, meta.store_id) != (self.identity.format, self.identity.store_id):
                 raise DataDirError(
                     f"the database in {path} is not the one that its IDENTITY names; restore both from one backup"
@@ -357,15 +362,23 @@ def _lock_directory(data_dir: Path) -> DirectoryLock:
         ) from error
 
 
+def _refuse_foreign(data_dir: Path) -> None:
+    """Refuse a directory that is used for something else, before anything is made in it."""
+    if not data_dir.is_dir() or (data_dir / "store").exists():
+        return
+    foreign = sorted(
+        path.name for path in data_dir.iterdir() if path.name != "LOCK" and not path.name.startswith("creating-")
+    )
+    # Another server may just have made the store.
+    if foreign and not (data_dir / "store").exists():
+        raise DataDirError(
+            f"data directory {data_dir} has no store but other files ({', '.join(foreign[:3])}); name an empty one"
+        )
+
+
 def _create_store(data_dir: Path, map_size_bytes: int, lmdb_format: int) -> None:
     """Make an empty store, whole or not at all."""
-    leftovers = [path for path in data_dir.iterdir() if path.name.startswith("creating-")]
-    foreign = [path.name for path in data_dir.iterdir() if path.name != "LOCK" and path not in leftovers]
-    if foreign:
-        raise DataDirError(
-            f"data directory {data_dir} has no store but other files ({', '.join(sorted(foreign)[:3])}); name an empty one"
-        )
-    for path in leftovers:
+    for path in data_dir.glob("creating-*"):
         # A start that was cut short: nothing in it was ever acknowledged.
         shutil.rmtree(path)
     identity = Identity(format=STORE_FORMAT, store_id=str(uuid.uuid4()), lmdb_format=lmdb_format)

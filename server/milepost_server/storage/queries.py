@@ -150,7 +150,7 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
             )
         examined += 1
         after = name.workflow_id
-        workflow = txn.get_workflow(name.internal_id) if name.internal_id else None
+        workflow = present_workflow(txn, name)
         if workflow is None or not rules.matches_workflow(
             workflow,
             statuses=query.statuses,
@@ -336,6 +336,34 @@ def _in_slices(
 # Shared steps.
 
 
+def present_workflow(txn: ReadTransaction, name: NameRow | None) -> WorkflowRow | None:
+    """Return the present incarnation of a name: that its row is missing is damage, never 'not found'."""
+    if name is None or not name.internal_id:
+        return None
+    workflow = txn.get_workflow(name.internal_id)
+    if workflow is None:
+        raise StoreError(
+            "RECORD_DAMAGED",
+            f"workflow {name.workflow_id!r} is missing though its name leads to it",
+            {"table": "workflows", "key": f"{name.internal_id:016x}"},
+        )
+    return workflow
+
+
+def present_scope(
+    txn: ReadTransaction, name: NameRow | None, workflow: WorkflowRow | None, scope: str
+) -> ScopeRow | None:
+    """Return a scope of a name: that the root scope of a workflow with a head is missing is damage, never 'no head'."""
+    row = txn.find_scope(name.name_id, scope) if name is not None else None
+    if row is None and scope == "" and workflow is not None and workflow.head_checkpoint_id:
+        raise StoreError(
+            "RECORD_DAMAGED",
+            f"the root scope of workflow {workflow.workflow_id!r} is missing though it has a head",
+            {"table": "scopes", "key": f"{workflow.name_id:016x}"},
+        )
+    return row
+
+
 def _read_checkpoint(
     txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow, selection: Selection
 ) -> LoadedCheckpoint:
@@ -365,6 +393,12 @@ def _read_checkpoint(
     group = txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
     if group is not None and selection.with_records:
         records = rules.sort_records(txn.records(workflow.internal_id, row.scope_ordinal, row.checkpoint_id))
+        if len(records) != group.record_count:
+            raise StoreError(
+                "RECORD_DAMAGED",
+                f"checkpoint {row.checkpoint_id!r} has {len(records)} records stored, not {group.record_count}",
+                {"table": "records", "key": f"{workflow.internal_id:016x}"},
+            )
     return LoadedCheckpoint(
         row=row,
         parent_pruned=bool(row.parent_id) and not _has_parent(txn, name, workflow, row),
@@ -407,7 +441,7 @@ def _find_parent(
 
 def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
     name = txn.find_name(namespace, workflow_id)
-    workflow = txn.get_workflow(name.internal_id) if name is not None and name.internal_id else None
+    workflow = present_workflow(txn, name)
     if name is None or workflow is None or not rules.is_visible(workflow):
         raise NotFoundError(
             "WORKFLOW_NOT_FOUND",
@@ -418,7 +452,7 @@ def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) ->
 
 
 def _find_scope(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: str) -> ScopeRow | None:
-    row = txn.find_scope(name.name_id, scope)
+    row = present_scope(txn, name, workflow, scope)
     return row if row is not None and row.internal_id == workflow.internal_id else None
 
 

@@ -68,7 +68,7 @@ def _free_node(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max:
     node_id = trash.owner_id
     head, body = txn.read_node(node_id)
     refs = list(body.entries.values())
-    freed = 1
+    freed = 0
     position = trash.position
     while position < len(refs):
         if freed >= rows_max:
@@ -108,7 +108,7 @@ def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_
     """Free an incarnation: its checkpoints with their states, its records, its own row last."""
     internal_id = trash.owner_id
     workflow = txn.read_required(keys.workflow(internal_id), WorkflowRow)
-    freed = 1
+    freed = 0
     prefix = keys.prefix(internal_id, keys.SEQUENCE)
     for sequence_key, raw in txn.scan(prefix, prefix):
         if freed >= rows_max:
@@ -175,7 +175,7 @@ def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) ->
 def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
     """Forget the checkpoint ids of a deleted incarnation, or those of single checkpoints deleted a replay window ago."""
     prefix = keys.prefix(due.name_id, keys.ID)
-    freed = 1
+    freed = 0
     next_due_ms = due.next_due_ms
     for id_key, raw in txn.scan(due.position or prefix, prefix):
         if freed >= rows_max:

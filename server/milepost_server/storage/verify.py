@@ -25,6 +25,7 @@ from milepost_server.model import CheckpointRow, EntryRef, IdRow, RecordGroupRow
 from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
 from milepost_server.storage.lmdb_rows import (
+    DueKind,
     DueRow,
     NameBranch,
     NamespaceRow,
@@ -108,6 +109,7 @@ class _Check:
         self._piece_counts: Counter[bytes] = Counter()
         self._piece_needs: dict[bytes, int] = {}
         self._trash: list[TrashRow] = []
+        self._due: list[DueRow] = []
         self._building: set[int] = set()
         self._resolved: OrderedDict[int, ResolvedState] = OrderedDict()
 
@@ -129,6 +131,7 @@ class _Check:
         self._check_scopes()
         self._check_workflows()
         self._check_records()
+        self._check_due()
         self._check_pieces()
         self._check_states()
         self._report.counts.update(self._counts)
@@ -198,7 +201,7 @@ class _Check:
         elif table == keys.TRASH:
             self._trash.append(records.decode(key, row, TrashRow))
         elif table == keys.DUE:
-            records.decode(key, row, DueRow)
+            self._due.append(records.decode(key, row, DueRow))
         elif table == keys.BUILDING:
             records.unseal(key, row)
             self._building.add(next(keys.numbers_of(key, 1)))
@@ -311,6 +314,9 @@ class _Check:
         return grouped
 
     def _check_scopes(self) -> None:
+        for (name_id, ordinal), text in self._scope_numbers.items():
+            if (name_id, ordinal) not in self._scopes:
+                self._report.add(f"scope {text!r} of name {name_id}: is missing though its number {ordinal} is there")
         for (name_id, ordinal), scope in self._scopes.items():
             where = f"scope {scope.scope!r} of name {name_id}"
             if self._scope_numbers.get((name_id, ordinal)) != scope.scope:
@@ -330,6 +336,10 @@ class _Check:
                 self._report.add(f"{where}: counts {scope.checkpoint_count} checkpoints, has {len(rows)}")
 
     def _check_workflows(self) -> None:
+        reachable = {workflow.internal_id for _, workflow in self._reachable()}
+        dying = {row.owner_id for row in self._trash if row.kind == TrashKind.WORKFLOW}
+        for internal_id in self._workflows.keys() - reachable - dying:
+            self._report.add(f"workflow {internal_id}: no name leads to it and it is not in the trash")
         for _, workflow in self._reachable():
             where = f"workflow {workflow.workflow_id!r} ({workflow.internal_id})"
             rows = self._rows_of(workflow)
@@ -367,6 +377,22 @@ class _Check:
         for where in self._record_totals:
             if where not in self._groups and where not in discarded and where[0] not in dying:
                 self._report.add(f"records of {where[0]}/{where[1]}/{where[2].hex()}: orphans")
+
+    def _check_due(self) -> None:
+        """Whatever is to be dropped when its time has come is noted as due."""
+        noted = {(row.kind, row.name_id, row.internal_id, row.scope_ordinal, row.digest) for row in self._due}
+        for name in self._names.values():
+            if name.stub_due_ms and (DueKind.STUBS, name.name_id, 0, 0, b"") not in noted:
+                self._report.add(f"name {name.workflow_id!r}: no look for its outlived stubs is noted")
+        for name_id, _, text, row in self._ids:
+            known = self._names.get(name_id)
+            is_past = known is not None and row.internal_id not in (known.internal_id, known.building_id)
+            if is_past and not row.deleted_time_ms and (DueKind.STUBS, name_id, row.internal_id, 0, b"") not in noted:
+                self._report.add(f"id {text!r} of name {name_id}: a stub that is never looked at again")
+        for (internal_id, ordinal, digest), group in self._groups.items():
+            is_kept = group.is_waiting and internal_id in self._workflows
+            if is_kept and (DueKind.WAITING_RECORDS, 0, internal_id, ordinal, digest) not in noted:
+                self._report.add(f"records of {group.checkpoint_id!r}: wait for their checkpoint for ever")
 
     def _check_pieces(self) -> None:
         for start, count in self._piece_counts.items():

@@ -1,12 +1,12 @@
 """Random histories: what an engine answers and shows is compared, step by step, with `engine_model`.
 
-A subclass says how to open, restart and prove its engine, and takes its `TestCase`:
+A subclass says how to open, restart and prove its engine; a test runs it:
 
     class MyMachine(EngineMachine):
         def open_engine(self) -> Engine: ...
 
-    TestMyMachine = MyMachine.TestCase
-    TestMyMachine.settings = DEFAULT_PROFILE
+    def test_random_histories_are_those_of_the_model() -> None:
+        run_state_machine_as_test(MyMachine, settings=DEFAULT_PROFILE)
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from milepost_server.model import (
     SaveCommand,
     Selection,
     Status,
+    SweepAnswer,
+    SweepCommand,
 )
 from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import (
@@ -63,8 +65,8 @@ DEFAULT_PROFILE = settings(
 )
 """The same histories in every run."""
 LONG_PROFILE = settings(
-    max_examples=1_000,
-    stateful_step_count=100,
+    max_examples=300,
+    stateful_step_count=80,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
@@ -317,6 +319,12 @@ class EngineMachine(RuleBasedStateMachine):
         """Sweep to the end, in small slices or large ones."""
         self.store.sweep(rows_max)
         self.model.sweep(self.clock.now_ms)
+
+    @precondition(lambda self: not self.model.has_due(self.clock.now_ms))
+    @rule(rows_max=st.sampled_from([1, 3, 10]))
+    def sweep_a_little(self, rows_max: int) -> None:
+        """Free one slice of what was deleted, of which nothing is seen."""
+        self.store.run(SweepCommand(rows_max=rows_max), SweepAnswer)
 
     @rule(step_ms=st.sampled_from([1, HOUR_MS, LIMITS.waiting_records_ttl_ms, LIMITS.replay_window_ms]))
     def wait(self, step_ms: int) -> None:

@@ -373,19 +373,28 @@ class StoreModel:
                 break
         return needed
 
+    def has_due(self, now_ms: int) -> bool:
+        """Tell whether a sweep would forget anything."""
+        return any(True for _ in self._due(now_ms))
+
     def sweep(self, now_ms: int) -> None:
         """Forget what is past its time."""
-        for stubs in self.stubs.values():
-            for place, deleted_ms in list(stubs.items()):
-                if deleted_ms + self._limits.replay_window_ms <= now_ms:
-                    del stubs[place]
+        for owner, place in list(self._due(now_ms)):
+            del owner[place]
         for workflow_id, workflow in list(self.workflows.items()):
-            for place, records in list(workflow.records.items()):
-                is_due = records.since_ms + self._limits.waiting_records_ttl_ms <= now_ms
-                if is_due and place not in workflow.checkpoints:
-                    del workflow.records[place]
             if not workflow.is_visible and not workflow.records:
                 del self.workflows[workflow_id]
+
+    def _due(self, now_ms: int) -> Iterator[tuple[dict[Place, int] | dict[Place, ModelRecords], Place]]:
+        for stubs in self.stubs.values():
+            for place, deleted_ms in stubs.items():
+                if deleted_ms + self._limits.replay_window_ms <= now_ms:
+                    yield stubs, place
+        for workflow in self.workflows.values():
+            for place, records in workflow.records.items():
+                is_due = records.since_ms + self._limits.waiting_records_ttl_ms <= now_ms
+                if is_due and place not in workflow.checkpoints:
+                    yield workflow.records, place
 
     # Fork.
 

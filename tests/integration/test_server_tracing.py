@@ -1,0 +1,185 @@
+"""Traces: one trace from client to server, commits linked to the calls they answer, and ends told as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+pytest.importorskip("opentelemetry.sdk")
+
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost_server.config import QueueConfig
+from milepost_server.grpc_api.addresses import Address
+from milepost_server.grpc_api.server import GrpcFront
+from milepost_server.limits import DEFAULT_LIMITS
+from milepost_server.model import Answer, Command
+from milepost_server.service import CheckpointService
+from milepost_server.storage.committer import Committer
+from milepost_server.storage.memory_engine import MemoryEngine
+from milepost_server.telemetry import COMMIT_SPAN, Tracing, make_tracing
+from tests.support.raw_calls import open_stub, save_request
+
+
+class HeldEngine(MemoryEngine):
+    """Commits when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(limits=DEFAULT_LIMITS)
+        self.may_commit = threading.Event()
+        self.may_commit.set()
+
+    def execute(self, commands: Sequence[Command]) -> Any:
+        """See `Engine`."""
+        self.may_commit.wait()
+        return super().execute(commands)
+
+
+class Traced:
+    """A server in this process, its spans, and a channel to it that makes spans too."""
+
+    def __init__(self, engine: HeldEngine, exporter: InMemorySpanExporter, channel: grpc.aio.Channel) -> None:
+        self.engine = engine
+        self.channel = channel
+        self.stub: Any = open_stub(channel)  # type: ignore[arg-type]
+        self._exporter = exporter
+
+    def spans(self, name: str, kind: SpanKind) -> list[ReadableSpan]:
+        return [span for span in self._exporter.get_finished_spans() if span.kind is kind and span.name.endswith(name)]
+
+
+@asynccontextmanager
+async def traced() -> AsyncIterator[Traced]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing = Tracing(provider)
+    engine = HeldEngine()
+    committer = Committer(engine, config=QueueConfig(), observer=tracing)
+    service = CheckpointService(committer, engine, limits=DEFAULT_LIMITS)
+    front = GrpcFront(
+        service,
+        limits=DEFAULT_LIMITS,
+        concurrent_calls_max=100,
+        interceptors=tracing.interceptors,
+        mark_span=tracing.mark_span,
+    )
+    address = front.listen(Address(host="127.0.0.1", port=0), insecure=False)
+    await front.start()
+    interceptors: Any = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]
+    try:
+        async with grpc.aio.insecure_channel(str(address), interceptors=interceptors) as channel:
+            yield Traced(engine, exporter, channel)
+    finally:
+        engine.may_commit.set()
+        await front.drain(delay_s=0, grace_s=0)
+        await committer.close()
+
+
+async def test_client_server_and_commit_are_one_story() -> None:
+    async with traced() as world:
+        await world.stub.Save(save_request("w"))
+    [client] = world.spans("Save", SpanKind.CLIENT)
+    [server] = world.spans("Save", SpanKind.SERVER)
+    assert client.context
+    assert server.context
+    assert server.parent
+    assert server.context.trace_id == client.context.trace_id
+    assert server.parent.span_id == client.context.span_id
+    [commit] = world.spans(COMMIT_SPAN, SpanKind.INTERNAL)
+    assert commit.parent is None
+    assert [link.context.span_id for link in commit.links] == [server.context.span_id]
+
+
+async def test_a_commit_links_to_every_call_it_answers() -> None:
+    async with traced() as world:
+        world.engine.may_commit.clear()
+        calls = [asyncio.ensure_future(world.stub.Save(save_request(f"w{number}"))) for number in range(5)]
+        await asyncio.sleep(0)
+        world.engine.may_commit.set()
+        await asyncio.gather(*calls)
+    servers = {span.context.span_id for span in world.spans("Save", SpanKind.SERVER) if span.context}
+    commits = world.spans(COMMIT_SPAN, SpanKind.INTERNAL)
+    linked = [link.context.span_id for commit in commits for link in commit.links]
+    assert sorted(linked) == sorted(servers)
+
+
+async def test_a_refused_call_has_its_code_and_reason_and_is_no_fault_of_the_server() -> None:
+    async with traced() as world:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await world.stub.Load(pb.LoadRequest(workflow_id="none"))
+    [span] = world.spans("Load", SpanKind.SERVER)
+    assert span.attributes
+    assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
+    assert span.attributes["milepost.reason"] == "WORKFLOW_NOT_FOUND"
+    assert span.status.status_code is not StatusCode.ERROR
+
+
+async def test_a_cancelled_call_does_not_look_like_a_good_one() -> None:
+    async with traced() as world:
+        world.engine.may_commit.clear()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await world.stub.Save(save_request("w"), timeout=0.2)
+        world.engine.may_commit.set()
+        # Commits in order: once this one is answered, the span of the other has ended.
+        await world.stub.Save(save_request("w"))
+    ended = [span for span in world.spans("Save", SpanKind.SERVER) if span.status.status_code is StatusCode.ERROR]
+    assert [(span.attributes or {})["rpc.grpc.status_code"] for span in ended] == [grpc.StatusCode.CANCELLED.value[0]]
+
+
+async def test_a_defect_is_an_error_of_the_server_with_an_id_and_no_detail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with traced() as world:
+
+        def fail(namespace: str, workflow_id: str) -> Answer:
+            raise ZeroDivisionError("secret text")
+
+        monkeypatch.setattr(world.engine, "get_workflow", fail)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await world.stub.GetWorkflow(pb.GetWorkflowRequest(workflow_id="w"))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(failed.value) + str(failed.value.trailing_metadata())
+    assert "secret text" in caplog.text
+    [span] = world.spans("GetWorkflow", SpanKind.SERVER)
+    assert span.status.status_code is StatusCode.ERROR
+    assert "secret" not in str(span.to_json())
+
+
+async def test_health_is_not_traced_and_its_watch_works_under_tracing() -> None:
+    async with traced() as world:
+        stub: Any = health_pb2_grpc.HealthStub(world.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+    assert not world.spans("Watch", SpanKind.SERVER)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_tracing_is_off_unless_asked_for(environment: dict[str, str]) -> None:
+    assert make_tracing(environment) is None
+
+
+def test_tracing_is_on_where_the_standard_variables_ask_for_it() -> None:
+    tracing = make_tracing({"OTEL_TRACES_EXPORTER": "console"})
+    assert tracing is not None
+    tracing.close()
