@@ -122,6 +122,7 @@ def digest_sent(command: SaveCommand) -> bytes:
         command.scope,
         command.parent_id,
         command.base_checkpoint_id,
+        command.base_digest,
         command.current_step,
         command.steps_added,
         int(command.status),

@@ -42,11 +42,26 @@ def set_up_logging(level: str, log_format: str) -> None:
     """Send logs of this process to stderr, as text or one JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.addFilter(_is_worth_logging)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(_LEVELS[level])
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Tell whether to log a record: all but what gRPC says when a caller goes away while it is being answered.
+
+    That is no fault of anybody's, and would put a traceback into the log of a healthy server.
+    """
+    is_vanished_peer = bool(
+        record.name.startswith("grpc.")
+        and record.exc_info
+        and record.exc_info[0] is not None
+        and record.exc_info[0].__name__ == "ExecuteBatchError"
+    )
+    return not is_vanished_peer
 
 
 class _TextFormatter(logging.Formatter):

@@ -332,3 +332,16 @@ def test_verify_of_no_store_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 def test_version_is_printed() -> None:
     assert run_cli("version").stdout.startswith("milepost-server ")
+
+
+def test_a_caller_that_goes_away_while_it_is_answered_leaves_no_traceback(start: Any) -> None:
+    server = start()
+    with open_channel(server.target) as channel:
+        open_stub(channel).Save(save_request("w", entries={"x": '"' + "x" * 5_000_000 + '"'}), timeout=30)
+    for _ in range(10):
+        with grpc.insecure_channel(server.target) as small:
+            # It hangs up on receiving more than it can take.
+            refused = refusal(open_stub(small).Load, pb.LoadRequest(workflow_id="w"))
+            assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert server.stop() == 0
+    assert "Traceback" not in server.stderr

@@ -234,7 +234,7 @@ def _find_base_and_parent(
     workflow: WorkflowRow | None,
     scope: ScopeRow | None,
 ) -> tuple[CheckpointRow | None, CheckpointRow | None]:
-    """Read the base, which must be live, and the parent, where it is."""
+    """Read the base, which must be live and as the Save knows it, and the parent, where it is."""
     base_id = command.base_checkpoint_id
     base = _find_checkpoint(txn, name, workflow, scope, base_id) if base_id is not None else None
     if base_id is not None and base is None:
@@ -243,6 +243,8 @@ def _find_base_and_parent(
             f"base_checkpoint_id: there is no checkpoint {base_id!r} in this scope; send the state in full",
             {"base_checkpoint_id": base_id},
         )
+    if base is not None:
+        rules.check_base(command, base)
     if parent_id and parent_id == base_id:
         return base, base
     return base, _find_checkpoint(txn, name, workflow, scope, parent_id) if parent_id else None

@@ -338,8 +338,10 @@ class _Check:
     def _check_workflows(self) -> None:
         reachable = {workflow.internal_id for _, workflow in self._reachable()}
         dying = {row.owner_id for row in self._trash if row.kind == TrashKind.WORKFLOW}
-        for internal_id in self._workflows.keys() - reachable - dying:
-            self._report.add(f"workflow {internal_id}: no name leads to it and it is not in the trash")
+        for internal_id in self._workflows.keys() - reachable - dying - self._building:
+            self._report.add(
+                f"workflow {internal_id}: no name leads to it, and it is neither in the trash nor under construction"
+            )
         for _, workflow in self._reachable():
             where = f"workflow {workflow.workflow_id!r} ({workflow.internal_id})"
             rows = self._rows_of(workflow)

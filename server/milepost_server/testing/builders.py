@@ -107,6 +107,7 @@ class SaveOptions(TypedDict, total=False):
     is_id_generated: bool
     parent_id: str | None
     base_checkpoint_id: str | None
+    base_digest: bytes | None
     current_step: str
     steps_added: tuple[str, ...]
     status: Status

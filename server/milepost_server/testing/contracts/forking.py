@@ -6,7 +6,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from milepost_server.errors import StoreError
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import ForkMode, Status
 from milepost_server.testing.builders import ManualClock, Store, is_found, record, refused
@@ -235,21 +234,18 @@ class ForkSlicesContract(ContractBase):
 
     @pytest.mark.parametrize("mode, count", [(ForkMode.ANCESTORS, 15), (ForkMode.ALL_UP_TO, 19)])
     def test_slices_copy_what_one_would(self, long: Store, mode: ForkMode, count: int) -> None:
-        assert long.fork_slice("w", "u", mode=mode).position is not None
-        long.fork("w", "v", mode=mode)
+        slices = 1
+        answer = long.fork_slice("w", "v", mode=mode)
+        while answer.position is not None:
+            answer = long.fork_slice("w", "v", mode=mode, position=answer.position)
+            slices += 1
+        shown = long.get_workflow("v")
+        assert slices > 2
         assert long.ids("v") == [
             name for name in long.ids("w") if int(name) < 19 and (count == 19 or int(name) % 4 != 3)
         ]
-        shown = long.get_workflow("v")
         assert (shown.checkpoint_count, shown.head_checkpoint_id) == (count, "18")
         assert shown.scope_count == (2 if mode is ForkMode.ALL_UP_TO else 1)
-        self._abandon(long, "w", "u", mode)
-
-    def _abandon(self, store: Store, source: str, target: str, mode: ForkMode) -> None:
-        answer = store.fork_slice(source, target, mode=mode)
-        assert answer.position is not None
-        store.abandon_fork(answer.position[0])
-        store.sweep()
 
     def test_nobody_sees_a_fork_that_is_being_made(self, long: Store) -> None:
         answer = long.fork_slice("w", "v")
@@ -348,11 +344,8 @@ class ForkSlicesContract(ContractBase):
     def test_checkpoints_pruned_from_the_source_between_slices_end_the_line(self, long: Store) -> None:
         answer = long.fork_slice("w", "v")
         assert answer.position is not None
-        try:
-            long.prune("w", 1)
-            answer = long.fork("w", "v", position=answer.position)
-        except StoreError:
-            pytest.fail("a prune of the source must not fail the fork")
+        long.prune("w", 1)
+        long.fork("w", "v", position=answer.position)
         copied = long.ids("v")
         assert copied == [name for name in ["18", "17", "16", "14", "13"] if name in copied]
         assert long.load("v", copied[-1]).parent_pruned

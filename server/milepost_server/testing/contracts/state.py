@@ -165,6 +165,33 @@ class IncrementalContract(ContractBase):
         with refused("BASE_NOT_FOUND"):
             store.save("w", "c", base_checkpoint_id="a")
 
+    def test_a_base_may_be_named_by_its_content_too(self, store: Store) -> None:
+        first = store.save("w", "a", {"x": 1})
+        store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=first.digest)
+        assert store.state("w", "b") == {"x": 1, "y": 1}
+
+    def test_an_increment_on_a_base_that_was_replaced_is_refused(self, store: Store) -> None:
+        first = store.save("w", "a", {"x": 1})
+        store.save("w", "a", {"x": 2}, is_replace=True)
+        with refused("BASE_NOT_FOUND") as refusal:
+            store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=first.digest)
+        assert refusal.error.metadata == {"base_checkpoint_id": "a"}
+        assert store.ids("w") == ["a"]
+
+    def test_an_increment_retried_after_its_base_was_replaced_is_a_replay(self, store: Store) -> None:
+        first = store.save("w", "a", {"x": 1})
+        store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=first.digest)
+        store.save("w", "a", {"x": 2}, is_replace=True)
+        assert store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=first.digest).is_replayed
+        assert store.save("w", "b", {"x": 1, "y": 1}).is_replayed
+
+    def test_the_same_increment_on_another_content_of_its_base_is_no_replay(self, store: Store) -> None:
+        first = store.save("w", "a", {"x": 1})
+        store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=first.digest)
+        second = store.save("w", "a", {"x": 2}, is_replace=True)
+        with refused("CHECKPOINT_EXISTS"):
+            store.save("w", "b", {"y": 1}, base_checkpoint_id="a", base_digest=second.digest)
+
     def test_after_a_vanished_base_the_full_state_is_saved_under_the_same_id(self, store: Store) -> None:
         store.save_line("w", "a", "b")
         store.delete_ids("w", "b")

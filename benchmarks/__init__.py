@@ -1,0 +1,1 @@
+"""Measurements of milepost on the machine at hand: `make bench`, or `python -m benchmarks`. See README.md."""

@@ -1,0 +1,340 @@
+"""The documentation is true: what it shows is run, what it names exists, what it tabulates is what the code has.
+
+Python snippets and console sessions of a page run in their order against a server of the page's own; only the address is
+substituted. A snippet that stands in an example verbatim is an excerpt, which `test_examples` runs. Tables are compared
+with the code in both directions, so that neither can gain or lose a row alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from milepost.cli.app import cli as client_cli
+from milepost.testing import LocalServer, local_server
+from milepost.v1 import checkpoint_store_pb2, error_reason_pb2
+from milepost_server.cli import cli as server_cli
+from milepost_server.config import DEFAULT_LISTEN, QueueConfig, ServerConfig, read_config, sections, settings
+from milepost_server.grpc_api.status import STATUS_CODES
+from milepost_server.limits import DEFAULT_LIMITS, Limits
+from milepost_server.storage import keys
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PROGRAMS = {"milepost": client_cli, "milepost-server": server_cli}
+COMMAND_TIMEOUT_S = 60.0
+
+VOLATILE = frozenset({"create_time", "update_time", "incarnation"})
+"""Fields whose values differ from run to run."""
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+TEST_NAME = re.compile(r"`((?:server|client|tests)/[\w/]+\.py)::(test_\w+)`")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [Block(match[1], match[2]) for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+
+
+def prose_of(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def is_excerpt(block: Block) -> bool:
+    """Tell whether a snippet stands in an example as it is, up to its indentation."""
+    texts = [path.read_text(encoding="utf-8") for path in ROOT.glob("examples/*.py")]
+    forms = [block.text, textwrap.indent(block.text, "    ")]
+    return "import" not in block.text and any(form in text for form in forms for text in texts)
+
+
+def rows_of(page: str, *header: str) -> list[list[str]]:
+    """Return the cells of the tables that have just this header, without backticks and commas in numbers."""
+    rows: list[list[str]] = []
+    is_inside = False
+    for line in read(page).splitlines():
+        cells = [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        if cells == list(header):
+            is_inside = True
+        elif not line.startswith("|"):
+            is_inside = False
+        elif is_inside and not set(cells[0]) <= set("-:"):
+            rows.append(cells)
+    assert rows, f"{page} has no table with the header {header}"
+    return rows
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", "").replace("_", ""))
+
+
+# What is shown is run.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if FENCE.search(page.read_text("utf-8"))], ids=name_of)
+def test_snippets_and_sessions_do_what_they_show(page: Path, tmp_path: Path) -> None:
+    blocks = blocks_of(page)
+    with local_server() as server:
+        for block, following in zip(blocks, [*blocks[1:], Block("", "")], strict=True):
+            if block.language == "python" and not is_excerpt(block):
+                shown = following.text if following.language == "text" else None
+                check_snippet(block.text, shown, server, tmp_path)
+            elif block.language == "console":
+                for command, shown in commands_of(block.text):
+                    check_command(command, shown, server, tmp_path)
+            elif block.language == "toml":
+                check_config(block.text, tmp_path)
+            else:
+                assert block.language in {"python", "text"}, f"no test knows what to do with ```{block.language}"
+
+
+def check_snippet(code: str, shown: str | None, server: LocalServer, folder: Path) -> None:
+    assert DEFAULT_LISTEN in code or "Client" not in code
+    result = run([sys.executable, "-W", "error", "-c", code.replace(DEFAULT_LISTEN, server.target)], server, folder)
+    assert result.returncode == 0, result.stderr
+    if shown is not None:
+        assert result.stdout == shown
+
+
+def commands_of(session: str) -> Iterator[tuple[str, str]]:
+    """Yield the commands of a session, each with the output that is shown below it."""
+    for part in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+        command, output = re.fullmatch(r"((?:.*\\\n)*.*\n?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr] - it matches any text
+        first, _, rest = join_lines(command).partition("\n")
+        yield first, rest + output
+
+
+def join_lines(text: str) -> str:
+    return re.sub(r"\\\n\s*", "", text)
+
+
+def check_command(command: str, shown: str, server: LocalServer, folder: Path) -> None:
+    program, *arguments = shlex.split(command.replace(DEFAULT_LISTEN, server.target))
+    assert program in {"grpcurl", *PROGRAMS}, f"the tests do not run {program}"
+    result = run([str(Path(sys.executable).parent / program), *arguments], server, folder)
+    output = result.stdout + result.stderr
+    if program != "grpcurl":
+        # `diff` exits like diff(1).
+        assert result.returncode in ({0, 1} if arguments[0] == "diff" else {0}), output
+        assert not shown
+    elif output.startswith("{"):
+        assert is_like(json.loads(output), json.loads(shown)), f"{command}\n{output}"
+    else:
+        assert output.split() == shown.split(), command
+
+
+def is_like(found: object, shown: object, key: str = "") -> bool:
+    """Tell whether an answer is the one that is shown, but for what differs from run to run."""
+    if isinstance(found, dict) and isinstance(shown, dict):
+        found = {snake_case(name): value for name, value in found.items()}
+        return found.keys() == shown.keys() and all(is_like(found[name], shown[name], name) for name in shown)
+    if isinstance(found, list) and isinstance(shown, list):
+        return len(found) == len(shown) and all(is_like(*pair) for pair in zip(found, shown, strict=True))
+    if key in VOLATILE or (isinstance(found, str) and isinstance(shown, str) and UUID.fullmatch(found)):
+        return type(found) is type(shown) and (key in VOLATILE or bool(UUID.fullmatch(str(shown))))
+    return found == shown
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])([A-Z])", lambda match: "_" + match[1].lower(), name)
+
+
+def check_config(text: str, folder: Path) -> None:
+    file = folder / "config.toml"
+    file.write_text(text, encoding="utf-8")
+    assert msgspec.to_builtins(read_config(file=file)) != msgspec.to_builtins(ServerConfig())
+    assert tomllib.loads(text)
+
+
+def run(command: Sequence[str], server: LocalServer, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={"MILEPOST_TARGET": server.target, "PATH": str(Path(sys.executable).parent), "PYTHONPATH": ""},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+
+
+def test_the_first_snippet_is_the_quickstart() -> None:
+    first = next(block for block in blocks_of(ROOT / "README.md") if block.language == "python")
+
+    assert read("examples/quickstart.py").endswith(first.text)
+
+
+# What is named exists.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose_of(page)):
+        if link.startswith("https://"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), link
+        assert path.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors_of(path), link
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    for file, test in TEST_NAME.findall(page.read_text(encoding="utf-8")):
+        assert re.search(rf"\bdef {test}\(", read(file)), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    for code in CODE.findall(prose_of(page)):
+        path = code.partition("::")[0]
+        if re.fullmatch(r"(client|server|tests|tools|docs|examples|protos)/[\w./]*", path):
+            assert (ROOT / path).exists(), code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for code in [*CODE.findall(prose_of(page)), *re.findall(r"^ {4}(\S.*)$", prose_of(page), re.MULTILINE)]:
+        if (match := re.match(r"make(?: -k| PYTHON=\S+)? ([a-z-]+)", code)) is not None:
+            assert match[1] in targets, code
+        if (match := re.match(r"(milepost|milepost-server) ([a-z]+)\b(?! ──)(.*)", code)) is not None:
+            check_usage(*match.groups())
+
+
+def check_usage(program: str, name: str, arguments: str) -> None:
+    group = PROGRAMS[program]
+    command = group.commands.get(name)
+    assert command is not None, f"{program} {name}"
+    known = {
+        flag for parameter in [*command.params, *group.params] for flag in [*parameter.opts, *parameter.secondary_opts]
+    }
+    for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", arguments):
+        assert flag in known, f"{program} {name} {flag}"
+
+
+@pytest.mark.parametrize(("program", "group"), PROGRAMS.items(), ids=list(PROGRAMS))
+def test_every_command_is_documented(program: str, group: click.Group) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in group.commands:
+        assert f"{program} {name}" in text, name
+
+
+# What is tabulated is what the code has.
+
+
+def test_every_limit_is_documented_as_it_is() -> None:
+    rows = rows_of("docs/limits.md", "limit", "default", "unit", "error", "what it bounds")
+    limits = {name: getattr(DEFAULT_LIMITS, name) for name in Limits.__struct_fields__}
+    queue = {name: getattr(QueueConfig(), name) for name in QueueConfig.__struct_fields__}
+
+    assert {row[0]: number(row[1]) for row in rows} == limits | queue
+    assert len(rows) == len(limits) + len(queue)
+    for name, _, unit, error, _ in rows:
+        assert error in {"–", *STATUS_CODES}, name
+        stated = next((word for word in ("bytes", "ms", "rows", "s") if f"_{word}" in name), "")
+        assert unit == {"ms": "milliseconds", "s": "seconds"}.get(stated, unit), name
+        assert unit == "bytes" or stated != "bytes", name
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    rows = {row[0]: row[1] for row in rows_of("docs/operations.md", "setting", "default", "what it is")}
+
+    assert list(rows) == [setting.name for setting in settings()]
+    for setting in settings():
+        default = ", ".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
+        assert rows[setting.name] == (default.lower() if setting.kind is bool else default), setting.name
+    assert all(f"[{section}]" in read("docs/operations.md") for section in sections())
+
+
+def test_every_error_is_documented_as_it_is() -> None:
+    rows = rows_of("docs/protocol.md", "reason", "code", "metadata", "what to do")
+    reasons = [name for name in error_reason_pb2.ErrorReason.keys() if not name.endswith("UNSPECIFIED")]
+
+    assert [row[0] for row in rows] == reasons
+    assert {row[0]: row[1] for row in rows} == {reason: code.name for reason, code in STATUS_CODES.items()}
+    assert {row[0]: row[2].strip("–") for row in rows} == {
+        reason: ", ".join(keys_of) for reason, keys_of in metadata_keys().items()
+    }
+    assert all(row[3] for row in rows)
+
+
+def metadata_keys() -> dict[str, list[str]]:
+    """Return the keys that the comment of each reason in the proto names."""
+    source = read("protos/milepost/v1/error_reason.proto")
+    found: dict[str, list[str]] = {}
+    for comment, reason in re.findall(r"((?: +// .*\n)+) +(\w+) = [1-9]\d*;", source):
+        text = re.sub(r"\s*// ", " ", comment)
+        named = re.search(r"Metadata: ([^.]*)\.", text)
+        found[reason] = re.findall(r"\b(?!or\b)[a-z_]+", re.sub(r"\(.*?\)", "", named[1])) if named else []
+    return found
+
+
+def test_every_call_is_documented() -> None:
+    service = checkpoint_store_pb2.DESCRIPTOR.services_by_name["CheckpointStore"]
+
+    assert [row[0] for row in rows_of("docs/protocol.md", "call", "does")] == [
+        method.name for method in service.methods
+    ]
+
+
+def test_every_table_of_the_store_is_documented() -> None:
+    rows = rows_of("docs/storage-format.md", "letter", "table", "owner", "rest of the key", "row")
+
+    assert {row[0].encode(): row[1] for row in rows} == keys.TABLE_NAMES
+
+
+@pytest.mark.parametrize("folder", ["server/milepost_server", "client/milepost"])
+def test_the_code_map_has_every_module(folder: str) -> None:
+    text = read("docs/architecture.md")
+    section = text[text.index(f"### `{folder}`") :].split("\n##", 2)[0]
+    named = {code for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for code in CODE.findall(row)}
+    modules = {str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob("*.py")}
+
+    for name in named:
+        assert (ROOT / folder / name).exists(), name
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert {
+        name for name in modules - named if not name.startswith(folders) and not Path(name).name.startswith("__")
+    } == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert 120 <= len(read("README.md").splitlines()) <= 180
