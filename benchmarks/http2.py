@@ -196,7 +196,10 @@ class Load:
     """What a server did under load."""
 
     calls: int
+    """Calls that ended in the time that counts."""
     seconds: float
+    all_calls: int
+    """Also those that ended before and after it."""
 
     @property
     def rate(self) -> float:
@@ -235,12 +238,13 @@ def run_load(
 def _keep_in_flight(selector: selectors.BaseSelector, bodies: Iterator[bytes], in_flight: int, seconds: float) -> Load:
     start = time.perf_counter() + WARM_UP_S
     end = start + seconds
-    counted = 0
+    counted = ended = 0
     open_count = in_flight
     while open_count:
         for key, _ in selector.select(CALL_TIMEOUT_S):
             client: Connection = key.fileobj  # type: ignore[assignment]  # only connections were registered
             finished = len(client.receive())
+            ended += finished
             now = time.perf_counter()
             if start <= now < end:
                 counted += finished
@@ -250,7 +254,7 @@ def _keep_in_flight(selector: selectors.BaseSelector, bodies: Iterator[bytes], i
             else:
                 open_count -= finished
             client.flush()
-    return Load(counted, seconds)
+    return Load(counted, seconds, ended)
 
 
 def call_times(client: Connection, requests: Sequence[bytes]) -> list[float]:

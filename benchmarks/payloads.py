@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from milepost.v1 import checkpoint_pb2, checkpoint_store_pb2
 
@@ -52,7 +52,6 @@ def saves(workflows: int, *, first: int = 0, value_bytes: int = VALUE_BYTES) -> 
         workflow_id=_WORKFLOW_MARK,
         checkpoint_id=_CHECKPOINT_MARK,
         current_step="step",
-        completed_steps_added=[],
         state={ENTRY_KEY: data_value(_VALUE_MARK + incompressible(value_bytes - len(_VALUE_MARK), seed=1))},
     ).SerializeToString()
     # The order of fields is that of their numbers.
@@ -67,19 +66,25 @@ def saves(workflows: int, *, first: int = 0, value_bytes: int = VALUE_BYTES) -> 
 
 def batch_saves(workflows: int, items: int) -> Iterator[bytes]:
     """Yield encoded `BatchSaveRequest`s of so many Saves."""
+    requests = saves(workflows)
+    while True:
+        yield batch_request(itertools.islice(requests, items))
+
+
+def batch_request(items: Iterable[bytes]) -> bytes:
+    """Return an encoded `BatchSaveRequest` of encoded `SaveRequest`s."""
     # A repeated message is its tag, its length and its encoding, one after the other.
-    for request in _in_groups(saves(workflows), items):
-        yield b"".join(b"\x0a" + _varint(len(item)) + item for item in request)
+    return b"".join(b"\x0a" + _varint(len(item)) + item for item in items)
 
 
-def loads(workflows: int, *, first: int = 0) -> Iterator[bytes]:
+def loads(workflows: int, first: int = 0) -> Iterator[bytes]:
     """Yield encoded `LoadRequest`s of the newest checkpoint, going round the workflows."""
     return _by_workflow(
         checkpoint_store_pb2.LoadRequest(workflow_id=_WORKFLOW_MARK).SerializeToString(), workflows, first
     )
 
 
-def lists(workflows: int, *, first: int = 0, page_size: int = 10) -> Iterator[bytes]:
+def lists(workflows: int, first: int = 0, *, page_size: int = 10) -> Iterator[bytes]:
     """Yield encoded `ListRequest`s of a first page, going round the workflows."""
     request = checkpoint_store_pb2.ListRequest(workflow_id=_WORKFLOW_MARK, page_size=page_size)
     return _by_workflow(request.SerializeToString(), workflows, first)
@@ -89,11 +94,6 @@ def _by_workflow(template: bytes, workflows: int, first: int) -> Iterator[bytes]
     before, after = template.split(_WORKFLOW_MARK.encode())
     for number in itertools.count():
         yield before + workflow_name(first + number % workflows).encode() + after
-
-
-def _in_groups(items: Iterator[bytes], count: int) -> Iterator[list[bytes]]:
-    while True:
-        yield list(itertools.islice(items, count))
 
 
 def _varint(number: int) -> bytes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
+import psutil
 
 from benchmarks import noop_server, payloads
 from benchmarks.http2 import Connection
@@ -41,16 +42,25 @@ class ServerProcess:
     data_dir: Path | None = None
 
     def memory_bytes(self, field: str) -> int:
-        """Return a size from the kernel's account of the process: `VmRSS` now, `VmHWM` at most so far."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-        raise ServerError(f"the kernel does not tell {field} of a process")
+        """Return a size from the kernel's account, summed over the process and those that it started.
+
+        Args:
+            field: `VmRSS`, resident now, or `VmHWM`, resident at most so far. Pages that processes share count for each.
+        """
+        process = psutil.Process(self.pid)
+        return sum(_status_bytes(each.pid, field) for each in (process, *process.children(recursive=True)))
 
     def store_facts(self) -> StoreFacts:
         """Return the store's size and how many transactions were committed, read beside the running server."""
         assert self.data_dir is not None
         return store_facts(self.data_dir)
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise ServerError(f"the kernel does not tell {field} of a process")
 
 
 @dataclass(frozen=True)
@@ -102,9 +112,7 @@ def noop_like(server: ServerProcess) -> Iterator[ServerProcess]:
 
 
 @contextlib.contextmanager
-def _running(
-    name: str, module: Sequence[str], ready_prefix: str, data_dir: Path | None
-) -> Iterator[ServerProcess]:
+def _running(name: str, module: Sequence[str], ready_prefix: str, data_dir: Path | None) -> Iterator[ServerProcess]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MILEPOST_", "OTEL_"))}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -114,6 +122,7 @@ def _running(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
+            bufsize=0,
         )
         try:
             address = _wait_until_ready(process, ready_prefix)

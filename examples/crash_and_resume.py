@@ -20,8 +20,8 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,11 @@ class Event:
     pid: int
     sequence: int = 0
     """Of the checkpoint, where there is one."""
+    checkpoint_id: str = ""
 
 
-Notify = Callable[[str, str, int], None]
-"""Takes what happened, in which step, and the sequence of its checkpoint."""
+Notify = Callable[[str, str, Checkpoint | Saved | None], None]
+"""Takes what happened, in which step, and the checkpoint, where there is one."""
 
 
 # The job.
@@ -100,18 +101,18 @@ def run_job(store: CheckpointStore, notify: Notify) -> dict[str, Any]:
     work = steps()
     try:
         checkpoint = store.load(JOB)
-        notify("resumed", checkpoint.current_step, checkpoint.sequence)
+        notify("resumed", checkpoint.current_step, checkpoint)
     except WorkflowNotFoundError:
         store.save(JOB, state={}, after="start")
         checkpoint = store.load(JOB)
     state, last = checkpoint.state, list(work)[-1]
     after: Checkpoint | Saved = checkpoint
     for step in [step for step in work if step not in checkpoint.completed_steps]:
-        notify("started", step, 0)
+        notify("started", step, None)
         state[step] = count_words(work[step])
         status = Status.COMPLETED if step == last else Status.RUNNING
         after = store.save(JOB, state=state, current_step=step, completed_steps=[step], after=after, status=status)
-        notify("saved", step, after.sequence)
+        notify("saved", step, after)
     return state
 
 
@@ -122,8 +123,11 @@ def work_at(target: str, journal: Path) -> None:
     """
     with Client(target) as client, journal.open("a", encoding="utf-8") as file:
 
-        def notify(what: str, step: str, sequence: int) -> None:
-            line = json.dumps(asdict(Event(what, step, os.getpid(), sequence)))
+        def notify(what: str, step: str, checkpoint: Checkpoint | Saved | None) -> None:
+            event = Event(what, step, os.getpid())
+            if checkpoint is not None:
+                event = replace(event, sequence=checkpoint.sequence, checkpoint_id=checkpoint.checkpoint_id)
+            line = json.dumps(asdict(event))
             print(line, file=file, flush=True)
             print(line, flush=True)
 
@@ -141,7 +145,7 @@ class Worker:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event]:
         """Yield what it tells, as it tells it, until it ends."""
         assert self._process.stdout is not None
         with self._process.stdout as lines:
@@ -196,27 +200,26 @@ def check(events: list[Event], killed: Worker, finisher: Worker, history: list[C
     """Return what must be true, and whether it is."""
     names = list(steps())
     starts = Counter(event.step for event in events if event.what == "started")
-    acknowledged = {event.step: event.sequence for event in events if event.what == "saved"}
+    acknowledged = {event.checkpoint_id for event in events if event.what == "saved"}
     finished_first = {event.step for event in events if event.what == "saved" and event.pid == killed.pid}
     started_second = {event.step for event in events if event.what == "started" and event.pid == finisher.pid}
-    stored = {checkpoint.current_step: checkpoint.sequence for checkpoint in history[1:]}
     head = history[-1]
     return {
         f"worker {killed.pid} finished {len(finished_first)} steps, worker {finisher.pid} the other "
-        f"{len(names) - len(finished_first)}": bool(finished_first) and finished_first | started_second == set(names),
+        f"{len(names) - len(finished_first)}": bool(finished_first)
+        and set(names) - finished_first - started_second <= {KILLED_STEP},
         f"no finished step ran again: {starts.total()} starts of {len(names)} steps": not finished_first
         & started_second
         and all(count == 1 for step, count in starts.items() if step != KILLED_STEP),
         f"every acknowledged checkpoint is there, {len(history)} in all, in order and once": [
-            checkpoint.sequence for checkpoint in history
+            (checkpoint.sequence, checkpoint.current_step) for checkpoint in history
         ]
-        == list(range(1, len(names) + 2))
-        and list(stored) == names
-        and acknowledged.items() <= stored.items(),
+        == list(enumerate(["", *names], start=1))
+        and acknowledged <= {checkpoint.checkpoint_id for checkpoint in history},
         "the last one says that all steps are completed": head.status == Status.COMPLETED
         and head.completed_step_count == len(names),
         "the result equals that of a run that was never interrupted": head.state
-        == run_job(InMemoryStore(), lambda what, step, sequence: None),
+        == run_job(InMemoryStore(), lambda what, step, checkpoint: None),
     }
 
 

@@ -29,6 +29,7 @@ from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.storage.port import Engine
+from milepost_server.storage.process_engine import ProcessEngine
 from milepost_server.storage.verify import verify_store
 
 _logger = logging.getLogger("milepost_server")
@@ -161,7 +162,8 @@ def _open_engine(config: ServerConfig) -> Engine:
     if config.engine == "memory":
         _logger.warning("THE MEMORY ENGINE IS NOT DURABLE: every checkpoint is gone when this process ends")
         return MemoryEngine(limits=config.limits)
-    return LmdbEngine.open(
+    open_engine = ProcessEngine.open if config.engine_process else LmdbEngine.open
+    return open_engine(
         Path(config.data_dir),
         limits=config.limits,
         map_size_bytes=config.map_size_bytes,

@@ -69,6 +69,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engine: Annotated[
         Literal["lmdb", "memory"], Meta(description="Where checkpoints are kept. 'memory' is not durable.")
     ] = "lmdb"
+    engine_process: Annotated[
+        bool, Meta(description="Keep the lmdb engine in a process of its own; turned off, it shares the server's.")
+    ] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level logged.")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="Shape of a log line.")] = "text"
     uvloop: Annotated[bool, Meta(description="Run on uvloop where it is installed.")] = True

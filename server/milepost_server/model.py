@@ -60,7 +60,7 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
     compression: int = 0
 
 
-class NewEntry(msgspec.Struct, frozen=True):
+class NewEntry(msgspec.Struct, frozen=True, array_like=True):
     """An entry as it arrives: a value and the digest that the server computed over it."""
 
     value: Value
@@ -213,7 +213,7 @@ class RecordGroupRow(msgspec.Struct, frozen=True, array_like=True):
     create_time_ms: int
 
 
-class SaveCommand(msgspec.Struct, frozen=True, kw_only=True):
+class SaveCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Store one checkpoint."""
 
     namespace: str
@@ -247,7 +247,7 @@ class SaveCommand(msgspec.Struct, frozen=True, kw_only=True):
     """Size of the request, for the queue's budget."""
 
 
-class SaveAnswer(msgspec.Struct, frozen=True):
+class SaveAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What became of a Save."""
 
     checkpoint_id: str
@@ -260,7 +260,7 @@ class SaveAnswer(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True):
+class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Append records to a checkpoint id."""
 
     namespace: str
@@ -272,14 +272,14 @@ class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class AppendRecordsAnswer(msgspec.Struct, frozen=True):
+class AppendRecordsAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What became of each record."""
 
     outcomes: tuple[RecordOutcome, ...]
     revision: int
 
 
-class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Delete a workflow with all its scopes."""
 
     namespace: str
@@ -287,14 +287,14 @@ class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class DeleteWorkflowAnswer(msgspec.Struct, frozen=True):
+class DeleteWorkflowAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What was deleted."""
 
     existed: bool
     checkpoint_count: int
 
 
-class BulkAnswer(msgspec.Struct, frozen=True):
+class BulkAnswer(msgspec.Struct, frozen=True, array_like=True):
     """How far one slice of a bulk delete came."""
 
     deleted: int
@@ -302,7 +302,7 @@ class BulkAnswer(msgspec.Struct, frozen=True):
     """Where the next slice starts; `None` when nothing is left."""
 
 
-class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Delete checkpoints of one scope by id. Small enough for one transaction."""
 
     namespace: str
@@ -312,7 +312,7 @@ class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Delete one slice of the checkpoints of an execution."""
 
     namespace: str
@@ -326,7 +326,7 @@ class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class PruneCommand(msgspec.Struct, frozen=True, kw_only=True):
+class PruneCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Prune one slice of a workflow."""
 
     namespace: str
@@ -338,7 +338,7 @@ class PruneCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class ForkCommand(msgspec.Struct, frozen=True, kw_only=True):
+class ForkCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Copy one slice of a fork; the first slice makes the target, the last one publishes it."""
 
     namespace: str
@@ -353,7 +353,7 @@ class ForkCommand(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-class ForkAnswer(msgspec.Struct, frozen=True):
+class ForkAnswer(msgspec.Struct, frozen=True, array_like=True):
     """How far a fork came."""
 
     workflow: WorkflowRow | None
@@ -362,34 +362,34 @@ class ForkAnswer(msgspec.Struct, frozen=True):
     position: tuple[int, ...] | None
 
 
-class AbandonForkCommand(msgspec.Struct, frozen=True, kw_only=True):
+class AbandonForkCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Throw away the unpublished target of a fork that will not be finished."""
 
     target_internal_id: int
     size_bytes: int = 0
 
 
-class SweepCommand(msgspec.Struct, frozen=True, kw_only=True):
+class SweepCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Free one slice of what was deleted, and drop what is past its time."""
 
     rows_max: int = 1_000
     size_bytes: int = 0
 
 
-class SweepAnswer(msgspec.Struct, frozen=True):
+class SweepAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What a sweep did."""
 
     rows_freed: int
     has_more: bool
 
 
-class ProbeCommand(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Write and flush a mark: shows that commits work."""
 
     size_bytes: int = 0
 
 
-class ProbeAnswer(msgspec.Struct, frozen=True):
+class ProbeAnswer(msgspec.Struct, frozen=True, array_like=True):
     """The mark is on disk."""
 
 
@@ -408,7 +408,7 @@ Command = (
 Answer = SaveAnswer | AppendRecordsAnswer | DeleteWorkflowAnswer | BulkAnswer | ForkAnswer | SweepAnswer | ProbeAnswer
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
+class Selection(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How much of a checkpoint to read."""
 
     with_state: bool = True
@@ -418,7 +418,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Only these entries; `None` means all."""
 
 
-class LoadQuery(msgspec.Struct, frozen=True, kw_only=True):
+class LoadQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Read one checkpoint: by id, by sequence, the newest with a status, or the head."""
 
     namespace: str
@@ -430,7 +430,7 @@ class LoadQuery(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection = Selection()
 
 
-class LoadedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+class LoadedCheckpoint(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A checkpoint as far as it was asked for."""
 
     row: CheckpointRow
@@ -442,7 +442,7 @@ class LoadedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Record, ...] = ()
 
 
-class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The checkpoint and what stood beside it at the same moment."""
 
     workflow: WorkflowRow
@@ -450,7 +450,7 @@ class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: LoadedCheckpoint
 
 
-class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Which checkpoints a list answers."""
 
     statuses: frozenset[int] = frozenset()
@@ -460,7 +460,7 @@ class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
 
 
-class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Read one page of a workflow's checkpoints."""
 
     namespace: str
@@ -483,7 +483,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Only sequences up to this one."""
 
 
-class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ListAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One page."""
 
     workflow: WorkflowRow
@@ -497,7 +497,7 @@ class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The page has all that fits it, whatever rows there are still to look at."""
 
 
-class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True):
+class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Read one page of a namespace's workflows."""
 
     namespace: str
@@ -516,7 +516,7 @@ class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Only ids after this one, bytewise."""
 
 
-class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One page."""
 
     workflows: tuple[WorkflowRow, ...]
@@ -528,7 +528,7 @@ class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The page has all that fits it, whatever rows there are still to look at."""
 
 
-class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
+class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Follow entries back along a checkpoint's line of ancestors."""
 
     namespace: str
@@ -546,7 +546,7 @@ class EntryHistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Sequence of the ancestor at which to go on."""
 
 
-class EntryVersion(msgspec.Struct, frozen=True, kw_only=True):
+class EntryVersion(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A value that an entry had from one checkpoint on."""
 
     entry_key: str
@@ -556,7 +556,7 @@ class EntryVersion(msgspec.Struct, frozen=True, kw_only=True):
     """`None` where the entry was removed."""
 
 
-class EntryHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class EntryHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One page."""
 
     workflow: WorkflowRow

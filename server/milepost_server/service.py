@@ -79,8 +79,8 @@ class StoreQueue(Protocol):
     def submit_many(self, commands: Sequence[Command], *, namespace: str) -> asyncio.Future[list[Answer | StoreError]]:
         """Queue commands in order, all or none."""
 
-    def read(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run a short read."""
+    def load(self, query: LoadQuery) -> asyncio.Future[LoadAnswer]:
+        """Read one checkpoint, together with the others that wait."""
 
     def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
         """Run a read that may take long."""
@@ -266,16 +266,15 @@ class CheckpointService:
 
     async def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
-        engine = self._engine
         if query.statuses:
             # May look at many rows until one has the status.
-            return await self._queue.scan(lambda: engine.load(query))
-        return await self._queue.read(lambda: engine.load(query))
+            return await self._queue.scan(lambda: self._engine.load(query))
+        return await self._queue.load(query)
 
     async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
         """Read one workflow."""
         engine = self._engine
-        return await self._queue.read(lambda: engine.get_workflow(namespace, workflow_id))
+        return await self._queue.scan(lambda: engine.get_workflow(namespace, workflow_id))
 
     async def list_checkpoints(self, query: ListQuery, *, page_token: str) -> tuple[ListAnswer, str]:
         """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""

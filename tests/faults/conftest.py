@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests: a data directory that is proved sound after the test, and engines on it that are closed before."""
+"""Fixtures of the fault tests: a data directory that is proved sound after the test, and engines on it."""
 
 from __future__ import annotations
 

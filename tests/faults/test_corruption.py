@@ -1,7 +1,7 @@
-"""G7: damage is told as damage. Reads never answer other bytes, nor NOT_FOUND where the store says that something is there.
+"""G7: damage is told as damage. Reads never answer other bytes, nor NOT_FOUND for what the store says is there.
 
-Rows are changed behind the engine's back, in every table; then the file itself. Where a row that is missing leaves no trace on the way of a
-read (`UNSEEN_BY_READS`), only the offline check can know, and it does.
+Rows are changed behind the engine's back, in every table; then the file itself. Where a row that is missing leaves no
+trace on the way of a read (`UNSEEN_BY_READS`), only the offline check can know, and it does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pytest
 
 from milepost_server.storage import keys, lmdb_env
 from milepost_server.storage.verify import verify_store
-from tests.support.fault_engines import fill_every_table
+from milepost_server.testing.builders import save
+from tests.support.fault_engines import fill_every_table, open_on
 from tests.support.killable_server import REPOSITORY
 from tests.support.read_everything import DAMAGED, read_store
 
@@ -122,6 +123,28 @@ def test_damaged_rows_are_reported_and_never_read_as_something_else(
         assert is_unseen or not wrong, f"row {key.hex()}: {wrong}"
 
 
+@pytest.mark.parametrize("table", [keys.WORKFLOW, keys.SCOPE], ids=["workflow", "root scope"])
+def test_a_workflow_that_lost_a_row_does_not_look_like_a_new_one(
+    table: bytes, whole_store: Path, tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(whole_store, data_dir)
+    engine = open_on(data_dir)
+    workflow = engine.get_workflow("default", "w1")
+    engine.close()
+    key = keys.workflow(workflow.internal_id) if table == keys.WORKFLOW else keys.scope(workflow.name_id, "")
+    env = lmdb.open(str(data_dir / "store"), create=False, map_size=1 << 30)
+    with env.begin(write=True) as txn:
+        assert txn.delete(key)
+    env.close()
+    engine = open_on(data_dir)
+
+    answers = engine.execute([save("w1", "new", {"a": 1}, expected_head=""), save("fresh", "c1", {"a": 1})])
+
+    assert [getattr(answer, "reason", "stored") for answer in answers] == [DAMAGED, "stored"]
+    engine.close()
+
+
 @pytest.mark.slow
 def test_flipped_bits_of_the_file_are_never_read_as_something_else(
     whole_store: Path, right_answers: dict[str, str], tmp_path: Path
@@ -149,11 +172,9 @@ def test_flipped_bits_of_the_file_are_never_read_as_something_else(
         if answers.keys() == {"open"}:
             refused += 1
             continue
-        wrong = {
-            what: answer[:200] for what, answer in answers.items() if answer not in {right_answers[what], DAMAGED}
-        }
+        wrong = {what: answer[:200] for what, answer in answers.items() if answer not in {right_answers[what], DAMAGED}}
         told += DAMAGED in answers.values()
-        # A broken tree can hide rows; what is answered must still be rows of the store, and the offline check must know.
+        # A broken tree can hide rows: what is answered must still be the store's, and the offline check must know.
         assert not wrong or problems, f"{name}: {wrong}"
         assert all(is_part_of(answer, right_answers[what]) for what, answer in wrong.items()), f"{name}: {wrong}"
     assert told > 0

@@ -1,8 +1,9 @@
 """G1, G2, G3, G4, G5: a server that is killed at random moments loses nothing that it acknowledged.
 
-The server process is killed by SIGKILL again and again while many clients save, and each time the store is held against what they were told.
-A server with a seeded defect, which acknowledges before it commits, must be caught by the same check. A missing flush cannot be shown by
-killing a process, since the kernel keeps what it wrote: that a commit is flushed before it is acknowledged is proved in `test_sync_order`.
+The server process is killed by SIGKILL again and again while many clients save, and each time the store is held
+against what they were told. A server with a seeded defect, which acknowledges before it commits, must be caught by the
+same check. A missing flush cannot be shown by killing a process, since the kernel keeps what it wrote: that a commit
+is flushed before it is acknowledged is proved in `test_sync_order`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill_again_and_again(
     directory: Path, *, program: Sequence[str], kill_count: int, clients: SavingClients
 ) -> Iterator[list[str]]:
-    """Kill the server at random moments; after each kill yield what the store has otherwise than it was acknowledged."""
+    """Kill the server at random moments; after each kill yield what the store has otherwise than it was
+    acknowledged."""
     rng = random.Random(SEED)
     contents_since = 0
     with KillableServer(directory, program=program) as server:
@@ -51,7 +53,10 @@ def kill_again_and_again(
             for kill_number in range(1, kill_count + 1):
                 # Not a wait for an effect: the moment of the fault, drawn from the seed.
                 clients.stopping.wait(rng.uniform(*LIFE_S))
-                server.kill()
+                if kill_number % 2:
+                    server.kill()
+                else:
+                    server.kill_front()
                 if clients.stopping.is_set():
                     return
                 next_since = clients.history.now()
@@ -69,7 +74,8 @@ def kill_again_and_again(
 
 
 def _check_offline(data_dir: Path, history: SaveHistory, contents_since: int) -> list[str]:
-    # The snapshot comes after the kill, so that whatever it counts as open cannot be stored later than the engine is read.
+    # The snapshot comes after the kill, so that whatever it counts as open cannot be stored later than the engine is
+    # read.
     sent = history.snapshot()
     engine = LmdbEngine.open(data_dir, low_disk_bytes=0)
     try:

@@ -1,4 +1,5 @@
-"""G1: a commit is flushed before its acknowledgement is sent. Killing a process cannot show this, the order of its system calls can."""
+"""G1: a commit is flushed before its acknowledgement is sent. Killing a process cannot show this, the order of its
+system calls can."""
 
 from __future__ import annotations
 

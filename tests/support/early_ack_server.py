@@ -5,6 +5,7 @@ Run as `python -m tests.support.early_ack_server serve …`. It exists to prove 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from milepost_server import cli
@@ -34,8 +35,12 @@ def breach() -> None:
     patched: Any = LmdbEngine
     patched._begin = begin_late
     patched._commit = commit_late
+    # What is open stays uncommitted, and LMDB would wait for it for ever.
+    patched.close = lambda engine: os._exit(0)
 
 
 if __name__ == "__main__":
+    # The defect is seeded in this process, so the engine must be here too.
+    os.environ["MILEPOST_SERVER__ENGINE_PROCESS"] = "false"
     breach()
     cli.main()

@@ -1,7 +1,10 @@
-"""A real server process that a test may kill at any moment, start again on the same data, or start with a seeded defect."""
+"""A real server process that a test may kill at any moment, start again on the same data, or start with a seeded
+defect."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import selectors
 import signal
@@ -14,7 +17,8 @@ from typing import Final
 
 REPOSITORY: Final = Path(__file__).parents[2]
 START_DEADLINE_S: Final = 60.0
-END_DEADLINE_S: Final = 60.0
+END_DEADLINE_S: Final = 30.0
+POLL_S: Final = 0.01
 SERVER: Final = ("-m", "milepost_server")
 EARLY_ACK_SERVER: Final = ("-m", "tests.support.early_ack_server")
 """The same server, made to acknowledge before it commits."""
@@ -26,9 +30,9 @@ class KillableServer:
     """One server after another on one data directory and one address.
 
     Args:
-        directory: Gets the data directory `data`, the socket `s` and the log `server.log`. Its path must be short, for the socket.
-        program: How Python is told what to run.
-        wrapper: What the process is started under, such as strace.
+        directory: Gets the data directory `data`, the socket `s` and the log `server.log`. Its path must be short, for
+        the socket. program: How Python is told what to run. wrapper: What the process is started under, such as
+        strace.
     """
 
     def __init__(self, directory: Path, *, program: Sequence[str] = SERVER, wrapper: Sequence[str] = ()) -> None:
@@ -73,6 +77,30 @@ class KillableServer:
         """End the server by SIGKILL, wherever it is, and return once it is gone."""
         self._end(signal.SIGKILL)
 
+    def kill_front(self) -> None:
+        """End only the process that was started, by SIGKILL; return once the one of its engine has let go of the store."""
+        assert self._process is not None, "no server was started"
+        group_id = self._process.pid
+        self._process.kill()
+        try:
+            self._wait_until_released()
+        except AssertionError:
+            os.killpg(group_id, signal.SIGKILL)
+            raise
+        finally:
+            self._end(signal.SIGKILL)
+
+    def _wait_until_released(self) -> None:
+        deadline = time.monotonic() + END_DEADLINE_S
+        with (self.data_dir / "LOCK").open("rb") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    assert time.monotonic() < deadline, "the engine outlives its server"
+                    time.sleep(POLL_S)
+
     def stop(self) -> int:
         """End the server by SIGTERM and return its exit code."""
         return self._end(signal.SIGTERM)
@@ -82,10 +110,8 @@ class KillableServer:
         assert process is not None, "no server was started"
         self._process = None
         # A wrapper passes signals on or dies with what it wraps: the whole group is this object's own.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
         try:
             code = process.wait(END_DEADLINE_S)
         except subprocess.TimeoutExpired:

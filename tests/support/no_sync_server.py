@@ -1,11 +1,12 @@
 """The server with a seeded defect: it commits without flushing.
 
-Run as `python -m tests.support.no_sync_server serve …`. The kernel keeps what a killed process wrote, so no SIGKILL can show this defect;
-the order of system calls does, and this server proves that the check of that order would notice.
+Run as `python -m tests.support.no_sync_server serve …`. The kernel keeps what a killed process wrote, so no SIGKILL
+can show this defect; the order of system calls does, and this server proves that the check of that order would notice.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,5 +27,7 @@ def breach() -> None:
 
 
 if __name__ == "__main__":
+    # The defect is seeded in this process, so the engine must be here too.
+    os.environ["MILEPOST_SERVER__ENGINE_PROCESS"] = "false"
     breach()
     cli.main()

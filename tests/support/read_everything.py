@@ -1,7 +1,7 @@
 """All reads of the store that `fault_engines.fill_every_table` makes, as data that can be compared and printed.
 
-Run as `python -m tests.support.read_everything DATA_DIR…` it reads one store after another and prints one JSON object a line, for damage that may
-end the process.
+Run as `python -m tests.support.read_everything DATA_DIR…` it reads one store after another and prints one JSON object
+a line, for damage that may end the process.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,13 +19,13 @@ from milepost_server.model import CheckpointFilter, Selection, Status
 from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import (
+    ManualClock,
     history_query,
     list_query,
     list_workflows_query,
     load_query,
 )
 from tests.support.fault_engines import LONG_WORKFLOW, START_MS, open_on
-from milepost_server.testing.builders import ManualClock
 
 DAMAGED = "RECORD_DAMAGED"
 READER_CLOCK_MS = START_MS + 4 * 3_600_000
@@ -42,45 +43,41 @@ def read_everything(engine: Engine) -> dict[str, str]:
 
 
 def _reads(engine: Engine) -> Iterator[tuple[str, Callable[[], object]]]:
-    whole = Selection()
+    two_entries = Selection(entry_keys=("entry-2", "pieces"), with_steps=False)
+    of_run = CheckpointFilter(run_id="run-1")
     for workflow_id in ("w1", "w2", LONG_WORKFLOW):
         name = workflow_id[:4]
-        yield f"get {name}", lambda w=workflow_id: engine.get_workflow("default", w)
-        yield f"head of {name}", lambda w=workflow_id: engine.load(load_query(w))
-        yield f"nested head of {name}", lambda w=workflow_id: engine.load(load_query(w, scope="nested"))
-        yield f"waiting in {name}", lambda w=workflow_id: engine.load(load_query(w, statuses=(Status.WAITING,)))
-        yield (
-            f"entries of {name}",
-            lambda w=workflow_id: engine.load(
-                load_query(w, selection=Selection(entry_keys=("entry-2", "pieces"), with_steps=False))
-            ),
-        )
-        for step in range(1, 7):
-            yield f"load {name}/c{step}", lambda w=workflow_id, s=step: engine.load(load_query(w, f"c{s}"))
-            yield f"load {name}#{step}", lambda w=workflow_id, s=step: engine.load(load_query(w, sequence=s))
-        for newest_first in (True, False):
-            for scope in (None, "", "nested"):
-                yield (
-                    f"list {name} {scope} {newest_first}",
-                    lambda w=workflow_id, s=scope, n=newest_first: engine.list_checkpoints(
-                        list_query(w, scope=s, newest_first=n, selection=whole, bytes_max=1 << 30)
-                    ),
-                )
-        of_run = CheckpointFilter(run_id="run-1")
-        yield f"run-1 of {name}", lambda w=workflow_id: engine.list_checkpoints(list_query(w, filter=of_run))
-        yield (
-            f"history of {name}",
-            lambda w=workflow_id: engine.entry_history(history_query(w, "entry-1", "entry-3", "pieces")),
-        )
+        load = {
+            "head": load_query(workflow_id),
+            "nested head": load_query(workflow_id, scope="nested"),
+            "waiting": load_query(workflow_id, statuses=(Status.WAITING,)),
+            "two entries": load_query(workflow_id, selection=two_entries),
+            **{f"c{step}": load_query(workflow_id, f"c{step}") for step in range(1, 7)},
+            **{f"#{step}": load_query(workflow_id, sequence=step) for step in range(1, 7)},
+        }
+        pages = {
+            f"scope {scope}, newest first {newest_first}": list_query(
+                workflow_id, scope=scope, newest_first=newest_first, selection=Selection(), bytes_max=1 << 30
+            )
+            for newest_first in (True, False)
+            for scope in (None, "", "nested")
+        }
+        pages["run-1"] = list_query(workflow_id, filter=of_run)
+        history = history_query(workflow_id, "entry-1", "entry-3", "pieces")
+        yield f"{name}: get", partial(engine.get_workflow, "default", workflow_id)
+        yield from ((f"{name}: load {what}", partial(engine.load, query)) for what, query in load.items())
+        yield from ((f"{name}: list {what}", partial(engine.list_checkpoints, query)) for what, query in pages.items())
+        yield f"{name}: history", partial(engine.entry_history, history)
     for number in range(2):
-        yield f"load wide-{number}", lambda n=number: engine.load(load_query("wide", f"wide-{n}"))
-    yield "other namespace", lambda: engine.load(load_query("w1", "c1", namespace="other"))
-    yield "workflows", lambda: engine.list_workflows(list_workflows_query())
-    yield "long workflows", lambda: engine.list_workflows(list_workflows_query(prefix="long-"))
+        yield f"load wide-{number}", partial(engine.load, load_query("wide", f"wide-{number}"))
+    yield "other namespace", partial(engine.load, load_query("w1", "c1", namespace="other"))
+    yield "workflows", partial(engine.list_workflows, list_workflows_query())
+    yield "long workflows", partial(engine.list_workflows, list_workflows_query(prefix="long-"))
 
 
 def read_store(data_dir: Path) -> dict[str, str]:
-    """Open a store, read everything and close it; a store that cannot be opened answers nothing but the reason for that."""
+    """Open a store, read everything and close it; a store that cannot be opened answers nothing but the reason for
+    that."""
     try:
         engine = open_on(data_dir, clock_ms=ManualClock(READER_CLOCK_MS))
     except DataDirError as error:

@@ -1,7 +1,8 @@
 """What clients sent and were told, and the check of a store against it.
 
-Every Save is noted before it is sent and when its outcome is known. The check then holds a store against the promises: what was acknowledged
-is there, whole, once and in order; what was refused is not there; what nobody knows is there whole or not at all; nothing else is there.
+Every Save is noted before it is sent and when its outcome is known. The check then holds a store against the promises:
+what was acknowledged is there, whole, once and in order; what was refused is not there; what nobody knows is there
+whole or not at all; nothing else is there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 State = Mapping[str, Any]
@@ -142,11 +143,7 @@ class SaveHistory:
         """Return what was sent up to now, as it stands now."""
         with self._lock:
             return [
-                Sent(
-                    *(getattr(sent, name) for name in Sent.__slots__[:-2]),
-                    dict(sent.appended),
-                    dict(sent.maybe_appended),
-                )
+                replace(sent, appended=dict(sent.appended), maybe_appended=dict(sent.maybe_appended))
                 for sent in self._sent.values()
             ]
 

@@ -1,7 +1,8 @@
 """Concurrent clients that save without pause, survive a server that is killed under them, and note all they were told.
 
-Each client has workflows of its own (a chain: each Save names the head it expects and sends only what changed), appends to workflows that all
-share without expecting any head, and contends for the head of others. Some Saves are sent once and given up when no answer comes.
+Each client has workflows of its own (a chain: each Save names the head it expects and sends only what changed),
+appends to workflows that all share without expecting any head, and contends for the head of others. Some Saves are
+sent once and given up when no answer comes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from milepost import (
     UnavailableError,
     WorkflowNotFoundError,
 )
-from tests.support.save_history import Sent, SaveHistory
+from tests.support.save_history import SaveHistory, Sent
 
 OWN_WORKFLOWS = 2
 SHARED_WORKFLOWS = ("shared-0", "shared-1", "shared-2")

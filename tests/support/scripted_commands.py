@@ -1,7 +1,9 @@
-"""A fixed script of batches against an LMDB engine, and what the store has after each, for a process whose system calls fail.
+"""A fixed script of batches against an LMDB engine, and what the store has after each, for a process whose system
+calls fail.
 
-Run as `python -m tests.support.scripted_commands DATA_DIR` it prints one JSON object a line: what each batch was answered, and what the store
-shows after a failure. A batch that is not stored, or of which nobody knows, is run again until it is.
+Run as `python -m tests.support.scripted_commands DATA_DIR` it prints one JSON object a line: what each batch was
+answered, and what the store shows after a failure. A batch that is not stored, or of which nobody knows, is run again
+until it is.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from milepost_server.testing.builders import (
 )
 from tests.support.fault_engines import START_MS, open_on
 
-TRIES_MAX = 5
+TRIES_MAX = 20
 
 
 def batches() -> list[list[Command]]:
@@ -80,11 +82,13 @@ def run_script(data_dir: Path) -> Iterator[dict[str, Any]]:
     """Run the script and tell what happens."""
     clock = ManualClock(START_MS)
     engine = open_on(data_dir, clock_ms=clock)
-    for number, batch in enumerate(batches(), 1):
-        clock.advance(1_000)
-        yield from _run_batch(engine, number, batch)
-    yield {"event": "end", "shown": show(engine)}
-    engine.close()
+    try:
+        for number, batch in enumerate(batches(), 1):
+            clock.advance(1_000)
+            yield from _run_batch(engine, number, batch)
+        yield {"event": "end", "shown": show(engine)}
+    finally:
+        engine.close()
 
 
 def _run_batch(engine: LmdbEngine, number: int, batch: list[Command]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""A server's system calls in the order they began and ended, and whether a commit was flushed before it was acknowledged."""
+"""A server's system calls in the order they began and ended, and whether a commit was flushed before it was
+acknowledged."""
 
 from __future__ import annotations
 
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import Final
 
 TRACED: Final = "openat,fdatasync,fsync,msync,pwrite64,pwritev,writev,write,sendmsg,sendto,read,recvmsg,recvfrom"
-SENDING: Final = frozenset({"write", "writev", "sendmsg", "sendto"})
-RECEIVING: Final = frozenset({"read", "recvmsg", "recvfrom"})
 
 _CALL = re.compile(r"^(?P<pid>\d+)\s+(?P<name>\w+)\((?P<rest>.*)$")
 _RESUMED = re.compile(r"^(?P<pid>\d+)\s+<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)$")
@@ -61,18 +60,19 @@ def calls_of(log: Path) -> Iterator[Call]:
 def why_not_durable(log: Path, marker: str) -> str:
     """Return what is missing between a request that has `marker` and the answer that has it; "" if nothing is.
 
-    A durable commit flushes the data pages (fdatasync on `data.mdb`), then writes the meta page through a descriptor that flushes by itself
-    (O_DSYNC), and only then is anything sent.
+    A durable commit flushes the data pages (fdatasync on `data.mdb`), then writes the meta page through a descriptor
+    that flushes by itself (O_DSYNC), and only then is anything sent.
     """
     calls = list(calls_of(log))
     opened = [call for call in calls if call.name == "openat" and "store/data.mdb" in call.text and call.result >= 0]
     data_fds = {call.result for call in opened}
     flushing_fds = {call.result for call in opened if "O_DSYNC" in call.text}
-    asked = [call for call in calls if call.name in RECEIVING and marker in call.text]
+    asked = [call for call in calls if call.name == "recvmsg" and marker in call.text]
+    # On the connection that the request came by: the engine may be another process, which hears of it and answers too.
     answered = [
-        call for call in calls if call.name in SENDING and marker in call.text and call.fd not in data_fds
+        call for call in calls if asked and call.name == "sendmsg" and marker in call.text and call.fd == asked[0].fd
     ]
-    if not asked or not answered:
+    if not answered:
         return "the request or its answer is not in the trace"
     begin, end = asked[0].ended, answered[0].began
     between = [call for call in calls if begin < call.began and call.ended < end]

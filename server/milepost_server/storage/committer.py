@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from milepost_server.config import QueueConfig
@@ -36,14 +37,16 @@ from milepost_server.model import (
     DeleteIdsCommand,
     DeleteRunCommand,
     DeleteWorkflowCommand,
+    LoadAnswer,
+    LoadQuery,
     ProbeCommand,
     PruneCommand,
     SaveCommand,
     SweepAnswer,
     SweepCommand,
 )
-from milepost_server.storage.port import Engine
-from milepost_server.storage.read_lanes import ReadLane
+from milepost_server.storage.port import Engine, LoadLane
+from milepost_server.storage.read_lanes import ReadLane, run_each
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ COMMAND_OVERHEAD_BYTES: Final = 1024
 """What a queued command counts beside its request, so that the bytes bound the number of small ones too."""
 SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
+LOADS_TAKEN_MAX: Final = 32
+"""Point reads that are run together: they are answered together, so the first waits for the last."""
 RETRY_AFTER_S: Final = 0.2
 """What a caller is told to wait when a queue is full: a few commits."""
 NO_OBSERVER: Final = nullcontext()
@@ -184,12 +189,20 @@ class Committer:
         self._commit_count = 0
         self._command_count = 0
 
-        self._point_reads = ReadLane(
-            "milepost-read", self._loop, threads=1, queue_max=config.read_calls_max, take_max=32
+        self._loads: LoadLane = engine.load_lane(
+            self._loop, calls_max=config.read_calls_max, on_failure=self._note_broken_read
+        ) or ReadLane(
+            "milepost-load",
+            self._loop,
+            self._load_each,
+            threads=1,
+            queue_max=config.read_calls_max,
+            take_max=LOADS_TAKEN_MAX,
         )
         self._scans = ReadLane(
             "milepost-scan",
             self._loop,
+            run_each,
             threads=config.scan_threads,
             queue_max=config.scan_calls_max,
             take_max=1,
@@ -260,14 +273,15 @@ class Committer:
         self._admit(namespace, pending, sum(each.size_bytes for each in pending))
         return future
 
-    def read(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run a short read off the event loop and off the writer.
+    def load(self, query: LoadQuery) -> asyncio.Future[LoadAnswer]:
+        """Read one checkpoint off the event loop and off the writer, together with the others that wait.
 
         Raises:
             ResourceError: `QUEUE_FULL`.
             UnavailableError: `NOT_SERVING`.
         """
-        return self._point_reads.submit(self._guarded(function))
+        self._check_readable()
+        return self._loads.submit(query)
 
     def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
         """Run a read that may take long, apart from the short ones.
@@ -276,7 +290,8 @@ class Committer:
             ResourceError: `QUEUE_FULL`.
             UnavailableError: `NOT_SERVING`.
         """
-        return self._scans.submit(self._guarded(function))
+        self._check_readable()
+        return self._scans.submit(partial(self._read_guarded, function))
 
     async def close(self) -> None:
         """Commit what was accepted, answer it, and end the threads. The engine stays open."""
@@ -284,7 +299,7 @@ class Committer:
             self._state = _State.CLOSING
             self._wake.notify_all()
         await asyncio.to_thread(self._thread.join)
-        await self._point_reads.close()
+        await self._loads.close()
         await self._scans.close()
 
     def _admit(self, namespace: str, pending: Sequence[_Pending], size_bytes: int) -> None:
@@ -308,24 +323,29 @@ class Committer:
                 self._is_writer_waiting = False
                 self._wake.notify()
 
-    def _guarded(self, function: Callable[[], _T]) -> Callable[[], _T]:
-        """Return a read that is refused while the storage is down, also if it went down while the read was queued."""
+    def _load_each(self, queries: list[LoadQuery]) -> Sequence[object]:
+        """Run what the thread of the loads took."""
+        return run_each([partial(self._read_guarded, partial(self._engine.load, query)) for query in queries])
+
+    def _read_guarded(self, function: Callable[[], _T]) -> _T:
+        """Run a read, unless the storage has gone down since it was asked for."""
+        self._check_readable()
+        try:
+            return function()
+        except StorageFailedError as error:
+            _logger.error("a read failed with the storage: %s", error)
+            self._note_broken_read()
+            raise _not_serving(_State.FAILED) from error
+
+    def _check_readable(self) -> None:
         if self._state is _State.FAILED:
             raise _not_serving(self._state)
 
-        def run() -> _T:
-            if self._state is _State.FAILED:
-                raise _not_serving(self._state)
-            try:
-                return function()
-            except StorageFailedError as error:
-                _logger.error("a read failed with the storage: %s", error)
-                with self._wake:
-                    self._is_read_broken = True
-                    self._wake.notify_all()
-                raise _not_serving(_State.FAILED) from error
-
-        return run
+    def _note_broken_read(self) -> None:
+        """Have the writer reopen the storage: it could not be read from."""
+        with self._wake:
+            self._is_read_broken = True
+            self._wake.notify_all()
 
     # The writer thread.
 

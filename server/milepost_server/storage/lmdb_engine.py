@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from milepost_server.model import (
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
 from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
+from milepost_server.storage.port import LoadLane
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class LmdbEngine:
         self._clock_ms = clock_ms
         self._low_disk_bytes = low_disk_bytes
         self._resolved = ResolvedStates()
+        self._is_in_reserve = False
         self._next_id = self._read_next_id()
         self._abandon_forks()
 
@@ -80,6 +83,7 @@ class LmdbEngine:
         map_size_max_bytes: int = lmdb_env.MAP_SIZE_MAX_BYTES,
         low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
         lmdb_format: int = 0,
+        server_pid: int | None = None,
     ) -> LmdbEngine:
         """Open the store of a data directory, or create it in an empty one.
 
@@ -91,6 +95,7 @@ class LmdbEngine:
             map_size_max_bytes: Address space at most: past it, saves are refused with STORE_FULL.
             low_disk_bytes: Free disk space below which saves are refused with DISK_LOW.
             lmdb_format: For a new store: 0 for LMDB 0.9's file format, 1 for that of LMDB 1.0.
+            server_pid: The process to name to whoever finds the directory in use; this one, if not given.
 
         Raises:
             DataDirError: The directory is in use, not writable, foreign, damaged or of another format.
@@ -100,6 +105,7 @@ class LmdbEngine:
             map_size_bytes=map_size_bytes,
             map_size_max_bytes=map_size_max_bytes,
             lmdb_format=lmdb_format,
+            server_pid=server_pid,
         )
         try:
             return cls(env, limits=limits, clock_ms=clock_ms, low_disk_bytes=low_disk_bytes)
@@ -115,12 +121,25 @@ class LmdbEngine:
             try:
                 return self._execute_once(commands_)
             except lmdb_env.MapFullError:
-                # Nothing of the batch is stored. With a larger map it is run again from the start; where there is no larger
-                # one, `_execute_once` refuses single commands and this is only reached by a commit that does not fit.
+                # Nothing of the batch is stored. With a larger map it is run again from the start. Where there is no larger
+                # one, `_execute_once` refuses single saves, and this is reached by a delete or a commit that does not fit.
                 if not self._env.grow():
-                    return [self._store_full() for _ in commands_]
+                    return self._execute_in_reserve(commands_)
             except UnavailableError as error:
                 return [error for _ in commands_]
+
+    def _execute_in_reserve(self, commands_: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """Run what frees pages on a few that are kept for it, and refuse what would only need more."""
+        try:
+            with self._env.reserve():
+                self._is_in_reserve = True
+                return self._execute_once(commands_)
+        except lmdb_env.MapFullError:
+            return [self._store_full() for _ in commands_]
+        except UnavailableError as error:
+            return [error for _ in commands_]
+        finally:
+            self._is_in_reserve = False
 
     def _execute_once(self, commands_: Sequence[Command]) -> Sequence[Answer | StoreError]:
         is_disk_low = self._env.free_disk_bytes() < self._low_disk_bytes
@@ -134,6 +153,9 @@ class LmdbEngine:
             for command in commands_:
                 if is_disk_low and isinstance(command, _GROWING):
                     results.append(self._disk_low())
+                    continue
+                if self._is_in_reserve and isinstance(command, _GROWING):
+                    results.append(self._store_full())
                     continue
                 results.append(self._run_in_child(parent, txn, command))
             if txn.next_id != next_id:
@@ -166,7 +188,7 @@ class LmdbEngine:
             return error
         except lmdb_env.MapFullError:
             child.abort()
-            if self._env.can_grow:
+            if self._env.can_grow or not (self._is_in_reserve or isinstance(command, _GROWING)):
                 raise
             return self._store_full()
         except lmdb_env.EngineError as error:
@@ -254,6 +276,10 @@ class LmdbEngine:
         """See `Engine`."""
         with self._reading() as txn:
             return queries.load(txn, query)
+
+    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+        """See `Engine`."""
+        return None
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """See `Engine`."""

@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,13 @@ GIB = 1024 * MIB
 MAP_SIZE_DEFAULT_BYTES = 16 * GIB
 MAP_SIZE_MAX_BYTES = 8 * 1024 * GIB
 """Address space, not disk: the file grows as it is written."""
+RESERVE_BYTES = 16 * MIB
+"""What a full store may be exceeded by while something is freed."""
 READERS_MAX = 1024
+DYING_SERVER_WAIT_S = 10.0
+"""How long the storage process of a server that died may take to end."""
+LIVING_SERVER_WAIT_S = 0.5
+DYING_SERVER_POLL_S = 0.01
 
 MapFullError = lmdb.MapFullError
 EngineError = lmdb.Error
@@ -115,25 +122,53 @@ META_KEY = keys.meta(b"store")
 
 
 class DirectoryLock:
-    """An flock on the data directory: one server at a time, let go by the kernel whatever happens to the process."""
+    """An flock on the data directory: one server at a time, let go by the kernel whatever happens to the process.
 
-    def __init__(self, data_dir: Path) -> None:
-        path = data_dir / "LOCK"
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    The file has the process id of the server. The lock may be held by a storage process of it, which dies with the server but a moment
+    later; who finds the server dead waits for that.
+    """
+
+    def __init__(self, data_dir: Path, *, server_pid: int | None = None) -> None:
+        self._file = os.open(data_dir / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        start_s = time.monotonic()
+        while not self._try():
+            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip()
+            # A number may have been given to another process since, so the living get a moment too.
+            wait_s = LIVING_SERVER_WAIT_S if _is_running(holder) else DYING_SERVER_WAIT_S
+            if time.monotonic() - start_s > wait_s:
+                os.close(self._file)
+                raise DataDirError(
+                    f"data directory {data_dir} is in use by process {holder or 'unknown'}; "
+                    "stop that server or name another --data-dir"
+                )
+            # The kernel tells nobody that a lock has become free, other than by taking it without a deadline.
+            time.sleep(DYING_SERVER_POLL_S)
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{server_pid or os.getpid()}\n".encode(), 0)
+
+    def _try(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
-            raise DataDirError(
-                f"data directory {data_dir} is in use by process {holder}; stop that server or name another --data-dir"
-            ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let another server in."""
         os.close(self._file)
+
+
+def _is_running(pid_text: str) -> bool:
+    """Tell whether a process lives; one whose id cannot be read is taken to."""
+    if not pid_text.isdigit():
+        return True
+    try:
+        os.kill(int(pid_text), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class ReaderGate:
@@ -195,6 +230,7 @@ class LmdbEnv:
         map_size_bytes: int = MAP_SIZE_DEFAULT_BYTES,
         map_size_max_bytes: int = MAP_SIZE_MAX_BYTES,
         lmdb_format: int = 0,
+        server_pid: int | None = None,
     ) -> LmdbEnv:
         """Open the store of a data directory, or create it in an empty one.
 
@@ -202,7 +238,7 @@ class LmdbEnv:
             DataDirError: In use, not writable, foreign, damaged, or of another format.
         """
         _refuse_foreign(data_dir)
-        lock = _lock_directory(data_dir)
+        lock = _lock_directory(data_dir, server_pid)
         try:
             if not (data_dir / "store").exists():
                 _create_store(data_dir, map_size_bytes, lmdb_format)
@@ -276,6 +312,18 @@ class LmdbEnv:
         self._map_size_bytes = size_bytes
         return True
 
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Lend address space beyond the largest size to what frees pages: it needs a few of its own to do so."""
+        with self.gate.closed():
+            self._env.set_mapsize(self._map_size_bytes + RESERVE_BYTES)
+        try:
+            yield
+        finally:
+            # LMDB keeps what is used by now, however little more it is. If it fails, the next transaction tells.
+            with self.gate.closed(), contextlib.suppress(lmdb.Error):
+                self._env.set_mapsize(self._map_size_bytes)
+
     @property
     def can_grow(self) -> bool:
         """The map may still be doubled."""
@@ -348,12 +396,12 @@ def reading_offline(data_dir: Path) -> Iterator[Transaction]:
         env.close()
 
 
-def _lock_directory(data_dir: Path) -> DirectoryLock:
+def _lock_directory(data_dir: Path, server_pid: int | None) -> DirectoryLock:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not data_dir.is_dir():
             raise DataDirError(f"data directory {data_dir} is not a directory; name another --data-dir")
-        return DirectoryLock(data_dir)
+        return DirectoryLock(data_dir, server_pid=server_pid)
     except FileExistsError as error:
         raise DataDirError(f"data directory {data_dir} is not a directory; name another --data-dir") from error
     except OSError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -43,7 +44,7 @@ from milepost_server.model import (
     WorkflowRow,
 )
 from milepost_server.storage import commands, queries
-from milepost_server.storage.port import NameRow, ResolvedState, StateChange
+from milepost_server.storage.port import LoadLane, NameRow, ResolvedState, StateChange
 
 _logger = logging.getLogger(__name__)
 _replace = msgspec.structs.replace
@@ -492,6 +493,10 @@ class MemoryEngine:
     def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
         return self._read(queries.load, query)
+
+    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+        """See `Engine`."""
+        return None
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """Read one page of a workflow's checkpoints."""

@@ -11,7 +11,8 @@ ids is remembered. Its *internal id* stands for one incarnation. Its *family id*
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -202,6 +203,20 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Free up to about `rows_max` rows of what was discarded and what is past its time; return (freed, is there more)."""
 
 
+class LoadLane(Protocol):
+    """Loads of many callers on one event loop."""
+
+    def submit(self, query: LoadQuery) -> Future[LoadAnswer]:
+        """Ask for a checkpoint.
+
+        Raises:
+            ResourceError: `QUEUE_FULL`.
+        """
+
+    async def close(self) -> None:
+        """Answer what was accepted, and accept no more."""
+
+
 class Engine(Protocol):
     """A store. `execute` is called by one thread at a time; the reads by any."""
 
@@ -219,6 +234,12 @@ class Engine(Protocol):
 
     def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
+
+    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+        """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.
+
+        `on_failure` is called when a load found that the engine must be reopened.
+        """
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """Read one page of a workflow's checkpoints."""

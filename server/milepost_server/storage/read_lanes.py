@@ -10,20 +10,18 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from milepost_server.errors import ResourceError, UnavailableError
 
 _logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
 RETRY_AFTER_S = 0.1
 """What a caller is told to wait when a lane is full."""
 
-# A lane carries reads of any type; `submit` gives each caller its own back.
-_Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+# A lane carries reads of any kind; `submit` gives each caller its own answer back.
+_Job = tuple[Any, asyncio.Future[Any]]
 
 
 class ReadLane:
@@ -32,16 +30,25 @@ class ReadLane:
     Args:
         name: Of its threads.
         loop: Where answers are delivered.
+        run: Runs what one thread took and returns an answer or an error for each; raises nothing.
         threads: How many reads run at once.
         queue_max: Reads that may wait; one more is refused with `QUEUE_FULL`.
         take_max: Most reads that one thread takes, and answers, at once.
     """
 
     def __init__(
-        self, name: str, loop: asyncio.AbstractEventLoop, *, threads: int, queue_max: int, take_max: int
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        run: Callable[[list[Any]], Sequence[object]],
+        *,
+        threads: int,
+        queue_max: int,
+        take_max: int,
     ) -> None:
         self._name = name
         self._loop = loop
+        self._run_jobs = run
         self._queue_max = queue_max
         self._take_max = take_max
         self._wake = threading.Condition(threading.Lock())
@@ -54,9 +61,9 @@ class ReadLane:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
+    def submit(self, job: object) -> asyncio.Future[Any]:
         """Queue a read and return its answer to come. A read whose future was cancelled is not run."""
-        future: asyncio.Future[_T] = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         with self._wake:
             if self._is_closing:
                 raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
@@ -72,7 +79,7 @@ class ReadLane:
                     },
                     retry_after_s=RETRY_AFTER_S,
                 )
-            self._jobs.append((function, future))
+            self._jobs.append((job, future))
             if self._waiting_count:
                 self._wake.notify()
         return future
@@ -95,7 +102,11 @@ class ReadLane:
                     self._wake.wait()
                     self._waiting_count -= 1
                 jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._take_max))]
-            done = [(future, *_run_one(function)) for function, future in jobs if not future.cancelled()]
+            wanted = [(job, future) for job, future in jobs if not future.cancelled()]
+            if not wanted:
+                continue
+            answers = self._run_jobs([job for job, _ in wanted])
+            done = [(future, answer) for (_, future), answer in zip(wanted, answers, strict=True)]
             try:
                 self._loop.call_soon_threadsafe(_settle, done)
             except RuntimeError:
@@ -103,18 +114,22 @@ class ReadLane:
                 _logger.debug("a read ended after the event loop had")
 
 
-def _run_one(function: Callable[[], object]) -> tuple[object, Exception | None]:
-    try:
-        return function(), None
-    except Exception as error:  # noqa: BLE001  (the edge of the thread: it is the caller's)
-        return None, error
+def run_each(functions: list[Callable[[], object]]) -> list[object]:
+    """Run functions one after the other; an error is the answer of its own alone."""
+    answers: list[object] = []
+    for function in functions:
+        try:
+            answers.append(function())
+        except Exception as error:  # noqa: BLE001, PERF203 - the edge of the thread: it is the caller's
+            answers.append(error)
+    return answers
 
 
-def _settle(done: list[tuple[asyncio.Future[Any], object, Exception | None]]) -> None:
-    for future, value, error in done:
+def _settle(done: list[tuple[asyncio.Future[Any], object]]) -> None:
+    for future, answer in done:
         if future.done():
             continue
-        if error is not None:
-            future.set_exception(error)
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
         else:
-            future.set_result(value)
+            future.set_result(answer)

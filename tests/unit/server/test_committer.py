@@ -361,7 +361,7 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
         assert health == [False, True]
         assert (engine.reopens, engine.probes) == (3, 1)
         assert await committer.submit(command("g"), namespace="n") == DELETED
-        assert await committer.read(lambda: 1) == 1
+        assert await committer.scan(lambda: 1) == 1
     assert engine.batches == [["a"], ["g"]]
 
 
@@ -378,10 +378,10 @@ async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() ->
 
     async with running(engine, on_health=on_health) as committer:
         with pytest.raises(UnavailableError) as refused:
-            await committer.read(fail)
+            await committer.scan(fail)
         assert refused.value.reason == "NOT_SERVING"
         await recovered.wait()
-        assert await committer.read(lambda: 2) == 2
+        assert await committer.scan(lambda: 2) == 2
     assert engine.reopens == 1
 
 
@@ -472,11 +472,11 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
         return threading.current_thread().name
 
     async with running(engine, QueueConfig(read_calls_max=2, sweep_interval_s=1e6)) as committer:
-        held = committer.read(hold)
+        held = committer.scan(hold)
         await asyncio.to_thread(is_held.wait)
-        others = [committer.read(lambda number=number: number) for number in range(2)]  # type: ignore[misc]
+        others = [committer.scan(lambda number=number: number) for number in range(2)]  # type: ignore[misc]
         with pytest.raises(ResourceError) as refused:
-            await committer.read(lambda: 3)
+            await committer.scan(lambda: 3)
         assert refused.value.reason == "QUEUE_FULL"
         # A long read has threads of its own.
         assert await committer.scan(lambda: "scanned") == "scanned"
@@ -491,8 +491,8 @@ async def test_an_error_of_a_read_is_its_callers() -> None:
 
     async with running(ScriptedEngine()) as committer:
         with pytest.raises(KeyError):
-            await committer.read(fail)
-        assert await committer.read(lambda: 1) == 1
+            await committer.scan(fail)
+        assert await committer.scan(lambda: 1) == 1
 
 
 class NotingObserver:

@@ -350,6 +350,18 @@ class PruneContract(ContractBase):
             position = store.prune_slice("w", 2, position).position
         assert store.ids("w") == ["new2", "new1", "new0", "19", "18"]
 
+    def test_checkpoints_saved_between_slices_do_not_count_among_those_kept(self, open_store: OpenStore) -> None:
+        store = open_store(SMALL_SLICES)
+        store.save_line("w", *(str(number) for number in range(20)))
+        store.save_line("w", *(f"s{number}" for number in range(5)), scope="s")
+        first = store.prune_slice("w", 2)
+        assert first.position is not None
+        store.save_line("w", "new0", "new1", "new2", scope="s")
+        position = store.prune_slice("w", 2, first.position).position
+        while position is not None:
+            position = store.prune_slice("w", 2, position).position
+        assert store.ids("w", scope="s") == ["new2", "new1", "new0", "s4", "s3"]
+
     def test_a_prune_that_began_before_a_delete_does_not_touch_the_next_incarnation(
         self, open_store: OpenStore
     ) -> None:

@@ -1,0 +1,149 @@
+"""What goes between the server and its storage process: lists of model values over a socket.
+
+A frame is its length (4 bytes, big-endian) and a MessagePack list; each item is the name of its class and the value. Both ends are the same
+version of the same program, started together, so there is nothing to negotiate.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from milepost_server import model
+from milepost_server.errors import StoreError
+
+_LENGTH = struct.Struct(">I")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ErrorText(msgspec.Struct, frozen=True, array_like=True):
+    """A `StoreError` on its way between the processes."""
+
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    retry_after_s: float | None
+    field: str
+
+
+class StorageFailed(msgspec.Struct, frozen=True, array_like=True):
+    """The engine cannot go on until it is reopened."""
+
+    message: str
+
+
+class StartFailed(msgspec.Struct, frozen=True, array_like=True):
+    """The store of the data directory cannot be served."""
+
+    message: str
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True):
+    """The store is open."""
+
+
+class WorkflowQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Read one workflow."""
+
+    namespace: str
+    workflow_id: str
+
+
+class StatisticsQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Read sizes and counts."""
+
+
+class StatisticsAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """Sizes and counts."""
+
+    counts: dict[str, int]
+
+
+_KINDS: tuple[type, ...] = (
+    *typing.get_args(model.Command),
+    *typing.get_args(model.Answer),
+    model.LoadQuery,
+    model.LoadAnswer,
+    model.ListQuery,
+    model.ListAnswer,
+    model.ListWorkflowsQuery,
+    model.ListWorkflowsAnswer,
+    model.EntryHistoryQuery,
+    model.EntryHistoryAnswer,
+    model.WorkflowRow,
+    WorkflowQuery,
+    StatisticsQuery,
+    StatisticsAnswer,
+    ErrorText,
+    StorageFailed,
+    StartFailed,
+    Ready,
+)
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in _KINDS}
+_list_decoder = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw]])
+
+
+def pack(items: Sequence[Any]) -> bytes:
+    """Return the frame of a list; `StoreError`s go as their texts."""
+    body = _encode([(type(item).__name__, item) for item in map(_sendable, items)])
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack(received: bytearray) -> list[Any] | None:
+    """Return the list of the frame that was received so far, or `None` while there is more to come."""
+    if len(received) < _LENGTH.size:
+        return None
+    size_bytes = _LENGTH.unpack_from(received)[0]
+    if len(received) < _LENGTH.size + size_bytes:
+        return None
+    return _decode(memoryview(received)[_LENGTH.size :])
+
+
+def send(connection: socket.socket, items: Sequence[Any]) -> None:
+    """Send a list."""
+    connection.sendall(pack(items))
+
+
+def receive(connection: socket.socket) -> list[Any]:
+    """Receive a list; texts of errors become `StoreError`s.
+
+    Raises:
+        EOFError: The other end has gone.
+    """
+    size_bytes = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))[0]
+    return _decode(_receive_exactly(connection, size_bytes))
+
+
+def _decode(body: bytearray | memoryview) -> list[Any]:
+    return [_received(_decoders[name].decode(raw)) for name, raw in _list_decoder.decode(body)]
+
+
+def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytearray:
+    buffer = bytearray(size_bytes)
+    view = memoryview(buffer)
+    while view:
+        try:
+            count = connection.recv_into(view)
+        except ConnectionError:
+            count = 0
+        if not count:
+            raise EOFError("the other process has gone")
+        view = view[count:]
+    return buffer
+
+
+def _sendable(item: Any) -> Any:
+    if not isinstance(item, StoreError):
+        return item
+    return ErrorText(item.reason, item.message, item.metadata, item.retry_after_s, item.field)
+
+
+def _received(item: Any) -> Any:
+    if not isinstance(item, ErrorText):
+        return item
+    return StoreError(item.reason, item.message, item.metadata, retry_after_s=item.retry_after_s, field=item.field)

@@ -1,0 +1,222 @@
+"""The LMDB engine in a process of its own, behind the same port.
+
+Two things in one interpreter would wait for one another at every touch of the database: py-lmdb lets go of the interpreter's lock for each
+row, and the event loop takes it. Apart, the server's process does the network and this one's the storage, each on its own core; a batch
+crosses once. It also puts a wall between a client's connection and whatever the storage may die of (a file cut under the map, a failing
+disk): the batch at hand is then of unknown outcome, and `reopen` starts the process anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from milepost_server.errors import StorageFailedError, StoreError
+from milepost_server.limits import DEFAULT_LIMITS, Limits
+from milepost_server.model import (
+    Answer,
+    Command,
+    EntryHistoryAnswer,
+    EntryHistoryQuery,
+    ListAnswer,
+    ListQuery,
+    ListWorkflowsAnswer,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+    ProbeCommand,
+    WorkflowRow,
+)
+from milepost_server.storage import frames
+from milepost_server.storage.lmdb_engine import LOW_DISK_DEFAULT_BYTES
+from milepost_server.storage.lmdb_env import MAP_SIZE_DEFAULT_BYTES, MAP_SIZE_MAX_BYTES, DataDirError
+from milepost_server.storage.load_channel import LoadChannel
+from milepost_server.storage.port import LoadLane
+from milepost_server.storage.process_worker import Settings
+
+SCAN_CONNECTIONS = 2
+"""As many as the server has threads that read by default; a third would wait for one of the two."""
+FRAME_LOADS_MAX = 32
+"""Loads that are asked for and answered together."""
+STOP_TIMEOUT_S = 30.0
+"""How long the process may take to finish its last commit when it is told to end."""
+
+_logger = logging.getLogger(__name__)
+
+
+class ProcessEngine:
+    """A store in a data directory, kept by another process. Implements `Engine`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loads: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        """The connection for loads, until the event loop has taken it."""
+        self._queries: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        """The connections that no scan uses just now."""
+        self._start()
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        map_size_bytes: int = MAP_SIZE_DEFAULT_BYTES,
+        map_size_max_bytes: int = MAP_SIZE_MAX_BYTES,
+        low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
+    ) -> ProcessEngine:
+        """Start the process and have it open the store of a data directory; arguments and errors as of `LmdbEngine.open`."""
+        return cls(
+            Settings(
+                data_dir=str(data_dir),
+                limits=limits,
+                map_size_bytes=map_size_bytes,
+                map_size_max_bytes=map_size_max_bytes,
+                low_disk_bytes=low_disk_bytes,
+                log_level=_logger.getEffectiveLevel(),
+                parent_pid=os.getpid(),
+                command_fd=-1,
+                query_fds=(),
+            )
+        )
+
+    def _start(self) -> None:
+        pairs = [socket.socketpair() for _ in range(2 + SCAN_CONNECTIONS)]
+        numbers = [theirs.fileno() for _, theirs in pairs]
+        settings = msgspec.structs.replace(self._settings, command_fd=numbers[0], query_fds=tuple(numbers[1:]))
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, with settings of our own making
+            [sys.executable, "-m", "milepost_server.storage.process_worker", msgspec.json.encode(settings).decode()],
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for _, theirs in pairs:
+            theirs.close()
+        self._commands = pairs[0][0]
+        self._loads.put(pairs[1][0])
+        for mine, _ in pairs[2:]:
+            self._queries.put(mine)
+        try:
+            first = frames.receive(self._commands)[0]
+        except EOFError:
+            self._stop()
+            raise DataDirError(
+                f"the storage process for {self._settings.data_dir} ended at its start; the log above tells why"
+            ) from None
+        if isinstance(first, frames.StartFailed):
+            self._stop()
+            raise DataDirError(first.message)
+
+    def _stop(self) -> None:
+        self._commands.close()
+        for connections in (self._loads, self._queries):
+            while not connections.empty():
+                connections.get_nowait().close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            _logger.error("the storage process did not end within %g s; it is killed", STOP_TIMEOUT_S)
+            self._process.kill()
+            self._process.wait()
+
+    # Writing.
+
+    def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """See `Engine`."""
+        # No deadline here: a commit takes as long as its disk, and to give up waiting would not take it back.
+        try:
+            frames.send(self._commands, commands)
+            outcomes = frames.receive(self._commands)
+        except (EOFError, OSError) as error:
+            raise StorageFailedError(
+                "the storage process ended; what it had been sent may or may not be stored"
+            ) from error
+        if outcomes and isinstance(outcomes[0], frames.StorageFailed):
+            raise StorageFailedError(outcomes[0].message)
+        return cast("list[Answer | StoreError]", outcomes)
+
+    def reopen(self) -> None:
+        """See `Engine`."""
+        self._stop()
+        try:
+            self._start()
+        except DataDirError as error:
+            raise StorageFailedError(str(error)) from error
+        for result in self.execute([ProbeCommand()]):
+            if isinstance(result, StoreError):
+                raise StorageFailedError(f"the store was reopened, but a commit fails: {result}") from result
+
+    # Reading.
+
+    def _ask(self, queries: Sequence[Any]) -> list[Any]:
+        connection = self._queries.get()
+        try:
+            frames.send(connection, queries)
+            answers = frames.receive(connection)
+        except (EOFError, OSError) as error:
+            connection.close()
+            # Whoever waits for a connection is told the same.
+            self._queries.put(connection)
+            raise StorageFailedError("the storage process ended") from error
+        self._queries.put(connection)
+        return answers
+
+    def _ask_one(self, query: Any) -> Any:
+        answer = self._ask([query])[0]
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def load(self, query: LoadQuery) -> LoadAnswer:
+        """See `Engine`."""
+        return cast(LoadAnswer, self._ask_one(query))
+
+    def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
+        """See `Engine`."""
+        return LoadChannel(
+            loop,
+            self._take_load_connection,
+            calls_max=calls_max,
+            frame_loads_max=FRAME_LOADS_MAX,
+            on_failure=on_failure,
+        )
+
+    def _take_load_connection(self) -> socket.socket:
+        try:
+            return self._loads.get_nowait()
+        except queue.Empty:
+            raise ConnectionError("the storage process has not been started again yet") from None
+
+    def list_checkpoints(self, query: ListQuery) -> ListAnswer:
+        """See `Engine`."""
+        return cast(ListAnswer, self._ask_one(query))
+
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+        """See `Engine`."""
+        return cast(WorkflowRow, self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
+
+    def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
+        """See `Engine`."""
+        return cast(ListWorkflowsAnswer, self._ask_one(query))
+
+    def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
+        """See `Engine`."""
+        return cast(EntryHistoryAnswer, self._ask_one(query))
+
+    def statistics(self) -> Mapping[str, int]:
+        """See `Engine`."""
+        return cast(frames.StatisticsAnswer, self._ask_one(frames.StatisticsQuery())).counts
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._stop()

@@ -1,0 +1,227 @@
+"""Readers do not hold the file's pages: not those of dead processes, not a list that takes its time. Freeing goes on
+after a crash, in small steps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milepost_server.limits import DEFAULT_LIMITS, KIB
+from milepost_server.model import SweepAnswer, SweepCommand
+from milepost_server.storage.lmdb_engine import LmdbEngine
+from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+from milepost_server.testing.builders import data_value, delete_workflow, load_query, save
+from tests.support.fault_engines import OpenEngine, count_rows, open_on, store_on
+from tests.support.killable_server import REPOSITORY
+
+CHECKPOINT_COUNT = 20_000
+SAVES_PER_BATCH = 500
+ROWS_OVER_SLICE = 300
+"""What a slice may exceed its rows by: the last thing that it frees is freed whole."""
+
+READER = """
+import sys, lmdb
+env = lmdb.open(sys.argv[1], create=False, max_readers=1024)
+txn = env.begin()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def reader_in_other_process(data_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has a read transaction open and waits; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER, str(data_dir / "store")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"reading\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(60)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def churn(engine: LmdbEngine, rounds: int, name: str = "churned") -> None:
+    """Write and free about 100 KiB a round."""
+    for number in range(rounds):
+        block = {"block": data_value(number.to_bytes(4, "big") * 25 * KIB)}
+        engine.execute([save(name, f"c{number}", block), delete_workflow(name), SweepCommand()])
+        # Ids stay as stubs: another name each round.
+        name = f"{name.split('-', maxsplit=1)[0]}-{number}"
+
+
+def file_bytes(engine: LmdbEngine) -> int:
+    """Return the size of the file. Statistics free the slots of dead readers first."""
+    return engine.statistics()["file_bytes"]
+
+
+def test_slots_of_killed_readers_are_freed_and_their_pages_used_again(data_dir: Path, open_engine: OpenEngine) -> None:
+    engine = open_engine()
+    store_on(engine).save("w", "c1", {"a": 1})
+    churn(engine, 5, "before")
+    with reader_in_other_process(data_dir):
+        churn(engine, 20, "pinned")
+        while_pinned = file_bytes(engine)
+    assert while_pinned > 20 * 100 * KIB, "the reader held no pages, so this test shows nothing"
+
+    file_bytes(engine)
+    churn(engine, 40, "after")
+
+    assert file_bytes(engine) <= while_pinned + 200 * KIB
+
+
+def test_an_engine_frees_the_slots_of_a_server_that_was_killed(data_dir: Path, open_engine: OpenEngine) -> None:
+    open_on(data_dir).close()
+    with reader_in_other_process(data_dir), reader_in_other_process(data_dir):
+        pass
+
+    engine = open_engine()
+    assert engine.statistics()["readers"] <= 1
+
+
+def test_a_list_read_page_by_page_does_not_hold_pages(open_engine: OpenEngine) -> None:
+    engine = open_engine()
+    store = store_on(engine)
+    store.save_line("listed", *(f"c{number:03d}" for number in range(200)))
+    churn(engine, 10, "before")
+    before = file_bytes(engine)
+    found: list[str] = []
+    position: int | None = None
+
+    for page_number in range(20):
+        page = store.page("listed", page_size=10, position=position, newest_first=False)
+        found += [loaded.row.checkpoint_id for loaded in page.checkpoints]
+        position = page.position
+        churn(engine, 5, f"during{page_number}")
+
+    assert found == [f"c{number:03d}" for number in range(200)]
+    assert file_bytes(engine) <= before + 500 * KIB
+
+
+SWEEPER = """
+import sys
+from pathlib import Path
+from milepost_server.model import SweepCommand
+from tests.support.fault_engines import open_on
+engine = open_on(Path(sys.argv[1]))
+while True:
+    (answer,) = engine.execute([SweepCommand(rows_max=int(sys.argv[2]))])
+    print(answer.rows_freed, answer.has_more, flush=True)
+    if not sys.stdin.readline():
+        break
+"""
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5, 11])
+def test_sweeping_goes_on_where_a_killed_process_left_it(slices: int, data_dir: Path) -> None:
+    engine = open_on(data_dir)
+    store = store_on(engine)
+    store.save("kept", "c1", {"a": 1})
+    for number in range(30):
+        store.save("w", f"c{number}", {"a": number, "b": data_value(b"x" * 3_000 + bytes([number]))})
+    store.delete_workflow("w")
+    engine.close()
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEPER, str(data_dir), "20"],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for number in range(slices):
+        assert process.stdout.readline().endswith(b" True\n"), "there is more to sweep"
+        if number < slices - 1:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    process.kill()
+    process.wait(60)
+    process.stdin.close()
+    process.stdout.close()
+
+    engine = open_on(data_dir)
+    assert store_on(engine).sweep() > 0
+    assert [count_rows(engine, table) for table in ("workflows", "checkpoints", "values", "trash")] == [1, 1, 1, 0]
+    assert store_on(engine).state("kept") == {"a": 1}
+    engine.close()
+
+
+class _CountingTransaction:
+    """Counts what is written through it."""
+
+    def __init__(self, txn: Any, counts: list[int]) -> None:
+        self._txn = txn
+        self._counts = counts
+
+    def put(self, *arguments: Any, **options: Any) -> Any:
+        self._counts[-1] += 1
+        return self._txn.put(*arguments, **options)
+
+    def delete(self, *arguments: Any, **options: Any) -> Any:
+        self._counts[-1] += 1
+        return self._txn.delete(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._txn, name)
+
+
+@pytest.mark.slow
+def test_deleting_twenty_thousand_checkpoints_takes_many_small_transactions(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    for start in range(0, CHECKPOINT_COUNT, SAVES_PER_BATCH):
+        engine.execute([save("w", f"c{number}", {"n": number}) for number in range(start, start + SAVES_PER_BATCH)])
+    write_counts: list[int] = []
+    enter = LmdbWriteTransaction.enter
+
+    def enter_counted(txn: LmdbWriteTransaction, child: Any) -> None:
+        write_counts.append(0)
+        enter(txn, _CountingTransaction(child, write_counts))
+
+    monkeypatch.setattr(LmdbWriteTransaction, "enter", enter_counted)
+
+    engine.execute([delete_workflow("w")])
+    delete_count = write_counts[0]
+    has_more = True
+    slice_count = 0
+    while has_more:
+        (answer,) = engine.execute([SweepCommand()])
+        assert isinstance(answer, SweepAnswer)
+        assert answer.rows_freed <= DEFAULT_LIMITS.slice_rows_max + ROWS_OVER_SLICE
+        has_more = answer.has_more
+        slice_count += 1
+
+    assert delete_count < 10, "a delete only unlinks"
+    assert slice_count > CHECKPOINT_COUNT * 4 // DEFAULT_LIMITS.slice_rows_max
+    assert max(write_counts) <= 2 * (DEFAULT_LIMITS.slice_rows_max + ROWS_OVER_SLICE)
+    assert count_rows(engine, "checkpoints") == count_rows(engine, "values") == count_rows(engine, "trash") == 0
+
+
+def test_saves_get_through_between_the_slices_of_a_delete(open_engine: OpenEngine) -> None:
+    engine = open_engine()
+    store = store_on(engine)
+    store.save_line("w", *(f"c{number}" for number in range(50)))
+    engine.execute([delete_workflow("w")])
+    saved = 0
+    has_more = True
+    while has_more:
+        swept, _ = engine.execute([SweepCommand(rows_max=20), save("other", f"c{saved}", {"n": saved})])
+        assert isinstance(swept, SweepAnswer)
+        has_more = swept.has_more
+        saved += 1
+
+    assert saved > 5
+    assert engine.load(load_query("other")).checkpoint.row.sequence == saved
