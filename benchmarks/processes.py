@@ -45,10 +45,21 @@ class ServerProcess:
         """Return a size from the kernel's account, summed over the process and those that it started.
 
         Args:
-            field: `VmRSS`, resident now, or `VmHWM`, resident at most so far. Pages that processes share count for each.
+            field: `VmRSS`, resident now, or `VmHWM`, resident at most so far. A page that two share counts twice.
         """
+        return sum(_status_bytes(each.pid, field) for each in self._tree())
+
+    def cpu_s(self) -> float:
+        """Return the processor time that the process and those that it started have used, in seconds."""
+        return sum(times.user + times.system for times in (each.cpu_times() for each in self._tree()))
+
+    def _tree(self) -> list[psutil.Process]:
         process = psutil.Process(self.pid)
-        return sum(_status_bytes(each.pid, field) for each in (process, *process.children(recursive=True)))
+        return [process, *process.children(recursive=True)]
+
+    def commit_count(self) -> int:
+        """Return how many transactions the store has committed; 0 where there is no store."""
+        return self.store_facts().commits if self.data_dir is not None else 0
 
     def store_facts(self) -> StoreFacts:
         """Return the store's size and how many transactions were committed, read beside the running server."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from benchmarks import payloads
-from benchmarks.http2 import Load, run_load
+from benchmarks.http2 import run_load
 from benchmarks.options import Options
-from benchmarks.processes import noop_like, real_server, scratch
+from benchmarks.processes import ServerProcess, noop_like, real_server, scratch
 from benchmarks.report import Figure, ratio
 
 NAME = "throughput"
@@ -18,72 +19,88 @@ BATCH_ITEMS = 100
 BATCHES_IN_FLIGHT = 8
 
 
+@dataclass(frozen=True)
+class Series:
+    """Runs of one load on one server, which take turns with those of others."""
+
+    server: ServerProcess
+    method: str
+    requests: Callable[[], Iterator[bytes]]
+    in_flight: int = IN_FLIGHT
+    items: int = 1
+    """Checkpoints of a call."""
+    rates: list[float] = field(default_factory=list)
+    """Checkpoints a second."""
+    cpu_us: list[float] = field(default_factory=list)
+    """Processor time for a checkpoint, in microseconds: that hardly depends on who else is busy."""
+    commits: list[float] = field(default_factory=list)
+    """Commits for a checkpoint."""
+
+    def run(self, seconds: float) -> None:
+        """Run once more."""
+        commits_before = self.server.commit_count()
+        cpu_before = self.server.cpu_s()
+        load = run_load(self.server.address, self.method, self.requests(), in_flight=self.in_flight, seconds=seconds)
+        checkpoints = load.all_calls * self.items
+        self.rates.append(load.rate * self.items)
+        self.cpu_us.append((self.server.cpu_s() - cpu_before) / checkpoints * 1e6)
+        self.commits.append((self.server.commit_count() - commits_before) / checkpoints)
+
+    def shown(self) -> str:
+        """Return the medians, for people."""
+        return f"{statistics.median(self.rates):,.0f}/s at {statistics.median(self.cpu_us):,.0f} us"
+
+
 def measure(options: Options) -> Iterator[Figure]:
     """Yield the figures."""
     rounds = options.amount(7, 3)
-    seconds = 2.0 if not options.is_quick else 1.0
-    noop_saves: list[float] = []
-    real_saves: list[float] = []
-    noop_loads: list[float] = []
-    real_loads: list[float] = []
-    batch_saves: list[float] = []
-    commits_per_save: list[float] = []
+    seconds = 1.0 if options.is_quick else 2.0
     with scratch(options.directory) as directory, real_server(directory / "data") as real, noop_like(real) as noop:
 
-        def run(address: str, method: str, requests: Iterator[bytes], in_flight: int = IN_FLIGHT) -> Load:
-            return run_load(address, method, requests, in_flight=in_flight, seconds=seconds)
+        def saves() -> Iterator[bytes]:
+            return payloads.saves(WORKFLOWS)
+
+        def loads() -> Iterator[bytes]:
+            return payloads.loads(WORKFLOWS)
+
+        def batches() -> Iterator[bytes]:
+            return payloads.batch_saves(WORKFLOWS, BATCH_ITEMS)
 
         # Every workflow has a head before anything is loaded.
-        run(real.address, "Save", payloads.saves(WORKFLOWS))
+        Series(real, "Save", saves).run(seconds)
+        noop_saves, real_saves = Series(noop, "Save", saves), Series(real, "Save", saves)
+        noop_loads, real_loads = Series(noop, "Load", loads), Series(real, "Load", loads)
+        batch_saves = Series(real, "BatchSave", batches, BATCHES_IN_FLIGHT, BATCH_ITEMS)
         for _ in range(rounds):
-            noop_saves.append(run(noop.address, "Save", payloads.saves(WORKFLOWS)).rate)
-            before = real.store_facts()
-            load = run(real.address, "Save", payloads.saves(WORKFLOWS))
-            real_saves.append(load.rate)
-            commits_per_save.append((real.store_facts().commits - before.commits) / load.all_calls)
-            noop_loads.append(run(noop.address, "Load", payloads.loads(WORKFLOWS)).rate)
-            real_loads.append(run(real.address, "Load", payloads.loads(WORKFLOWS)).rate)
-            batches = payloads.batch_saves(WORKFLOWS, BATCH_ITEMS)
-            batch_saves.append(BATCH_ITEMS * run(real.address, "BatchSave", batches, BATCHES_IN_FLIGHT).rate)
-    yield ratio(
-        NAME,
-        f"Save of 2 KB, {IN_FLIGHT} in flight, of no-op",
-        real_saves,
-        noop_saves,
-        target=0.8,
-        sense="at least",
-        detail=f"{_rate(real_saves)} of {_rate(noop_saves)}, {rounds} runs of each",
-    )
-    yield ratio(
-        NAME,
-        f"Load latest of 2 KB, {IN_FLIGHT} in flight, of no-op",
-        real_loads,
-        noop_loads,
-        target=0.8,
-        sense="at least",
-        detail=f"{_rate(real_loads)} of {_rate(noop_loads)}, {rounds} runs of each",
-    )
+            for series in (noop_saves, real_saves, noop_loads, real_loads, batch_saves):
+                series.run(seconds)
+    for name, runs, yardstick in (("Save", real_saves, noop_saves), ("Load latest", real_loads, noop_loads)):
+        yield ratio(
+            NAME,
+            f"{name} of 2 KB, {IN_FLIGHT} in flight, of no-op",
+            runs.rates,
+            yardstick.rates,
+            target=0.8,
+            sense="at least",
+            detail=f"{runs.shown()} of processor, no-op {yardstick.shown()}; {rounds} runs of each",
+        )
     yield Figure(
         NAME,
         f"commits for a Save, {IN_FLIGHT} in flight",
-        statistics.median(commits_per_save),
+        statistics.median(real_saves.commits),
         "",
         1 / 6,
         "at most",
-        min(commits_per_save),
-        max(commits_per_save),
-        f"{1 / statistics.median(commits_per_save):.1f} Saves share a commit",
+        min(real_saves.commits),
+        max(real_saves.commits),
+        f"{1 / statistics.median(real_saves.commits):.1f} Saves share a commit",
     )
     yield ratio(
         NAME,
         f"BatchSave of {BATCH_ITEMS}, checkpoints against Save",
-        batch_saves,
-        real_saves,
+        batch_saves.rates,
+        real_saves.rates,
         target=4,
         sense="at least",
-        detail=f"{_rate(batch_saves)} checkpoints, {BATCHES_IN_FLIGHT} calls in flight",
+        detail=f"{batch_saves.shown()} of processor for a checkpoint, {BATCHES_IN_FLIGHT} calls in flight",
     )
-
-
-def _rate(rates: list[float]) -> str:
-    return f"{statistics.median(rates):,.0f}/s"

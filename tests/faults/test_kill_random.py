@@ -1,9 +1,9 @@
 """G1, G2, G3, G4, G5: a server that is killed at random moments loses nothing that it acknowledged.
 
-The server process is killed by SIGKILL again and again while many clients save, and each time the store is held
-against what they were told. A server with a seeded defect, which acknowledges before it commits, must be caught by the
-same check. A missing flush cannot be shown by killing a process, since the kernel keeps what it wrote: that a commit
-is flushed before it is acknowledged is proved in `test_sync_order`.
+The server is killed by SIGKILL again and again while many clients save, every other time without the process of its
+engine, and each time the store is held against what they were told. A server with a seeded defect, which acknowledges
+before it commits, must be caught by the same check. A missing flush cannot be shown by killing a process, since the
+kernel keeps what it wrote: that a commit is flushed before it is acknowledged is proved in `test_sync_order`.
 """
 
 from __future__ import annotations

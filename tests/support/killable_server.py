@@ -78,7 +78,7 @@ class KillableServer:
         self._end(signal.SIGKILL)
 
     def kill_front(self) -> None:
-        """End only the process that was started, by SIGKILL; return once the one of its engine has let go of the store."""
+        """End only the process that was started, by SIGKILL; return once its engine has let go of the store."""
         assert self._process is not None, "no server was started"
         group_id = self._process.pid
         self._process.kill()
