@@ -63,11 +63,7 @@ def file_problems(name: str) -> list[str]:
         for number, line in enumerate(text.splitlines(), start=1)
         if MACHINE_PATH.search(line)
     ]
-    if (
-        name.endswith(".py")
-        and not name.startswith(GENERATED)
-        and not ast.get_docstring(ast.parse(text, name))
-    ):
+    if name.endswith(".py") and not name.startswith(GENERATED) and not ast.get_docstring(ast.parse(text, name)):
         problems.append(f"{name}:1: no module docstring; say what the file is for")
     return problems
 

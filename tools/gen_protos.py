@@ -40,9 +40,7 @@ def main() -> int:
         return 0
     problems = [f"{name}: missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name}: extra, no proto makes it" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name}: not current" for name in wanted.keys() & found.keys() if wanted[name] != found[name]
-    ]
+    problems += [f"{name}: not current" for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     for problem in sorted(problems):
         print(f"{PACKAGES.name}/{problem}", file=sys.stderr)
     if problems:

@@ -99,9 +99,7 @@ def convert(source: str, used: set[str]) -> str:
                 end += 1
             edits.append(Edit(start, end, ""))
         elif text in REFUSED:
-            raise ConversionError(
-                f"line {token.start[0]}: {text} has no blocking twin; put it into {WRITTEN_BY_HAND}"
-            )
+            raise ConversionError(f"line {token.start[0]}: {text} has no blocking twin; put it into {WRITTEN_BY_HAND}")
         elif text == "grpc" and [t.string for t in tokens[index + 1 : index + 3]] == [".", "aio"]:
             used.add(AIO)
             replace(token, tokens[index + 2], "grpc")

@@ -256,8 +256,8 @@ class SaveDraft:
             request.workflow_id,
             request.scope,
             response.checkpoint_id,
-            self._encoded.digests,
-            response.digest,
+            digests=self._encoded.digests,
+            content_digest=response.digest,
         )
         return Saved(
             namespace=request.namespace,

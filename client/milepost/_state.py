@@ -161,7 +161,7 @@ class KnownState(NamedTuple):
 
     digests: Mapping[str, bytes]
     content_digest: bytes
-    """The server's digest of the checkpoint that the others were taken of: it tells whether it has been replaced since."""
+    """The server's digest of the checkpoint that the others were taken of: it tells whether that was replaced since."""
 
 
 class DigestMemory:
@@ -179,6 +179,7 @@ class DigestMemory:
         workflow_id: str,
         scope: str,
         checkpoint_id: str,
+        *,
         digests: Mapping[str, bytes],
         content_digest: bytes,
     ) -> None:

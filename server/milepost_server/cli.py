@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -162,7 +163,9 @@ def _open_engine(config: ServerConfig) -> Engine:
     if config.engine == "memory":
         _logger.warning("THE MEMORY ENGINE IS NOT DURABLE: every checkpoint is gone when this process ends")
         return MemoryEngine(limits=config.limits)
-    open_engine = ProcessEngine.open if config.engine_process else LmdbEngine.open
+    open_engine = (
+        partial(ProcessEngine.open, log_format=config.log_format) if config.engine_process else LmdbEngine.open
+    )
     return open_engine(
         Path(config.data_dir),
         limits=config.limits,

@@ -1,13 +1,14 @@
 """The errors of the store: what can go wrong, told in the words of the protocol.
 
-Every refusal is a `StoreError` with a `reason` (a name of the protocol's `ErrorReason`), a message for people and the metadata that
-programs read. The gRPC layer turns reasons into status codes by one table; nothing here knows gRPC.
+Every refusal is a `StoreError` with a `reason` (a name of the protocol's `ErrorReason`), a message for people and the
+metadata that programs read. The gRPC layer turns reasons into status codes by one table; nothing here knows gRPC.
 
     StoreError
     ├── InvalidFieldError        malformed field
     │   └── LimitExceededError   a field past its limit
     ├── NotFoundError            no such workflow or checkpoint
     ├── PreconditionError        the store is not in the state the call needs
+    ├── ResourceError            a queue, a disk or a quota is full
     ├── UnavailableError         nothing was stored; the same call may be sent again
     ├── OutcomeUnknownError      the commit may or may not be on disk
     └── RecordDamagedError       a stored record is not what was written

@@ -1,7 +1,8 @@
 """Domain values: what commands carry, what engines store and what queries answer.
 
-All are immutable. Ids are text, JSON is kept as the text that was sent, times are milliseconds since the epoch, sizes are bytes.
-The `…Row` classes are what an engine keeps; a field may be added at the end, with a default, without a new storage format.
+All are immutable. Ids are text, JSON is kept as the text that was sent, times are milliseconds since the epoch, sizes
+are bytes. The `…Row` classes are what an engine keeps; a field may be added at the end, with a default, without a new
+storage format.
 """
 
 from __future__ import annotations

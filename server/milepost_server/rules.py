@@ -1,7 +1,7 @@
 """The rules of the store, as pure functions: from what was read and what was asked to what is written, or an error.
 
-Every engine follows these, and none decides anything itself. Functions here read no clock, no randomness and no store; `commands`
-gathers what they need and writes what they return. The rules are told in prose in `docs/architecture.md`.
+Every engine follows these, and none decides anything itself. Functions here read no clock, no randomness and no store;
+`commands` gathers what they need and writes what they return. The rules are told in prose in `docs/architecture.md`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def hash_entry(key: str, digest: bytes) -> int:
 def add_to_entries_hash(entries_hash: bytes, added: Iterable[int], removed: Iterable[int]) -> bytes:
     """Return the hash of a state that gained and lost entries.
 
-    The hash of a set is the sum of its members' hashes: O(changes), and the same in whatever order and by whatever increments the state
-    came about. It tells a retry from another Save; it is no proof against a client that works to deceive itself.
+    The hash of a set is the sum of its members' hashes: O(changes), and the same in whatever order and by whatever
+    increments the state came about. It tells a retry from another Save; it is no proof against a client that works to
+    deceive itself.
     """
     total = int.from_bytes(entries_hash, "big") + sum(added) - sum(removed)
     return (total % HASH_MODULUS).to_bytes(32, "big")
@@ -78,8 +79,8 @@ def extend_steps_hash(steps_hash: bytes, steps: Iterable[str]) -> bytes:
 def digest_content(command: SaveCommand, *, parent_id: str, entries_hash: bytes, steps_hash: bytes) -> bytes:
     """Return the 32 bytes that stand for a checkpoint's content.
 
-    Content is scope, parent, step, status, definition, metadata, completed steps and the resolved entries. How it was sent (base,
-    expected head, on_conflict), what merely accompanies it (labels, records, run) is not.
+    Content is scope, parent, step, status, definition, metadata, completed steps and the resolved entries. How it was
+    sent (base, expected head, on_conflict), what merely accompanies it (labels, records, run) is not.
     """
     return _digest(
         command.scope,
@@ -194,7 +195,8 @@ def resolve_content(
 ) -> Content:
     """Work out what a Save changes against its basis, whose entries and steps are given.
 
-    An incremental Save costs O(what it sends), a full one O(the larger of both states), of which only differences are hashed.
+    An incremental Save costs O(what it sends), a full one O(the larger of both states), of which only differences are
+    hashed.
     """
     changed: dict[str, NewEntry] = {}
     added_hashes: list[int] = []
@@ -329,8 +331,8 @@ def refuse_deleted(checkpoint_id: str, sequence: int) -> StoreError:
     """The id was saved once and has been deleted since: a late retry must not bring it back."""
     return PreconditionError(
         "CHECKPOINT_DELETED",
-        f"checkpoint {checkpoint_id!r} was saved as sequence {sequence} and has been deleted since; nothing was written. "
-        "Use a new checkpoint_id to save again",
+        f"checkpoint {checkpoint_id!r} was saved as sequence {sequence} and has been deleted since; nothing was "
+        "written. Use a new checkpoint_id to save again",
         {"checkpoint_id": checkpoint_id, "sequence": sequence},
     )
 
@@ -373,7 +375,8 @@ def check_replace(command: SaveCommand, existing: CheckpointRow) -> None:
     if command.replaces_digest is not None and command.replaces_digest != existing.digest:
         raise PreconditionError(
             "DIGEST_MISMATCH",
-            f"checkpoint {command.checkpoint_id!r} has not the digest that was to be replaced; load it and decide again",
+            f"checkpoint {command.checkpoint_id!r} has not the digest that was to be replaced; load it and decide "
+            "again",
             {"checkpoint_id": command.checkpoint_id, "digest": existing.digest.hex()},
         )
 
@@ -444,9 +447,9 @@ def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
 def contains_json(container: object, contained: object) -> bool:
     """Tell whether one JSON value contains another, with the meaning of PostgreSQL's `jsonb @>`.
 
-    An object contains an object whose every key it has with a value that contains the other's. An array contains an array each of whose
-    elements is contained in one of its own, whatever the order; at the top it also contains a bare scalar that is one of its elements.
-    Scalars contain their equals; numbers compare by value, and true is not 1.
+    An object contains an object whose every key it has with a value that contains the other's. An array contains an
+    array each of whose elements is contained in one of its own, whatever the order; at the top it also contains a bare
+    scalar that is one of its elements. Scalars contain their equals; numbers compare by value, and true is not 1.
     Source: PostgreSQL documentation, "jsonb Containment and Existence".
     """
     if isinstance(container, list) and not isinstance(contained, list | dict):
@@ -475,7 +478,7 @@ def _same_scalar(mine: object, theirs: object) -> bool:
 
 
 def matches(row: CheckpointRow, wanted: CheckpointFilter) -> bool:
-    """Tell whether a list answers a checkpoint. Cheap tests come first; metadata is parsed only for what passed them."""
+    """Tell whether a list answers a checkpoint. Cheap tests come first; metadata is parsed only for what passed."""
     if wanted.statuses and row.status not in wanted.statuses:
         return False
     if wanted.current_step is not None and row.current_step != wanted.current_step:

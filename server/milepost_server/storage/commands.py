@@ -1,8 +1,8 @@
 """The commands, each as one transaction: gather what the rules need, let them decide, write what they say.
 
-Every function takes a `WriteTransaction` and a command, and answers or raises a `StoreError`. All that can be refused is refused before
-the first write; even so an engine undoes whatever a failing command wrote. Order of a Save's checks: stub and replay, expected_head,
-base and parent, limits and quota, write.
+Every function takes a `WriteTransaction` and a command, and answers or raises a `StoreError`. All that can be refused
+is refused before the first write; even so an engine undoes whatever a failing command wrote. Order of a Save's checks:
+stub and replay, expected_head, base and parent, limits and quota, write.
 """
 
 from __future__ import annotations
@@ -290,8 +290,9 @@ def _resolve_again(
 ) -> rules.Content:
     """Resolve the content of a Save whose id is taken.
 
-    A full one told its steps against a parent that may have been pruned since. What the parent had finished can then only be known from the
-    stored checkpoint itself: the steps before those that were sent, if the stored ones end with just these.
+    A full one told its steps against a parent that may have been pruned since. What the parent had finished can then
+    only be known from the stored checkpoint itself: the steps before those that were sent, if the stored ones end with
+    just these.
     """
     if base is None and parent is None and parent_id and parent_id == existing.parent_id:
         stored = tuple(txn.resolve_state(workflow.family_id, existing.node_id).steps)
@@ -328,7 +329,8 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
     if not is_live and command.require_checkpoint:
         raise PreconditionError(
             "RECORD_CHECKPOINT_MISSING",
-            f"checkpoint_id: there is no checkpoint {command.checkpoint_id!r} in this scope, and require_checkpoint was set",
+            f"checkpoint_id: there is no checkpoint {command.checkpoint_id!r} in this scope, and require_checkpoint "
+            "was set",
             {"checkpoint_id": command.checkpoint_id},
         )
     if workflow is None or name is None:
@@ -344,8 +346,8 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
     if waiting_count > limits.waiting_records_max:
         raise ResourceError(
             "QUOTA_EXCEEDED",
-            f"records: {waiting_count} records of workflow {command.workflow_id!r} would wait for checkpoints that do not exist; "
-            f"at most {limits.waiting_records_max} may (waiting_records_max)",
+            f"records: {waiting_count} records of workflow {command.workflow_id!r} would wait for checkpoints that do "
+            f"not exist; at most {limits.waiting_records_max} may (waiting_records_max)",
             {
                 "limit": "waiting_records_max",
                 "allowed": limits.waiting_records_max,
@@ -458,14 +460,13 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
     after = (command.position[0], command.position[1]) if command.position else (only_id, 0)
     rows_by_workflow: dict[int, list[CheckpointRow]] = {}
     position: tuple[int, ...] | None = None
-    examined = 0
-    for internal_id, sequence in txn.run_checkpoints(namespace_id, command.run_id, after):
+    found = txn.run_checkpoints(namespace_id, command.run_id, after)
+    for examined, (internal_id, sequence) in enumerate(found, start=1):
         if only_id and internal_id != only_id:
             break
         row = txn.get_checkpoint(internal_id, sequence)
         if row is not None and row.create_time_ms <= command.time_ms_max:
             rows_by_workflow.setdefault(internal_id, []).append(row)
-        examined += 1
         if examined * ROWS_PER_CHECKPOINT >= limits.slice_rows_max:
             position = (internal_id, sequence)
             break
@@ -521,7 +522,8 @@ def _split_scope(
 ) -> tuple[list[int], Iterator[int]]:
     """Return the sequences that a prune keeps in any case, and an iterator over the older ones, newest first.
 
-    Checkpoints saved since the prune began count as kept beyond the N, so that every slice of one prune means the same checkpoints.
+    Checkpoints saved since the prune began count as kept beyond the N, so that every slice of one prune means the same
+    checkpoints.
     """
     sequences = txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None)
     kept: list[int] = []
@@ -538,7 +540,7 @@ def _split_scope(
 def _needed_ancestors(
     txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow, kept: list[int]
 ) -> set[int]:
-    """Return the ancestors that kept checkpoints need: back to the nearest one that stores each of their history entries."""
+    """Return the ancestors that kept checkpoints need: back to the nearest with each of their history entries."""
     needed: set[int] = set()
     walked: set[tuple[int, str]] = set()
     for sequence in kept:
@@ -624,9 +626,9 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
     target_name = txn.find_name(command.namespace, command.target_workflow_id)
     if target_name is not None and target_name.internal_id:
         target = txn.get_workflow(target_name.internal_id)
-        if target is not None and command.fork_id and not command.position:
-            if (target.fork_id, target.fork_source) == (command.fork_id, source_text):
-                return ForkAnswer(target, True, None)
+        is_retry = bool(command.fork_id) and not command.position
+        if target is not None and is_retry and (target.fork_id, target.fork_source) == (command.fork_id, source_text):
+            return ForkAnswer(target, True, None)
         raise StoreError(
             "WORKFLOW_EXISTS",
             f"target_workflow_id: workflow {command.target_workflow_id!r} exists already",
@@ -749,7 +751,7 @@ def _fork_line(
 
 
 def _fork_scope(txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow) -> ScopeRow:
-    """Return the target's scope for a row; copying goes from newest to oldest, so the first row of a scope is its head."""
+    """Return the target's scope for a row. Copying goes from newest to oldest: the first row of a scope is its head."""
     scope = txn.find_scope(target_name.name_id, row.scope) or _create_scope(txn, target_name, row.scope)
     if scope.internal_id == target.internal_id and scope.checkpoint_count:
         return scope

@@ -1,12 +1,12 @@
-"""The front of an engine for asyncio: commands are queued, committed in groups by one thread, and answered together.
+"""The front of an engine for asyncio: commands are queued, committed in groups, and answered together.
 
-Called by the service, on the event loop. One writer thread owns every write of the engine: it takes all that is
-queued (up to a bound), runs it as one durable transaction, and answers the whole batch with one wake-up of the
-loop. While it commits, the next batch queues; no waiting is ever put in. Reads run in threads of their own
-(`storage.read_lanes`). Nothing here knows gRPC or what a command means.
+Called by the service, on the event loop, and itself only ever runs there. A task takes all that is queued (up to a bound), has
+the engine run it as one durable transaction, and answers the whole batch. While that is committed the next batch
+queues; no waiting is ever put in. Where the engine runs is a lane's matter: a thread of this process or another process.
+Nothing here knows gRPC or what a command means.
 
 When the storage fails, the batch at hand is answered as of unknown outcome, everything else as not serving, and the
-writer thread tries to reopen the engine until a commit has been flushed again.
+task tries to reopen the engine until a commit has been flushed again.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -45,8 +44,9 @@ from milepost_server.model import (
     SweepAnswer,
     SweepCommand,
 )
-from milepost_server.storage.port import Engine, LoadLane
+from milepost_server.storage.port import CommandLane, Engine, LoadLane
 from milepost_server.storage.read_lanes import ReadLane, run_each
+from milepost_server.storage.thread_lane import ThreadLane
 
 _logger = logging.getLogger(__name__)
 
@@ -171,24 +171,23 @@ class Committer:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
 
-        self._wake = threading.Condition(threading.Lock())
-        # All of the following is guarded by `_wake`.
         self._state = _State.SERVING
         self._is_read_broken = False
-        self._lanes: dict[str, deque[_Pending]] = {}
+        self._queues: dict[str, deque[_Pending]] = {}
         self._turns: deque[str] = deque()
         """Namespaces that have something queued, each once; the first is served next."""
         self._queued_calls = 0
         self._queued_bytes = 0
-        self._is_writer_waiting = False
+        self._wake = asyncio.Event()
+        """Something was queued, the state has changed, or a read has failed."""
 
-        # Only the writer thread touches these.
         self._is_sweep_wanted = True
         self._sweep_timer_due_s = clock() + config.sweep_interval_s
         self._sweep_forced_due_s = clock() + SWEEP_UNDER_LOAD_S
         self._commit_count = 0
         self._command_count = 0
 
+        self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(engine)
         self._loads: LoadLane = engine.load_lane(
             self._loop, calls_max=config.read_calls_max, on_failure=self._note_broken_read
         ) or ReadLane(
@@ -207,8 +206,7 @@ class Committer:
             queue_max=config.scan_calls_max,
             take_max=1,
         )
-        self._thread = threading.Thread(target=self._run, name="milepost-writer", daemon=True)
-        self._thread.start()
+        self._task = self._loop.create_task(self._run(), name="milepost-committer")
 
     # For callers, on the event loop.
 
@@ -295,33 +293,30 @@ class Committer:
 
     async def close(self) -> None:
         """Commit what was accepted, answer it, and end the threads. The engine stays open."""
-        with self._wake:
-            self._state = _State.CLOSING
-            self._wake.notify_all()
-        await asyncio.to_thread(self._thread.join)
+        self._state = _State.CLOSING
+        self._wake.set()
+        await self._task
+        await self._commands.close()
         await self._loads.close()
         await self._scans.close()
 
     def _admit(self, namespace: str, pending: Sequence[_Pending], size_bytes: int) -> None:
         config = self._config
-        with self._wake:
-            if self._state is not _State.SERVING:
-                raise _not_serving(self._state)
-            if self._queued_calls >= config.calls_max:
-                raise _queue_full("queue.calls_max", config.calls_max, self._queued_calls + 1, "calls")
-            # A call that is alone always fits, whatever its overhead adds to a request of the largest size.
-            if self._queued_bytes + size_bytes > config.bytes_max and self._queued_calls:
-                raise _queue_full("queue.bytes_max", config.bytes_max, self._queued_bytes + size_bytes, "bytes")
-            lane = self._lanes.get(namespace)
-            if lane is None:
-                lane = self._lanes[namespace] = deque()
-                self._turns.append(namespace)
-            lane.extend(pending)
-            self._queued_calls += 1
-            self._queued_bytes += size_bytes
-            if self._is_writer_waiting:
-                self._is_writer_waiting = False
-                self._wake.notify()
+        if self._state is not _State.SERVING:
+            raise _not_serving(self._state)
+        if self._queued_calls >= config.calls_max:
+            raise _queue_full("queue.calls_max", config.calls_max, self._queued_calls + 1, "calls")
+        # A call that is alone always fits, whatever its overhead adds to a request of the largest size.
+        if self._queued_bytes + size_bytes > config.bytes_max and self._queued_calls:
+            raise _queue_full("queue.bytes_max", config.bytes_max, self._queued_bytes + size_bytes, "bytes")
+        waiting = self._queues.get(namespace)
+        if waiting is None:
+            waiting = self._queues[namespace] = deque()
+            self._turns.append(namespace)
+        waiting.extend(pending)
+        self._queued_calls += 1
+        self._queued_bytes += size_bytes
+        self._wake.set()
 
     def _load_each(self, queries: list[LoadQuery]) -> Sequence[object]:
         """Run what the thread of the loads took."""
@@ -334,7 +329,7 @@ class Committer:
             return function()
         except StorageFailedError as error:
             _logger.error("a read failed with the storage: %s", error)
-            self._note_broken_read()
+            self._loop.call_soon_threadsafe(self._note_broken_read)
             raise _not_serving(_State.FAILED) from error
 
     def _check_readable(self) -> None:
@@ -342,79 +337,71 @@ class Committer:
             raise _not_serving(self._state)
 
     def _note_broken_read(self) -> None:
-        """Have the writer reopen the storage: it could not be read from."""
-        with self._wake:
-            self._is_read_broken = True
-            self._wake.notify_all()
+        """Have the storage reopened: it could not be read from."""
+        self._is_read_broken = True
+        self._wake.set()
 
-    # The writer thread.
+    # The task.
 
-    def _run(self) -> None:
-        for batch in self._batches():
-            try:
-                outcomes = self._execute([pending.command for pending in batch], batch)
-            except StorageFailedError as error:
-                _logger.error("the storage failed in a commit of %d commands: %s", len(batch), error)
-                self._fail(batch)
-                self._recover()
-                continue
-            self._post(self._settle, batch, outcomes)
-            if any(_leaves_trash(pending.command) for pending in batch):
-                self._is_sweep_wanted = True
-
-    def _batches(self) -> Iterator[list[_Pending]]:
-        """Yield what to commit next, until the queue is drained after `close`. Sweeps and recovers in between."""
+    async def _run(self) -> None:
         while True:
-            is_sweep_turn = False
-            with self._wake:
-                while not self._turns:
-                    if self._is_read_broken or self._state is _State.CLOSING:
-                        break
-                    now_s = self._clock()
-                    if now_s >= self._sweep_timer_due_s:
-                        self._is_sweep_wanted = True
-                    if self._is_sweep_wanted:
-                        is_sweep_turn = True
-                        break
-                    self._is_writer_waiting = True
-                    self._wake.wait(timeout=self._sweep_timer_due_s - now_s)
-                    self._is_writer_waiting = False
-                is_broken, self._is_read_broken = self._is_read_broken, False
-                is_closing = self._state is _State.CLOSING
-                if self._is_sweep_wanted and not is_closing and self._clock() >= self._sweep_forced_due_s:
-                    is_sweep_turn = True
-                batch = [] if is_sweep_turn or is_broken else self._take()
-            if is_broken:
+            if self._is_read_broken:
                 self._fail([])
-                self._recover()
-            elif is_sweep_turn:
-                self._sweep()
-            elif batch:
-                yield batch
-            elif is_closing and not self._turns:
+                await self._recover()
+            elif self._is_sweep_due():
+                await self._sweep()
+            elif batch := self._take():
+                await self._commit(batch)
+            elif self._state is _State.CLOSING:
                 return
+            else:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Return when something was queued, or the timer of the sweeper has run out."""
+        self._wake.clear()
+        if self._turns or self._is_read_broken or self._state is _State.CLOSING:
+            return
+        timeout_s = max(0.0, self._sweep_timer_due_s - self._clock())
+        timer = self._loop.call_later(timeout_s, self._on_sweep_timer)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    def _on_sweep_timer(self) -> None:
+        self._is_sweep_wanted = True
+        self._wake.set()
+
+    def _is_sweep_due(self) -> bool:
+        """Tell whether it is the sweeper's turn: when nothing is queued, and now and then under load; never while draining."""
+        if self._state is _State.CLOSING:
+            return False
+        if not self._turns and self._clock() >= self._sweep_timer_due_s:
+            self._is_sweep_wanted = True
+        return self._is_sweep_wanted and (not self._turns or self._clock() >= self._sweep_forced_due_s)
 
     def _take(self) -> list[_Pending]:
-        """Return the next batch: namespaces in turn, within each the oldest first. Called with `_wake` held."""
+        """Return the next batch: namespaces in turn, within each the oldest first."""
         config = self._config
         batch: list[_Pending] = []
         batch_bytes = 0
         while self._turns and len(batch) < config.batch_commands_max:
             namespace = self._turns[0]
-            lane = self._lanes[namespace]
-            pending = lane[0]
+            waiting = self._queues[namespace]
+            pending = waiting[0]
             is_alone = pending.size_bytes > config.alone_bytes
             if batch and (is_alone or batch_bytes + pending.size_bytes > config.batch_bytes_max):
                 break
-            lane.popleft()
+            waiting.popleft()
             self._queued_bytes -= pending.size_bytes
             if pending.is_last:
                 self._queued_calls -= 1
             self._turns.popleft()
-            if lane:
+            if waiting:
                 self._turns.append(namespace)
             else:
-                del self._lanes[namespace]
+                del self._queues[namespace]
             if pending.is_abandoned:
                 continue
             batch.append(pending)
@@ -423,7 +410,19 @@ class Committer:
                 break
         return batch
 
-    def _execute(self, commands: Sequence[Command], batch: Sequence[_Pending]) -> Sequence[Answer | StoreError]:
+    async def _commit(self, batch: list[_Pending]) -> None:
+        try:
+            outcomes = await self._execute([pending.command for pending in batch], batch)
+        except StorageFailedError as error:
+            _logger.error("the storage failed in a commit of %d commands: %s", len(batch), error)
+            self._fail(batch)
+            await self._recover()
+            return
+        self._settle(batch, outcomes)
+        if not self._is_sweep_wanted and any(_leaves_trash(pending.command) for pending in batch):
+            self._is_sweep_wanted = True
+
+    async def _execute(self, commands: Sequence[Command], batch: Sequence[_Pending]) -> Sequence[Answer | StoreError]:
         """Run commands as one commit. Only `StorageFailedError` comes out."""
         observed: AbstractContextManager[object] = NO_OBSERVER
         if self._observer is not None:
@@ -432,13 +431,13 @@ class Committer:
             observed = self._observer.committing(list(captured.values()), len(commands))
         try:
             with observed:
-                outcomes = self._engine.execute(commands)
+                outcomes = await self._commands.execute(commands)
             if len(outcomes) != len(commands):
                 raise RuntimeError(f"{len(outcomes)} outcomes for {len(commands)} commands")
         except StorageFailedError:
             raise
         except Exception:
-            # The edge of the writer thread: whatever a defect raises, the other callers must be served.
+            # The edge of the task: whatever a defect raises, the other callers must be served.
             _logger.exception("a commit of %d commands ended in an unexpected error", len(commands))
             error = StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
             return [error] * len(commands)
@@ -446,13 +445,13 @@ class Committer:
         self._command_count += len(commands)
         return outcomes
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         try:
-            outcome = self._execute([SweepCommand(rows_max=self._config.sweep_rows_max)], ())[0]
+            outcome = (await self._execute([SweepCommand(rows_max=self._config.sweep_rows_max)], ()))[0]
         except StorageFailedError as error:
             _logger.error("the storage failed while sweeping: %s", error)
             self._fail([])
-            self._recover()
+            await self._recover()
             return
         now_s = self._clock()
         self._sweep_forced_due_s = now_s + SWEEP_UNDER_LOAD_S
@@ -465,51 +464,50 @@ class Committer:
 
     def _fail(self, batch: Sequence[_Pending]) -> None:
         """Stop serving: the batch at hand has an unknown outcome, all that is queued has not been started."""
-        with self._wake:
-            if self._state is _State.SERVING:
-                self._state = _State.FAILED
-            queued = [pending for lane in self._lanes.values() for pending in lane]
-            self._lanes.clear()
-            self._turns.clear()
-            self._queued_calls = 0
-            self._queued_bytes = 0
-        unknown: list[Answer | StoreError] = [_outcome_unknown() for _ in batch]
-        refused: list[Answer | StoreError] = [_not_serving(_State.FAILED) for _ in queued]
-        self._post(self._settle, batch, unknown)
-        self._post(self._settle, queued, refused)
-        self._post(self._on_health, False)
+        if self._state is _State.SERVING:
+            self._state = _State.FAILED
+        queued = [pending for waiting in self._queues.values() for pending in waiting]
+        self._queues.clear()
+        self._turns.clear()
+        self._queued_calls = 0
+        self._queued_bytes = 0
+        self._settle(batch, [_outcome_unknown() for _ in batch])
+        self._settle(queued, [_not_serving(_State.FAILED) for _ in queued])
+        self._on_health(False)
 
-    def _recover(self) -> None:
+    async def _recover(self) -> None:
         """Reopen the engine, however often it takes, and serve again; or return because of `close`."""
         delay_s = 0.0
-        while True:
-            with self._wake:
-                if self._wake.wait_for(lambda: self._state is _State.CLOSING, timeout=delay_s):
-                    return
+        while self._state is not _State.CLOSING:
             try:
-                self._engine.reopen()
-                probed = self._engine.execute([ProbeCommand()])[0]
+                await self._commands.reopen()
+                probed = (await self._commands.execute([ProbeCommand()]))[0]
                 if isinstance(probed, StoreError):
                     raise probed
-            except Exception as error:  # noqa: BLE001  (the edge of the thread: nothing else is left to do)
+            except Exception as error:  # noqa: BLE001 - the edge of the task: nothing else is left to do
                 delay_s = min(max(delay_s * 2, self._config.reopen_wait_min_s), self._config.reopen_wait_max_s)
                 _logger.error("the storage is not back (%r); next try in %.1f s", error, delay_s)
+                await self._pause(delay_s)
                 continue
-            with self._wake:
-                # Reads that failed meanwhile were those of the engine as it was.
-                self._is_read_broken = False
-                if self._state is _State.FAILED:
-                    self._state = _State.SERVING
+            # Reads that failed meanwhile were those of the engine as it was.
+            self._is_read_broken = False
+            if self._state is _State.FAILED:
+                self._state = _State.SERVING
             _logger.warning("the storage is back: commits are flushed again")
-            self._post(self._on_health, True)
+            self._on_health(True)
             return
+        self._is_read_broken = False
 
-    def _post(self, function: Callable[..., object], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            # The loop is closed, so nobody is left to be told.
-            _logger.debug("an answer came after the event loop had ended")
+    async def _pause(self, delay_s: float) -> None:
+        """Wait, but no longer than until `close`."""
+        give_up_s = self._loop.time() + delay_s
+        while self._state is not _State.CLOSING and (left_s := give_up_s - self._loop.time()) > 0:
+            self._wake.clear()
+            timer = self._loop.call_later(left_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     @staticmethod
     def _settle(batch: Sequence[_Pending], outcomes: Sequence[Answer | StoreError]) -> None:

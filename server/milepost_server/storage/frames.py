@@ -1,7 +1,7 @@
 """What goes between the server and its storage process: lists of model values over a socket.
 
-A frame is its length (4 bytes, big-endian) and a MessagePack list; each item is the name of its class and the value. Both ends are the same
-version of the same program, started together, so there is nothing to negotiate.
+A frame is its length (4 bytes, big-endian) and a MessagePack list; each item is the name of its class and the value.
+Both ends are the same version of the same program, started together, so there is nothing to negotiate.
 """
 
 from __future__ import annotations
@@ -10,20 +10,32 @@ import socket
 import struct
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from milepost_server import model
-from milepost_server.errors import StoreError
+from milepost_server.errors import (
+    InvalidFieldError,
+    LimitExceededError,
+    NotFoundError,
+    OutcomeUnknownError,
+    PreconditionError,
+    RecordDamagedError,
+    ResourceError,
+    StoreError,
+    UnavailableError,
+)
 
 _LENGTH = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 
 
 class ErrorText(msgspec.Struct, frozen=True, array_like=True):
     """A `StoreError` on its way between the processes."""
 
+    kind: str
     reason: str
     message: str
     metadata: dict[str, str]
@@ -54,6 +66,13 @@ class WorkflowQuery(msgspec.Struct, frozen=True, array_like=True):
     workflow_id: str
 
 
+class FilteredList(msgspec.Struct, frozen=True, array_like=True):
+    """A list with a filter for metadata, as JSON: MessagePack ends at 64 bits, JSON's integers do not."""
+
+    query: model.ListQuery
+    metadata_contains: bytes
+
+
 class StatisticsQuery(msgspec.Struct, frozen=True, array_like=True):
     """Read sizes and counts."""
 
@@ -64,7 +83,7 @@ class StatisticsAnswer(msgspec.Struct, frozen=True, array_like=True):
     counts: dict[str, int]
 
 
-_KINDS: tuple[type, ...] = (
+KINDS: Final[tuple[type, ...]] = (
     *typing.get_args(model.Command),
     *typing.get_args(model.Answer),
     model.LoadQuery,
@@ -77,6 +96,7 @@ _KINDS: tuple[type, ...] = (
     model.EntryHistoryAnswer,
     model.WorkflowRow,
     WorkflowQuery,
+    FilteredList,
     StatisticsQuery,
     StatisticsAnswer,
     ErrorText,
@@ -84,7 +104,21 @@ _KINDS: tuple[type, ...] = (
     StartFailed,
     Ready,
 )
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in _KINDS}
+_error_classes: dict[str, type[StoreError]] = {
+    kind.__name__: kind
+    for kind in (
+        StoreError,
+        InvalidFieldError,
+        LimitExceededError,
+        NotFoundError,
+        PreconditionError,
+        ResourceError,
+        UnavailableError,
+        OutcomeUnknownError,
+        RecordDamagedError,
+    )
+}
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in KINDS}
 _list_decoder = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw]])
 
 
@@ -138,12 +172,27 @@ def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytearray:
 
 
 def _sendable(item: Any) -> Any:
+    if isinstance(item, model.ListQuery) and item.filter.metadata_contains is not None:
+        return FilteredList(_with_metadata(item, None), _encode_json(item.filter.metadata_contains))
     if not isinstance(item, StoreError):
         return item
-    return ErrorText(item.reason, item.message, item.metadata, item.retry_after_s, item.field)
+    return ErrorText(type(item).__name__, item.reason, item.message, item.metadata, item.retry_after_s, item.field)
 
 
 def _received(item: Any) -> Any:
+    if isinstance(item, FilteredList):
+        return _with_metadata(item.query, msgspec.json.decode(item.metadata_contains))
     if not isinstance(item, ErrorText):
         return item
-    return StoreError(item.reason, item.message, item.metadata, retry_after_s=item.retry_after_s, field=item.field)
+    # Subclasses take fields of their own, of which the parts of this one were made.
+    error_class = _error_classes[item.kind]
+    error = error_class.__new__(error_class)
+    StoreError.__init__(
+        error, item.reason, item.message, item.metadata, retry_after_s=item.retry_after_s, field=item.field
+    )
+    return error
+
+
+def _with_metadata(query: model.ListQuery, contains: dict[str, object] | None) -> model.ListQuery:
+    replace = msgspec.structs.replace
+    return replace(query, filter=replace(query.filter, metadata_contains=contains))

@@ -1,18 +1,20 @@
 """Keys of the LMDB engine: fixed-width, ordered, one function for each table.
 
-A key is the number of what owns the row (8 bytes, big-endian), the letter of its table, and the rest. Numbers come from one counter for
-all that has one, so no two owners share a prefix. 0 owns what belongs to the whole store.
+A key is the number of what owns the row (8 bytes, big-endian), the letter of its table, and the rest. Numbers come from
+one counter for all that has one, so no two owners share a prefix. 0 owns what belongs to the whole store.
 
 | owner | tables |
 |---|---|
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
 | namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run |
 | name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids |
-| incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope · `g` record groups · `r`, `R` records and their pieces |
+| incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope |
+| incarnation | `g` record groups · `r`, `R` records and their pieces |
 | itself | `c` a checkpoint · `N`, `n` a state node and its pieces · `V`, `v` a value and its pieces |
 
-What a Save adds in bulk (its values, its node, its checkpoint) owns itself and has just been given its number, so it always goes to the end
-of the tree, written in the order of its keys: LMDB then fills its pages, and a batch of Saves to many workflows shares them.
+What a Save adds in bulk (its values, its node, its checkpoint) owns itself and has just been given its number, so it
+always goes to the end of the tree, written in the order of its keys: LMDB then fills its pages, and a batch of Saves to
+many workflows shares them.
 """
 
 from __future__ import annotations

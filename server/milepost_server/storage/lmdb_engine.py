@@ -1,7 +1,8 @@
 """The LMDB engine: a batch of commands is one transaction and one flush; each command is a child transaction of it.
 
-`execute` is the only writer and is called by one thread at a time; LMDB wants a write transaction to stay in its thread. When it returns, the
-batch is on disk (`sync`, `metasync`), and its answers may be given. A command that fails is undone alone, by aborting its child.
+`execute` is the only writer and is called by one thread at a time; LMDB wants a write transaction to stay in its
+thread. When it returns, the batch is on disk (`sync`, `metasync`), and its answers may be given. A command that fails
+is undone alone, by aborting its child.
 
 What a failure means:
 
@@ -9,7 +10,7 @@ What a failure means:
 |---|---|---|
 | a command was refused, or its map space ran out | its own error | nothing of it |
 | the commit failed and a new transaction can begin | NOT_COMMITTED, for the whole batch | nothing of the batch |
-| the commit failed and none can begin (a meta page was not written) | the batch is unknown: `StorageFailedError` | all or nothing |
+| the commit failed and none can begin (meta page not written) | unknown: `StorageFailedError` | all or nothing |
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from milepost_server.model import (
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
 from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
-from milepost_server.storage.port import LoadLane
+from milepost_server.storage.port import CommandLane, LoadLane
 
 _logger = logging.getLogger(__name__)
 
@@ -121,8 +122,9 @@ class LmdbEngine:
             try:
                 return self._execute_once(commands_)
             except lmdb_env.MapFullError:
-                # Nothing of the batch is stored. With a larger map it is run again from the start. Where there is no larger
-                # one, `_execute_once` refuses single saves, and this is reached by a delete or a commit that does not fit.
+                # Nothing of the batch is stored. With a larger map it is run again from the start. Where there is no
+                # larger one, `_execute_once` refuses single saves, and this is reached by a delete or a commit that
+                # does not fit.
                 if not self._env.grow():
                     return self._execute_in_reserve(commands_)
             except UnavailableError as error:
@@ -245,14 +247,16 @@ class LmdbEngine:
         found = self._env.free_disk_bytes()
         return ResourceError(
             "DISK_LOW",
-            f"{found} bytes of disk are free, saves need {self._low_disk_bytes}; delete or prune, or give the data directory more disk",
+            f"{found} bytes of disk are free, saves need {self._low_disk_bytes}; delete or prune, or give the data "
+            "directory more disk",
             {"allowed": self._low_disk_bytes, "found": found, "unit": "bytes"},
         )
 
     def _store_full(self) -> StoreError:
         return ResourceError(
             "STORE_FULL",
-            f"the database has reached its largest size of {self._env.map_size_bytes} bytes; delete or prune, or raise map_size_max_bytes",
+            f"the database has reached its largest size of {self._env.map_size_bytes} bytes; delete or prune, or raise "
+            "map_size_max_bytes",
             {"allowed": self._env.map_size_bytes, "unit": "bytes"},
         )
 
@@ -276,6 +280,10 @@ class LmdbEngine:
         """See `Engine`."""
         with self._reading() as txn:
             return queries.load(txn, query)
+
+    def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
+        """See `Engine`."""
+        return None
 
     def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
         """See `Engine`."""

@@ -5,8 +5,9 @@
     DATA_DIR/store/data.mdb       the database
     DATA_DIR/store/lock.mdb       LMDB's reader table
 
-`store` is made under another name, synced and renamed, so it is there whole or not at all. After that nothing ever creates a database:
-one that is gone, cut or foreign is an error at start, never a fresh empty store, and a second server on the directory is refused.
+`store` is made under another name, synced and renamed, so it is there whole or not at all. After that nothing ever
+creates a database: one that is gone, cut or foreign is an error at start, never a fresh empty store, and a second
+server on the directory is refused.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ META_KEY = keys.meta(b"store")
 class DirectoryLock:
     """An flock on the data directory: one server at a time, let go by the kernel whatever happens to the process.
 
-    The file has the process id of the server. The lock may be held by a storage process of it, which dies with the server but a moment
-    later; who finds the server dead waits for that.
+    The file has the process id of the server. The lock may be held by a storage process of it, which dies with the
+    server but a moment later; who finds the server dead waits for that.
     """
 
     def __init__(self, data_dir: Path, *, server_pid: int | None = None) -> None:
@@ -467,14 +468,16 @@ def check_store(data_dir: Path) -> Identity:
         raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error}") from error
     if identity.format != STORE_FORMAT:
         raise DataDirError(
-            f"{data_dir} has store format {identity.format}, this server knows {STORE_FORMAT}; use the version that wrote it"
+            f"{data_dir} has store format {identity.format}, this server knows {STORE_FORMAT}; use the version that "
+            "wrote it"
         )
     database = path / "data.mdb"
     if not database.exists():
         raise DataDirError(f"{database} is gone though IDENTITY is there; restore it from a backup")
     found, needed = database.stat().st_size, _needed_bytes(database, identity.lmdb_format)
-    # A commit does not write pages that it took from the end of the file and gave back itself, so a whole file may be shorter than its
-    # last page says. Whether a page that is reached lies beyond the end can then only be told by walking to all of them.
+    # A commit does not write pages that it took from the end of the file and gave back itself, so a whole file may be
+    # shorter than its last page says. Whether a page that is reached lies beyond the end can then only be told by
+    # walking to all of them.
     if found < needed and verify_file(data_dir):
         raise DataDirError(
             f"{database} is cut: {found} bytes, its last commit needs {needed}; restore it from a backup"
@@ -483,10 +486,10 @@ def check_store(data_dir: Path) -> Identity:
 
 
 def _needed_bytes(database: Path, lmdb_format: int) -> int:
-    """Return how long a file must be for its newest commit. LMDB 0.9 opens a shorter one and dies when it reads the rest.
+    """Return how long a file must be for its newest commit. LMDB 0.9 opens a shorter one and dies reading the rest.
 
-    A meta page is: page header (16 bytes; 24 in LMDB 1.0), magic, version, address, map size, two tree descriptors of 48 bytes (the first
-    starts with the page size), last page, transaction number. Source: `MDB_meta` in LMDB's mdb.c.
+    A meta page is: page header (16 bytes; 24 in LMDB 1.0), magic, version, address, map size, two tree descriptors of
+    48 bytes (the first starts with the page size), last page, transaction number. Source: `MDB_meta` in LMDB's mdb.c.
     """
     header_bytes = 24 if lmdb_format else 16
     layout = struct.Struct("=IIQQI92xQQ")

@@ -52,8 +52,8 @@ _replace = msgspec.structs.replace
 class ResolvedStates:
     """The states that the writer resolved last, by node.
 
-    A node never changes and its number is never given again, so what is kept here is right for as long as it is kept; a state moves on from
-    a node to the one built on it, which costs the change and not the state.
+    A node never changes and its number is never given again, so what is kept here is right for as long as it is kept; a
+    state moves on from a node to the one built on it, which costs the change and not the state.
     """
 
     def __init__(self, items_max: int = RESOLVED_ITEMS_MAX) -> None:

@@ -1,8 +1,8 @@
 """Names of any length in bytewise order, in a store whose keys end at 511 bytes.
 
-A name is kept under its owner's prefix. One longer than a segment goes on under a branch: the row at its first segment, marked by one more
-byte, names the number whose prefix has what follows. A plain name is never as long as a branch row's key, so the two cannot meet, and the
-order of the rows is the order of the names.
+A name is kept under its owner's prefix. One longer than a segment goes on under a branch: the row at its first segment,
+marked by one more byte, names the number whose prefix has what follows. A plain name is never as long as a branch row's
+key, so the two cannot meet, and the order of the rows is the order of the names.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from milepost_server.model import (
     WorkflowRow,
 )
 from milepost_server.storage import commands, queries
-from milepost_server.storage.port import LoadLane, NameRow, ResolvedState, StateChange
+from milepost_server.storage.port import CommandLane, LoadLane, NameRow, ResolvedState, StateChange
 
 _logger = logging.getLogger(__name__)
 _replace = msgspec.structs.replace
@@ -493,6 +493,10 @@ class MemoryEngine:
     def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
         return self._read(queries.load, query)
+
+    def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
+        """See `Engine`."""
+        return None
 
     def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
         """See `Engine`."""

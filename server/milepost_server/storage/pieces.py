@@ -1,8 +1,8 @@
 """How a long body is cut into rows that fill LMDB's pages.
 
-LMDB keeps a row of more than about 2 KB in whole pages of its own: 2.1 KB cost 4, and a run of pages that lie together is hard to find
-in an old file. So a body is cut into chunks of up to 16 whole pages, then into small pieces of which eight fill one page, and the rest
-stays in the row that leads to it, its head.
+LMDB keeps a row of more than about 2 KB in whole pages of its own: 2.1 KB cost 4, and a run of pages that lie together
+is hard to find in an old file. So a body is cut into chunks of up to 16 whole pages, then into small pieces of which
+eight fill one page, and the rest stays in the row that leads to it, its head.
 """
 
 from __future__ import annotations

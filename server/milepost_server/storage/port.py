@@ -1,12 +1,13 @@
 """The port between the operations and an engine: what a store must be able to do, in domain terms.
 
-An engine gives transactions; `commands` and `queries` are written once against them. The contract asks only for what LMDB and
-PostgreSQL can both give: appends that are linearizable per workflow, sequences given by the server, reads by key and in key order.
-There is no order over workflows, no transaction beyond one workflow's family and its name, and no engine cursor leaves a transaction.
+An engine gives transactions; `commands` and `queries` are written once against them. The contract asks only for what
+LMDB and PostgreSQL can both give: appends that are linearizable per workflow, sequences given by the server, reads by
+key and in key order. There is no order over workflows, no transaction beyond one workflow's family and its name, and no
+engine cursor leaves a transaction.
 
-Inside, a workflow is known by three numbers. Its *name id* stands for (namespace, workflow_id) and stays while any of its checkpoint
-ids is remembered. Its *internal id* stands for one incarnation. Its *family id* is the internal id of the workflow it was forked from
-(or its own): values and state nodes are shared within a family and never beyond.
+Inside, a workflow is known by three numbers. Its *name id* stands for (namespace, workflow_id) and stays while any of
+its checkpoint ids is remembered. Its *internal id* stands for one incarnation. Its *family id* is the internal id of
+the workflow it was forked from (or its own): values and state nodes are shared within a family and never beyond.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ class WriteTransaction(ReadTransaction, Protocol):
     def discard_workflow(self, row: WorkflowRow, *, forget_ids: bool) -> None:
         """Free an incarnation at leisure.
 
-        Its name does not lead to it any more. Its checkpoint ids stay as stubs for the replay window, unless they are to be forgotten.
+        Its name does not lead to it any more. Its checkpoint ids stay as stubs for the replay window, unless they are
+        to be forgotten.
         """
 
     def schedule_stub_expiry(self, name: NameRow) -> NameRow:
@@ -200,7 +202,20 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Remember (or forget) that an incarnation is being made, so that a restart throws it away."""
 
     def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
-        """Free up to about `rows_max` rows of what was discarded and what is past its time; return (freed, is there more)."""
+        """Free up to about `rows_max` rows of what was discarded or is past its time; return (freed, is there more)."""
+
+
+class CommandLane(Protocol):
+    """Batches of commands for callers on one event loop. One batch at a time."""
+
+    async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """Run a batch as `Engine.execute` does, without holding up the loop."""
+
+    async def reopen(self) -> None:
+        """Start the engine again as `Engine.reopen` does, without holding up the loop."""
+
+    async def close(self) -> None:
+        """Let go of the engine. No batch may be running."""
 
 
 class LoadLane(Protocol):
@@ -234,6 +249,9 @@ class Engine(Protocol):
 
     def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
+
+    def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
+        """Return a way of its own to run commands, or `None`: then `execute` is called in a thread."""
 
     def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
         """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.

@@ -1,17 +1,20 @@
 """The LMDB engine in a process of its own, behind the same port.
 
-Two things in one interpreter would wait for one another at every touch of the database: py-lmdb lets go of the interpreter's lock for each
-row, and the event loop takes it. Apart, the server's process does the network and this one's the storage, each on its own core; a batch
-crosses once. It also puts a wall between a client's connection and whatever the storage may die of (a file cut under the map, a failing
-disk): the batch at hand is then of unknown outcome, and `reopen` starts the process anew.
+Two things in one interpreter would wait for one another at every touch of the database: py-lmdb lets go of the
+interpreter's lock for each row, and the event loop takes it. Apart, the server's process does the network and this
+one's the storage, each on its own core; a batch crosses once. It also puts a wall between a client's connection and
+whatever the storage may die of (a file cut under the map, a failing disk): the batch at hand is then of unknown
+outcome, and `reopen` starts the process anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -40,14 +43,17 @@ from milepost_server.model import (
 from milepost_server.storage import frames
 from milepost_server.storage.lmdb_engine import LOW_DISK_DEFAULT_BYTES
 from milepost_server.storage.lmdb_env import MAP_SIZE_DEFAULT_BYTES, MAP_SIZE_MAX_BYTES, DataDirError
-from milepost_server.storage.load_channel import LoadChannel
-from milepost_server.storage.port import LoadLane
-from milepost_server.storage.process_worker import Settings
+from milepost_server.storage.port import CommandLane, LoadLane
+from milepost_server.storage.process_lanes import ProcessCommandLane, ProcessLoadLane
+from milepost_server.storage.process_worker import GROUP_SIGNALS, Settings
 
+WORKER_MODULE = "milepost_server.storage.process_worker"
 SCAN_CONNECTIONS = 2
 """As many as the server has threads that read by default; a third would wait for one of the two."""
 FRAME_LOADS_MAX = 32
 """Loads that are asked for and answered together."""
+QUERY_WAIT_S = 30.0
+"""How long a scan may wait for a connection while others use them all."""
 STOP_TIMEOUT_S = 30.0
 """How long the process may take to finish its last commit when it is told to end."""
 
@@ -59,8 +65,6 @@ class ProcessEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._loads: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        """The connection for loads, until the event loop has taken it."""
         self._queries: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         """The connections that no scan uses just now."""
         self._start()
@@ -74,8 +78,12 @@ class ProcessEngine:
         map_size_bytes: int = MAP_SIZE_DEFAULT_BYTES,
         map_size_max_bytes: int = MAP_SIZE_MAX_BYTES,
         low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
+        log_format: str = "text",
     ) -> ProcessEngine:
-        """Start the process and have it open the store of a data directory; arguments and errors as of `LmdbEngine.open`."""
+        """Start the process and have it open a data directory's store.
+
+        Arguments and errors are those of `LmdbEngine.open`, and the format of the process's log, which goes to stderr.
+        """
         return cls(
             Settings(
                 data_dir=str(data_dir),
@@ -84,26 +92,28 @@ class ProcessEngine:
                 map_size_max_bytes=map_size_max_bytes,
                 low_disk_bytes=low_disk_bytes,
                 log_level=_logger.getEffectiveLevel(),
-                parent_pid=os.getpid(),
+                log_format=log_format,
+                server_pid=os.getpid(),
                 command_fd=-1,
                 query_fds=(),
             )
         )
 
     def _start(self) -> None:
-        pairs = [socket.socketpair() for _ in range(2 + SCAN_CONNECTIONS)]
-        numbers = [theirs.fileno() for _, theirs in pairs]
-        settings = msgspec.structs.replace(self._settings, command_fd=numbers[0], query_fds=tuple(numbers[1:]))
-        self._process = subprocess.Popen(  # noqa: S603 - our own module, with settings of our own making
-            [sys.executable, "-m", "milepost_server.storage.process_worker", msgspec.json.encode(settings).decode()],
-            pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        for _, theirs in pairs:
-            theirs.close()
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        try:
+            pairs.extend(socket.socketpair() for _ in range(2 + SCAN_CONNECTIONS))
+            self._process = self._spawn([theirs for _, theirs in pairs])
+        except OSError as error:
+            for mine, _ in pairs:
+                mine.close()
+            raise DataDirError(f"the storage process cannot be started: {error}") from error
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
         self._commands = pairs[0][0]
-        self._loads.put(pairs[1][0])
+        self._loads = pairs[1][0]
+        self._is_loads_given = False
         for mine, _ in pairs[2:]:
             self._queries.put(mine)
         try:
@@ -117,17 +127,40 @@ class ProcessEngine:
             self._stop()
             raise DataDirError(first.message)
 
+    def _spawn(self, connections: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
+        numbers = [each.fileno() for each in connections]
+        settings = msgspec.structs.replace(self._settings, command_fd=numbers[0], query_fds=tuple(numbers[1:]))
+        # It starts with these signals blocked, until it has come so far as to ignore them.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+        try:
+            return subprocess.Popen(  # noqa: S603 - our own module, with settings of our own making
+                [sys.executable, "-m", WORKER_MODULE, msgspec.json.encode(settings).decode()],
+                pass_fds=numbers,
+                # Held open, never written: it ends with this process, however that ends, and so tells the other one.
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
     def _stop(self) -> None:
         self._commands.close()
-        for connections in (self._loads, self._queries):
-            while not connections.empty():
-                connections.get_nowait().close()
+        if self._is_loads_given:
+            # It is the event loop's, which learns in this way that it has ended.
+            with contextlib.suppress(OSError):
+                self._loads.shutdown(socket.SHUT_RDWR)
+        else:
+            self._loads.close()
+        while not self._queries.empty():
+            self._queries.get_nowait().close()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             _logger.error("the storage process did not end within %g s; it is killed", STOP_TIMEOUT_S)
             self._process.kill()
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     # Writing.
 
@@ -159,16 +192,22 @@ class ProcessEngine:
     # Reading.
 
     def _ask(self, queries: Sequence[Any]) -> list[Any]:
-        connection = self._queries.get()
+        try:
+            connection = self._queries.get(timeout=QUERY_WAIT_S)
+        except queue.Empty:
+            raise StorageFailedError("the storage process gives no connection") from None
+        process = self._process
         try:
             frames.send(connection, queries)
             answers = frames.receive(connection)
         except (EOFError, OSError) as error:
+            # Not put back: the successor of the process brings connections of its own.
             connection.close()
-            # Whoever waits for a connection is told the same.
-            self._queries.put(connection)
             raise StorageFailedError("the storage process ended") from error
-        self._queries.put(connection)
+        if process is self._process:
+            self._queries.put(connection)
+        else:
+            connection.close()
         return answers
 
     def _ask_one(self, query: Any) -> Any:
@@ -181,21 +220,21 @@ class ProcessEngine:
         """See `Engine`."""
         return cast(LoadAnswer, self._ask_one(query))
 
+    def command_lane(self, loop: asyncio.AbstractEventLoop) -> CommandLane:
+        """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
+        return ProcessCommandLane(loop, lambda: self._commands, self.reopen)
+
     def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
         """See `Engine`."""
-        return LoadChannel(
-            loop,
-            self._take_load_connection,
-            calls_max=calls_max,
-            frame_loads_max=FRAME_LOADS_MAX,
-            on_failure=on_failure,
+        return ProcessLoadLane(
+            loop, self._give_loads, calls_max=calls_max, frame_loads_max=FRAME_LOADS_MAX, on_failure=on_failure
         )
 
-    def _take_load_connection(self) -> socket.socket:
-        try:
-            return self._loads.get_nowait()
-        except queue.Empty:
-            raise ConnectionError("the storage process has not been started again yet") from None
+    def _give_loads(self) -> socket.socket:
+        if self._is_loads_given:
+            raise ConnectionError("the storage process has not been started again yet")
+        self._is_loads_given = True
+        return self._loads
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """See `Engine`."""

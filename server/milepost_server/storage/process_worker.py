@@ -1,13 +1,13 @@
 """The storage process: one LMDB engine, serving the server that started it over inherited sockets.
 
-Run as `python -m milepost_server.storage.process_worker`, by `process_engine` only. The first socket carries batches of commands, answered
-in order by the main thread, which owns every write; each other one carries queries, answered by a thread of its own. It ends when the
-server has closed the first socket, and with the server if that dies: what it has not committed by then nobody was told of.
+Run as `python -m milepost_server.storage.process_worker`, by `process_engine` only. The first socket carries batches of
+commands, answered in order by the main thread, which owns every write; each other one carries queries, answered by a
+thread of its own. It ends when the server has closed the first socket, and at once when its stdin ends, whose other end
+the server holds as long as it lives: what it has not committed by then nobody was told of.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from milepost_server import log_setup
 from milepost_server.errors import StorageFailedError, StoreError
 from milepost_server.limits import Limits
 from milepost_server.model import EntryHistoryQuery, ListQuery, ListWorkflowsQuery, LoadQuery
@@ -28,8 +29,12 @@ from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.port import Engine
 
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl(2): have the kernel send this process a signal when its parent has died."""
+EXIT_ORPHANED = 3
+"""The server has gone without a word. Nobody sees the number but a tracer."""
+
+
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that are meant for the server, which ends this process when it has drained."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     map_size_max_bytes: int
     low_disk_bytes: int
     log_level: int
-    parent_pid: int
+    log_format: str
+    server_pid: int
     command_fd: int
     query_fds: tuple[int, ...]
 
@@ -49,11 +55,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     """Serve until the server has gone."""
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
-    _die_with(settings.parent_pid)
-    # A terminal's Ctrl-C reaches this process too; it is the server that decides when to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    # What is sent to the whole group of processes (a terminal's Ctrl-C) reaches this one too. It is the server that
+    # decides when to end; until here `ProcessEngine` has had these signals blocked.
+    for each in GROUP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_server, daemon=True, name="orphan-watch").start()
+    log_setup.set_up_logging(settings.log_level, settings.log_format)
     connection = socket.socket(fileno=settings.command_fd)
     try:
         engine = LmdbEngine.open(
@@ -62,26 +69,29 @@ def main() -> None:
             map_size_bytes=settings.map_size_bytes,
             map_size_max_bytes=settings.map_size_max_bytes,
             low_disk_bytes=settings.low_disk_bytes,
-            server_pid=settings.parent_pid,
+            server_pid=settings.server_pid,
         )
     except DataDirError as error:
         frames.send(connection, [frames.StartFailed(str(error))])
         return
-    for number in settings.query_fds:
-        threading.Thread(
-            target=_serve_queries, args=(engine, socket.socket(fileno=number)), daemon=True, name=f"queries-{number}"
-        ).start()
-    frames.send(connection, [frames.Ready()])
-    _serve_commands(engine, connection)
+    serve(engine, connection, [socket.socket(fileno=number) for number in settings.query_fds])
+
+
+def serve(engine: Engine, commands: socket.socket, queries: Sequence[socket.socket]) -> None:
+    """Serve an open engine until the other end of the commands is closed, then close it."""
+    for connection in queries:
+        threading.Thread(target=_serve_queries, args=(engine, connection), daemon=True, name="queries").start()
+    frames.send(commands, [frames.Ready()])
+    _serve_commands(engine, commands)
     engine.close()
 
 
-def _die_with(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        # It died before the kernel was asked.
-        sys.exit(1)
+def _end_with_the_server() -> None:
+    # Nothing is ever sent: the end comes when the kernel has closed the server's end. `prctl(PR_SET_PDEATHSIG)` would
+    # not do: it means the thread that started this process, and is known to Linux only.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(EXIT_ORPHANED)
 
 
 def _serve_commands(engine: Engine, connection: socket.socket) -> None:
@@ -100,12 +110,13 @@ def _serve_commands(engine: Engine, connection: socket.socket) -> None:
 
 
 def _serve_queries(engine: Engine, connection: socket.socket) -> None:
-    while True:
-        try:
-            queries = frames.receive(connection)
-            frames.send(connection, [_answer(engine, query) for query in queries])
-        except (EOFError, ConnectionError):
-            return
+    with connection:
+        while True:
+            try:
+                queries = frames.receive(connection)
+                frames.send(connection, [_answer(engine, query) for query in queries])
+            except (EOFError, ConnectionError):
+                return
 
 
 def _answer(engine: Engine, query: Any) -> Any:

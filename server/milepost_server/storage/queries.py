@@ -1,7 +1,7 @@
 """The queries, each in one read transaction: what Load, List and their kin answer.
 
-Every function takes a `ReadTransaction` and answers or raises a `StoreError`. Work is bounded by what is answered and, where rows are
-filtered, by `rows_examined_max`; an engine decides how long one transaction may stay open.
+Every function takes a `ReadTransaction` and answers or raises a `StoreError`. Work is bounded by what is answered and,
+where rows are filtered, by `rows_examined_max`; an engine decides how long one transaction may stay open.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _is_same(ref: EntryRef | None, other: EntryRef | None) -> bool:
 # Slices.
 
 SLICE_ROWS_MAX = 1_000
-"""Rows that one read transaction examines: a longer one would keep LMDB from reusing the pages that were freed since it began."""
+"""Rows that one read transaction examines: a longer one would keep LMDB from reusing pages freed since it began."""
 
 Query = TypeVar("Query", ListQuery, ListWorkflowsQuery, EntryHistoryQuery)
 PageAnswer = TypeVar("PageAnswer", ListAnswer, ListWorkflowsAnswer, EntryHistoryAnswer)
@@ -377,8 +377,8 @@ def _read_checkpoint(
         if len(state.entries) != row.entry_count or len(state.steps) != row.step_count:
             raise StoreError(
                 "RECORD_DAMAGED",
-                f"checkpoint {row.checkpoint_id!r} has {len(state.entries)} entries and {len(state.steps)} steps stored, "
-                f"not {row.entry_count} and {row.step_count}",
+                f"checkpoint {row.checkpoint_id!r} has {len(state.entries)} entries and {len(state.steps)} steps "
+                f"stored, not {row.entry_count} and {row.step_count}",
                 {"table": "nodes", "key": f"{workflow.family_id:016x}{row.node_id:016x}"},
             )
         if selection.with_steps:

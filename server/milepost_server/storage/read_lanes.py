@@ -120,7 +120,7 @@ def run_each(functions: list[Callable[[], object]]) -> list[object]:
     for function in functions:
         try:
             answers.append(function())
-        except Exception as error:  # noqa: BLE001, PERF203 - the edge of the thread: it is the caller's
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: it is the caller's
             answers.append(error)
     return answers
 

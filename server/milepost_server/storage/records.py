@@ -4,8 +4,8 @@
     bytes 1-4   CRC-32 over key, version and body, big-endian
     bytes 5-    body: a MessagePack array, or the raw bytes of a piece
 
-A row that was copied, moved, cut or flipped anywhere does not pass: what LMDB itself would hand out as good (it has no checksums) is told
-as damage. A body may gain fields at its end; an older row then reads with their defaults.
+A row that was copied, moved, cut or flipped anywhere does not pass: what LMDB itself would hand out as good (it has no
+checksums) is told as damage. A body may gain fields at its end; an older row then reads with their defaults.
 """
 
 from __future__ import annotations

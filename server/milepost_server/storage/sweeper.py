@@ -1,7 +1,7 @@
 """Freeing what nobody reaches any more, in slices small enough that saves get through between them.
 
-Everything here can stop after any slice and go on after a restart: what is left to do is in the trash and due tables, and each slice takes
-what it freed out of them in the same commit.
+Everything here can stop after any slice and go on after a restart: what is left to do is in the trash and due tables,
+and each slice takes what it freed out of them in the same commit.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) ->
 
 
 def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
-    """Forget the checkpoint ids of a deleted incarnation, or those of single checkpoints deleted a replay window ago."""
+    """Forget the checkpoint ids of a deleted incarnation, or of single checkpoints deleted a replay window ago."""
     prefix = keys.prefix(due.name_id, keys.ID)
     freed = 0
     next_due_ms = due.next_due_ms

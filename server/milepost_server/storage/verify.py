@@ -1,11 +1,13 @@
 """The offline check: walks every row of a store and proves what the engine relies on.
 
-It opens nothing for writing and trusts nothing: first the file's structure, without LMDB's own code touching it; then every row's checksum and
-key; then what rows say of one another. What it proves:
+It opens nothing for writing and trusts nothing: first the file's structure, without LMDB's own code touching it; then
+every row's checksum and key; then what rows say of one another. What it proves:
 
 - every row decodes and belongs to its key, and its table is known;
-- reference counts equal references, those of what waits in the trash included; no node, value, piece or record is an orphan;
-- every value has the bytes that its digest says, every state the entries, steps, sizes and hashes that its checkpoint says;
+- reference counts equal references, those of what waits in the trash included; no node, value, piece or record is an
+  orphan;
+- every value has the bytes that its digest says, every state the entries, steps, sizes and hashes that its checkpoint
+  says;
 - ids, order, runs, heads and counters agree with the checkpoints that are there.
 """
 

@@ -245,9 +245,9 @@ def test_without_zstandard_nothing_is_compressed_and_the_extra_is_named(monkeypa
 def test_digest_memory_forgets_the_oldest_use_first() -> None:
     memory = DigestMemory(digests_max=9)
     for name in ("c1", "c2", "c3"):
-        memory.remember("n", "w", "", name, {"a": name.encode(), "b": b""}, b"digest")
+        memory.remember("n", "w", "", name, digests={"a": name.encode(), "b": b""}, content_digest=b"digest")
     assert memory.recall("n", "w", "", "c1") == ({"a": b"c1", "b": b""}, b"digest")
-    memory.remember("n", "w", "", "c4", {"a": b"c4"}, b"digest")
+    memory.remember("n", "w", "", "c4", digests={"a": b"c4"}, content_digest=b"digest")
     assert memory.recall("n", "w", "", "c2") is None
     assert memory.recall("n", "w", "", "c1") is not None
     memory.forget("n", "w", "", "c1")
@@ -258,9 +258,11 @@ def test_digest_memory_forgets_the_oldest_use_first() -> None:
 def test_digest_memory_is_bounded_by_entries() -> None:
     memory = DigestMemory(digests_max=100)
     for number in range(1_000):
-        memory.remember("n", "w", "", f"c{number}", {}, b"digest")
+        memory.remember("n", "w", "", f"c{number}", digests={}, content_digest=b"digest")
     assert "checkpoints=100" in repr(memory)
-    memory.remember("n", "w", "", "large", {str(number): b"" for number in range(100)}, b"digest")
+    memory.remember(
+        "n", "w", "", "large", digests={str(number): b"" for number in range(100)}, content_digest=b"digest"
+    )
     assert memory.recall("n", "w", "", "large") is None
     assert memory.recall("n", "w", "", "c999") == ({}, b"digest")
 
@@ -268,7 +270,7 @@ def test_digest_memory_is_bounded_by_entries() -> None:
 def test_digest_memory_keeps_keys_apart_and_copies() -> None:
     memory = DigestMemory()
     digests = {"a": b"1"}
-    memory.remember("n", "w", "s", "c", digests, b"digest")
+    memory.remember("n", "w", "s", "c", digests=digests, content_digest=b"digest")
     digests["a"] = b"2"
     assert memory.recall("n", "w", "s", "c") == ({"a": b"1"}, b"digest")
     for other in (("m", "w", "s", "c"), ("n", "v", "s", "c"), ("n", "w", "", "c"), ("n", "w", "s", "d")):
@@ -279,6 +281,6 @@ def test_no_repr_shows_a_value() -> None:
     encoded = encode_state({"a": "canary-7351", "b": 1})
     increment = plan_increment(encoded, encode_state({"b": 1}).digests)
     memory = DigestMemory()
-    memory.remember("n", "w", "", "c", encoded.digests, b"digest")
+    memory.remember("n", "w", "", "c", digests=encoded.digests, content_digest=b"digest")
     for shown in (repr(encoded), repr(increment), repr(memory)):
         assert "canary" not in shown

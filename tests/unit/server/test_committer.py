@@ -93,6 +93,12 @@ class ScriptedEngine:
         scripted = self.on_execute(ids)
         return scripted if scripted is not None else [DELETED for _ in ids]
 
+    def command_lane(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See `Engine`."""
+
+    def load_lane(self, loop: asyncio.AbstractEventLoop, **options: object) -> None:
+        """See `Engine`."""
+
     def reopen(self) -> None:
         """See `Engine`."""
         self.reopens += 1
@@ -152,6 +158,7 @@ async def test_a_batch_is_answered_with_one_wake_up(monkeypatch: pytest.MonkeyPa
         await engine.next_batch()
         loop = asyncio.get_running_loop()
         wake_ups: list[object] = []
+        sweeps_before = engine.sweeps
         post = loop.call_soon_threadsafe
 
         def counting(*arguments: Any, **options: Any) -> Any:
@@ -161,7 +168,8 @@ async def test_a_batch_is_answered_with_one_wake_up(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
         engine.release()
         await asyncio.gather(*many)
-        assert len(wake_ups) == 1
+        # A slice of sweeping may have followed, which has a wake-up of its own.
+        assert len(wake_ups) <= 1 + engine.sweeps - sweeps_before
 
 
 async def test_a_batch_is_bounded_by_count_and_by_bytes() -> None:
@@ -353,9 +361,10 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
             await committer.submit(command("f"), namespace="n")
         assert refused.value.reason == "NOT_SERVING"
         assert refused.value.retry_after_s
-        for reading in (committer.read, committer.scan):
-            with pytest.raises(UnavailableError):
-                await reading(lambda: 1)
+        with pytest.raises(UnavailableError):
+            await committer.scan(lambda: 1)
+        with pytest.raises(UnavailableError):
+            await committer.load(LOAD)
         may_reopen.set()
         await recovered.wait()
         assert health == [False, True]

@@ -1,8 +1,4 @@
-"""Point reads of a storage process, asked and answered on the event loop itself.
-
-A thread between the loop and the socket would cost each read two changes of threads, more than the read. Here all reads that are asked in one
-turn of the loop go out as one frame; while that is answered the next ones gather, so under load a frame carries many.
-"""
+"""The lanes of the storage process: commands and loads, asked and answered on the event loop."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import ResourceError, UnavailableError
-from milepost_server.model import LoadAnswer, LoadQuery
+from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError
+from milepost_server.model import Answer, Command, LoadAnswer, LoadQuery
 from milepost_server.storage import frames
+from milepost_server.storage.frame_channel import FrameChannel
 
-RECEIVE_BYTES = 256 * 1024
 RETRY_AFTER_S = 0.1
 """What a caller is told to wait when too many reads wait already."""
 
@@ -26,12 +22,65 @@ _logger = logging.getLogger(__name__)
 _Waiting = tuple[LoadQuery, asyncio.Future[LoadAnswer]]
 
 
-class LoadChannel:
-    """Loads of many callers over one socket. Lives on one event loop.
+class ProcessCommandLane:
+    """Implements `CommandLane`: one batch at a time goes to the process, and comes back when it is on disk.
 
     Args:
-        loop: The loop.
-        connect: Returns the socket to the process as it runs now; asked for again when that process has been replaced.
+        loop: The loop it lives on.
+        connect: Returns the connection for commands to the process as it runs now.
+        reopen: Starts the process anew; blocks.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connect: Callable[[], socket.socket], reopen: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._reopen = reopen
+        self._channel = FrameChannel(
+            loop, connect, owns_socket=False, on_answer=self._on_answer, on_failure=self._on_failure
+        )
+        self._future: asyncio.Future[list[Any]] | None = None
+
+    async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """See `CommandLane`. No deadline: a commit takes as long as its disk, and to give up waiting would not undo it."""
+        assert self._future is None
+        self._future = self._loop.create_future()
+        self._channel.ask(commands)
+        try:
+            outcomes = await self._future
+        finally:
+            self._future = None
+        if outcomes and isinstance(outcomes[0], frames.StorageFailed):
+            raise StorageFailedError(outcomes[0].message)
+        return outcomes
+
+    async def reopen(self) -> None:
+        """See `CommandLane`."""
+        self._channel.detach()
+        await asyncio.to_thread(self._reopen)
+
+    async def close(self) -> None:
+        """See `CommandLane`."""
+        self._channel.detach()
+
+    def _on_answer(self, outcomes: list[Any]) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(outcomes)
+
+    def _on_failure(self, error: Exception) -> None:
+        _logger.error("the storage process is lost: %r", error)
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(
+                StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
+            )
+
+
+class ProcessLoadLane:
+    """Implements `LoadLane`: all loads that are asked in one turn of the loop go out as one frame.
+
+    Args:
+        loop: The loop it lives on.
+        connect: Gives away the connection for loads to the process as it runs now.
         calls_max: Loads that may wait; one more is refused with `QUEUE_FULL`.
         frame_loads_max: Most loads of one frame: they are answered together.
         on_failure: Called when the process turned out to have gone.
@@ -47,15 +96,14 @@ class LoadChannel:
         on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._connect = connect
         self._calls_max = calls_max
         self._frame_loads_max = frame_loads_max
-        self._on_failure = on_failure
+        self._on_broken = on_failure
+        self._channel = FrameChannel(
+            loop, connect, owns_socket=True, on_answer=self._settle, on_failure=self._on_failure
+        )
         self._waiting: deque[_Waiting] = deque()
         self._asked: list[_Waiting] = []
-        self._socket: socket.socket | None = None
-        self._unsent = b""
-        self._received = bytearray()
         self._is_flush_planned = False
         self._gathered_count = 0
         """Loads that waited at the last turn of the loop, while a frame is being put off."""
@@ -87,10 +135,10 @@ class LoadChannel:
         return future
 
     async def close(self) -> None:
-        """Answer what was accepted, then let go of the socket."""
+        """Answer what was accepted, then let go of the connection."""
         self._is_closing = True
         await self._idle.wait()
-        self._disconnect()
+        self._channel.detach()
 
     def _plan_flush(self) -> None:
         if not self._is_flush_planned and not self._asked:
@@ -100,8 +148,8 @@ class LoadChannel:
     def _flush(self) -> None:
         """Ask for all that waits, up to the bound, in one frame.
 
-        As long as each turn of the loop brings more, there is nothing to be gained by asking yet: a frame costs the same for one load as
-        for many. A load that is alone waits for one empty turn, which takes no time.
+        As long as each turn of the loop brings more, there is nothing to be gained by asking yet: a frame costs the
+        same for one load as for many. A load that is alone waits for one empty turn, which takes no time.
         """
         if self._gathered_count < len(self._waiting) < self._frame_loads_max:
             self._gathered_count = len(self._waiting)
@@ -113,55 +161,12 @@ class LoadChannel:
             query, future = self._waiting.popleft()
             if not future.cancelled():
                 self._asked.append((query, future))
-        if not self._asked:
+        if self._asked:
+            self._channel.ask([query for query, _ in self._asked])
+        else:
             self._idle.set()
-            return
-        try:
-            if self._socket is None:
-                self._socket = self._connect()
-                self._socket.setblocking(False)
-                self._loop.add_reader(self._socket, self._on_readable)
-            self._send(frames.pack([query for query, _ in self._asked]))
-        except OSError as error:
-            self._fail(error)
 
-    def _send(self, data: bytes) -> None:
-        assert self._socket is not None
-        try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._unsent = data[sent:]
-            self._loop.add_writer(self._socket, self._on_writable)
-
-    def _on_writable(self) -> None:
-        assert self._socket is not None
-        self._loop.remove_writer(self._socket)
-        try:
-            self._send(self._unsent)
-        except OSError as error:
-            self._fail(error)
-
-    def _on_readable(self) -> None:
-        assert self._socket is not None
-        try:
-            chunk = self._socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._fail(error)
-            return
-        if not chunk:
-            self._fail(EOFError("the storage process ended"))
-            return
-        self._received += chunk
-        answers = frames.unpack(self._received)
-        if answers is not None:
-            self._received = bytearray()
-            self._settle(answers)
-
-    def _settle(self, answers: list[Any]) -> None:
+    def _settle(self, answers: Sequence[Any]) -> None:
         asked, self._asked = self._asked, []
         for (_, future), answer in zip(asked, answers, strict=True):
             if future.done():
@@ -176,19 +181,9 @@ class LoadChannel:
         else:
             self._idle.set()
 
-    def _fail(self, error: Exception) -> None:
-        """The process has gone: whoever was asking is told so, and the next one to ask connects to its successor."""
+    def _on_failure(self, error: Exception) -> None:
+        """Tell whoever was asking; the next one to ask connects to the successor."""
         _logger.error("reads failed with the storage process: %r", error)
-        self._disconnect()
-        self._on_failure()
+        self._on_broken()
         failure = UnavailableError("NOT_SERVING", "the storage process ended; send the same call again")
         self._settle([failure] * len(self._asked))
-
-    def _disconnect(self) -> None:
-        self._unsent = b""
-        self._received = bytearray()
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket.close()
-            self._socket = None

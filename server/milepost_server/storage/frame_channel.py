@@ -1,0 +1,106 @@
+"""Frames to and from the storage process on the event loop: one question at a time, no thread in between."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from milepost_server.storage import frames
+
+RECEIVE_BYTES = 256 * 1024
+
+
+class FrameChannel:
+    """One connection on one event loop. A thread between the loop and the socket would cost two changes of threads a frame.
+
+    Args:
+        loop: The loop.
+        connect: Returns the socket to the process as it runs now; asked for again after a failure.
+        owns_socket: The channel closes the socket when it lets go of it.
+        on_answer: Called with the items that answer the last `ask`.
+        on_failure: Called when the process turned out to have gone; what was asked has no answer then.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connect: Callable[[], socket.socket],
+        *,
+        owns_socket: bool,
+        on_answer: Callable[[list[Any]], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._loop = loop
+        self._connect = connect
+        self._owns_socket = owns_socket
+        self._on_answer = on_answer
+        self._on_failure = on_failure
+        self._socket: socket.socket | None = None
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
+
+    def ask(self, items: Sequence[Any]) -> None:
+        """Send items; not before the last ones were answered."""
+        try:
+            if self._socket is None:
+                self._socket = self._connect()
+                self._socket.setblocking(False)
+                self._loop.add_reader(self._socket, self._on_readable)
+            self._unsent = memoryview(frames.pack(items))
+            if not self._send():
+                self._loop.add_writer(self._socket, self._on_writable)
+        except OSError as error:
+            self._fail(error)
+
+    def detach(self) -> None:
+        """Let go of the socket."""
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            if self._owns_socket:
+                self._socket.close()
+            self._socket = None
+
+    def _send(self) -> bool:
+        """Send what the socket takes; tell whether that was the rest."""
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = self._unsent[sent:]
+        return not self._unsent
+
+    def _on_writable(self) -> None:
+        assert self._socket is not None
+        try:
+            if self._send():
+                self._loop.remove_writer(self._socket)
+        except OSError as error:
+            self._fail(error)
+
+    def _on_readable(self) -> None:
+        assert self._socket is not None
+        try:
+            chunk = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if not chunk:
+            self._fail(EOFError("the storage process ended"))
+            return
+        self._received += chunk
+        answers = frames.unpack(self._received)
+        if answers is not None:
+            self._received = bytearray()
+            self._on_answer(answers)
+
+    def _fail(self, error: Exception) -> None:
+        self.detach()
+        self._on_failure(error)

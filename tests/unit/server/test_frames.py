@@ -1,0 +1,129 @@
+"""Frames between the server and its storage process: everything that goes over comes out as it went in."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from milepost_server import model
+from milepost_server.errors import (
+    InvalidFieldError,
+    LimitExceededError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RecordDamagedError,
+    StoreError,
+    UnavailableError,
+)
+from milepost_server.limits import MIB
+from milepost_server.model import CheckpointFilter
+from milepost_server.storage import frames
+from milepost_server.testing.builders import list_query
+
+PARTS = ("reason", "message", "metadata", "retry_after_s", "field")
+ERRORS = (
+    StoreError("WORKFLOW_EXISTS", "workflow 'w' exists already", {"workflow_id": "w", "count": 3}),
+    InvalidFieldError("state", "must be JSON", "['"),
+    LimitExceededError("state", limit="state_entries_max", allowed=1, found=2, unit="entries"),
+    NotFoundError("WORKFLOW_NOT_FOUND", "there is no workflow 'é'"),
+    UnavailableError("NOT_SERVING", "later", retry_after_s=0.0),
+    OutcomeUnknownError("it may or may not be on disk"),
+    RecordDamagedError("nodes", b"\x00\xff", "checksum"),
+)
+
+
+def all_kinds(base: type[Any]) -> Iterator[type[Any]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from all_kinds(kind)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def parts(error: StoreError) -> list[Any]:
+    return [getattr(error, name) for name in PARTS]
+
+
+# The texts of what has another form in the program.
+TEXTS = (frames.ErrorText, frames.FilteredList)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in frames.KINDS if kind not in TEXTS], ids=lambda kind: kind.__name__)
+def test_every_kind_goes_over_and_back(kind: type[Any]) -> None:
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(items=st.lists(st.from_type(kind), max_size=3))
+    def go_over(items: list[Any]) -> None:
+        assert frames.unpack(bytearray(frames.pack(items))) == items
+
+    go_over()
+
+
+def test_every_command_and_answer_is_known() -> None:
+    assert {*typing.get_args(model.Command), *typing.get_args(model.Answer)} <= set(frames.KINDS)
+
+
+def test_a_filter_keeps_integers_of_any_size() -> None:
+    query = list_query("w", filter=CheckpointFilter(metadata_contains={"n": [10**30, -(10**30), 0.1, True, None]}))
+    assert frames.unpack(bytearray(frames.pack([query]))) == [query]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_goes_over_with_its_class_and_its_parts(error: StoreError) -> None:
+    received = frames.unpack(bytearray(frames.pack([error, error])))
+    assert received is not None
+    assert [type(each) for each in received] == [type(error)] * 2
+    assert [parts(each) for each in received] == [parts(error)] * 2
+    assert [str(each) for each in received] == [str(error)] * 2
+
+
+@pytest.mark.parametrize("kind", [StoreError, *all_kinds(StoreError)], ids=lambda kind: kind.__name__)
+def test_every_class_of_error_goes_over(kind: type[StoreError]) -> None:
+    error = kind.__new__(kind)
+    StoreError.__init__(error, "INTERNAL_ERROR", "text")
+    received = frames.unpack(bytearray(frames.pack([error])))
+    assert received is not None
+    assert type(received[0]) is kind
+
+
+def test_a_frame_is_whole_only_with_its_last_byte() -> None:
+    frame = frames.pack([model.ProbeCommand(), frames.Ready()])
+    assert [frames.unpack(bytearray(frame[:size])) for size in range(len(frame))] == [None] * len(frame)
+    assert frames.unpack(bytearray(frame)) == [model.ProbeCommand(), frames.Ready()]
+
+
+def test_an_empty_list_is_a_frame(pair: tuple[socket.socket, socket.socket]) -> None:
+    frames.send(pair[0], [])
+    assert frames.receive(pair[1]) == []
+
+
+def test_frames_come_one_by_one(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].sendall(frames.pack([frames.Ready()]) + frames.pack([frames.StorageFailed("disk")]))
+    assert [frames.receive(pair[1]), frames.receive(pair[1])] == [[frames.Ready()], [frames.StorageFailed("disk")]]
+
+
+def test_a_frame_larger_than_the_buffers_of_a_socket_comes_whole(pair: tuple[socket.socket, socket.socket]) -> None:
+    large = frames.StorageFailed("x" * 4 * MIB)
+    sender = threading.Thread(target=frames.send, args=(pair[0], [large]))
+    sender.start()
+    assert frames.receive(pair[1]) == [large]
+    sender.join()
+
+
+@pytest.mark.parametrize("sent_count", [0, 1, 4, 5])
+def test_an_end_within_a_frame_is_the_end(pair: tuple[socket.socket, socket.socket], sent_count: int) -> None:
+    pair[0].sendall(frames.pack([frames.Ready()])[:sent_count])
+    pair[0].close()
+    with pytest.raises(EOFError):
+        frames.receive(pair[1])
