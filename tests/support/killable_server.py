@@ -73,6 +73,28 @@ class KillableServer:
             self.kill()
             raise AssertionError(f"the server does not serve, said {line!r}; its log: {self.log.read_text()[-2000:]}")
 
+    @property
+    def storage_pid(self) -> int:
+        """Of the process that its engine is in. Linux only."""
+        assert self._process is not None, "no server was started"
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        (pid,) = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+        return pid
+
+    def signal(self, number: signal.Signals, *, is_group: bool) -> int:
+        """Send a signal to the server alone, or to all its processes as a terminal does; return the exit code."""
+        process = self._process
+        assert process is not None, "no server was started"
+        if is_group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        code = process.wait(END_DEADLINE_S)
+        self._process = None
+        if process.stdout is not None:
+            process.stdout.close()
+        return code
+
     def kill(self) -> None:
         """End the server by SIGKILL, wherever it is, and return once it is gone."""
         self._end(signal.SIGKILL)

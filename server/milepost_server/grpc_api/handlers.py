@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,11 +19,16 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError, UnavailableError
+from milepost_server.errors import InvalidFieldError, LimitExceededError, ResourceError, StoreError, UnavailableError
 from milepost_server.grpc_api import status
-from milepost_server.limits import Limits
+from milepost_server.limits import MIB, Limits
 
 _logger = logging.getLogger(__name__)
+
+LARGE_BYTES = MIB
+"""Requests over this size count against `queue.large_bytes_max`."""
+LARGE_BYTES_PER_S = 80 * MIB
+"""How fast large requests are taken to go through, for what their callers are told to wait."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[Message]]
@@ -69,12 +75,66 @@ class CallGate:
         await self._idle.wait()
 
 
+class LargeRequest:
+    """A request that takes much memory, on its way to its method: whoever takes it is the only one to hold it."""
+
+    __slots__ = ("_message", "size_bytes")
+
+    def __init__(self, message: Message, size_bytes: int) -> None:
+        self._message: Message | None = message
+        self.size_bytes = size_bytes
+
+    def take(self) -> Message:
+        """Return the message, once."""
+        message, self._message = self._message, None
+        assert message is not None
+        return message
+
+
+class LargeRequestGate:
+    """Bounds the memory that large requests take: each is there several times over while it is decoded and stored.
+
+    Lives on one event loop, where messages are decoded too.
+    """
+
+    def __init__(self, bytes_max: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bytes_max = bytes_max
+        self._clock = clock
+        self._bytes = 0
+        self._next_turn_s = 0.0
+        """When the one who is refused next is to come again: each is given a turn of its own, or all would come at once."""
+
+    def refuse(self, size_bytes: int) -> StoreError | None:
+        """Let a request in and return `None`, or return why not. One that is alone always fits.
+
+        Returned and not raised: a traceback would keep the bytes of the request until the next garbage collection.
+        """
+        found = self._bytes + size_bytes
+        if self._bytes and found > self._bytes_max:
+            now_s = self._clock()
+            self._next_turn_s = max(self._next_turn_s, now_s) + size_bytes / LARGE_BYTES_PER_S
+            return ResourceError(
+                "QUEUE_FULL",
+                f"large requests of {found} bytes would be in progress, at most {self._bytes_max} may be "
+                "(queue.large_bytes_max); try again shortly",
+                {"limit": "queue.large_bytes_max", "allowed": self._bytes_max, "found": found, "unit": "bytes"},
+                retry_after_s=self._next_turn_s - now_s,
+            )
+        self._bytes = found
+        return None
+
+    def leave(self, size_bytes: int) -> None:
+        """Note the end of a request that was let in."""
+        self._bytes -= size_bytes
+
+
 def generic_handler(
     service: ServiceDescriptor,
     servicer: object,
     *,
     limits: Limits,
     gate: CallGate,
+    large_gate: LargeRequestGate,
     mark_span: MarkSpan | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return the handlers of a service whose methods are all unary.
@@ -84,6 +144,7 @@ def generic_handler(
         servicer: Has a coroutine method for each.
         limits: Bounds the size of a request.
         gate: Lets calls in.
+        large_gate: Lets large requests in.
         mark_span: Corrects the span that the tracing interceptor made, where there is one.
     """
     handlers = {}
@@ -91,19 +152,21 @@ def generic_handler(
         assert not method.client_streaming, method.full_name
         assert not method.server_streaming, method.full_name
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            _wrap(getattr(servicer, method.name), gate, mark_span),
-            request_deserializer=_deserializer(GetMessageClass(method.input_type), limits),
+            _wrap(getattr(servicer, method.name), gate, large_gate, mark_span),
+            request_deserializer=_deserializer(GetMessageClass(method.input_type), limits, large_gate),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(service.full_name, handlers)
     return handler
 
 
-def _deserializer(message_class: type[Message], limits: Limits) -> Callable[[bytes], Message | StoreError]:
+def _deserializer(
+    message_class: type[Message], limits: Limits, large_gate: LargeRequestGate
+) -> Callable[[bytes], Message | LargeRequest | StoreError]:
     """Return a deserializer that never raises: gRPC would answer that as INTERNAL and log a traceback."""
     parse = message_class.FromString
 
-    def deserialize(data: bytes) -> Message | StoreError:
+    def deserialize(data: bytes) -> Message | LargeRequest | StoreError:
         if len(data) > limits.request_bytes_max:
             return LimitExceededError(
                 "request",
@@ -112,28 +175,45 @@ def _deserializer(message_class: type[Message], limits: Limits) -> Callable[[byt
                 found=len(data),
                 unit="bytes",
             )
+        is_large = len(data) > LARGE_BYTES
+        refusal = large_gate.refuse(len(data)) if is_large else None
+        if refusal is not None:
+            return refusal
         try:
-            return parse(data)
+            message = parse(data)
         except DecodeError:
-            return InvalidFieldError(
-                "request", f"must be a {message_class.DESCRIPTOR.full_name}", f"{len(data)} bytes that are not"
-            )
+            if is_large:
+                large_gate.leave(len(data))
+            return not_a_message(data)
+        return LargeRequest(message, len(data)) if is_large else message
+
+    def not_a_message(data: bytes) -> StoreError:
+        return InvalidFieldError(
+            "request", f"must be a {message_class.DESCRIPTOR.full_name}", f"{len(data)} bytes that are not"
+        )
 
     return deserialize
 
 
-def _wrap(method: Method, gate: CallGate, mark_span: MarkSpan | None) -> Method:
-    async def call(request: Message | StoreError, context: Context) -> Message:
+def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_span: MarkSpan | None) -> Method:
+    async def call(request: Message | LargeRequest | StoreError, context: Context) -> Message:
         try:
-            gate.enter()
             try:
-                if not isinstance(request, StoreError):
-                    return await method(request, context)
-                refusal = request
+                gate.enter()
+                try:
+                    if isinstance(request, LargeRequest):
+                        return await method(request.take(), context)
+                    if not isinstance(request, StoreError):
+                        return await method(request, context)
+                    refusal = request
+                finally:
+                    gate.leave()
             finally:
-                gate.leave()
+                if isinstance(request, LargeRequest):
+                    large_gate.leave(request.size_bytes)
         except StoreError as error:
-            refusal = error
+            # Without its traceback, whose frames hold the request.
+            refusal = error.with_traceback(None)
         except asyncio.CancelledError:
             # Cancelled by the caller, past its deadline, or the server stops. The span would say OK.
             if mark_span is not None:

@@ -69,6 +69,7 @@ class GrpcFront:
         service: What calls are carried to.
         limits: Bounds of messages.
         concurrent_calls_max: Calls in progress; one more is refused at once with RESOURCE_EXHAUSTED.
+        large_bytes_max: Bytes of large requests in progress.
         interceptors: Tracing, where it is on.
         mark_span: Corrects the spans of that, see `handlers`.
     """
@@ -79,6 +80,7 @@ class GrpcFront:
         *,
         limits: Limits,
         concurrent_calls_max: int,
+        large_bytes_max: int,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         mark_span: handlers.MarkSpan | None = None,
     ) -> None:
@@ -87,7 +89,12 @@ class GrpcFront:
         )
         self._gate = handlers.CallGate()
         handler = handlers.generic_handler(
-            _SERVICE, CheckpointStoreServicer(service), limits=limits, gate=self._gate, mark_span=mark_span
+            _SERVICE,
+            CheckpointStoreServicer(service),
+            limits=limits,
+            gate=self._gate,
+            large_gate=handlers.LargeRequestGate(large_bytes_max),
+            mark_span=mark_span,
         )
         self._server.add_generic_rpc_handlers((handler,))
         self._health = HealthServicer([_SERVICE.full_name])

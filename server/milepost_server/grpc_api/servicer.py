@@ -34,6 +34,8 @@ class CheckpointStoreServicer:
             command = await asyncio.to_thread(convert.save_from_pb, request, self._limits)
         else:
             command = convert.save_from_pb(request, self._limits)
+        # A large one need not be in memory twice while it waits for its commit.
+        del request
         return convert.save_to_pb(await self._service.save(command))
 
     async def BatchSave(self, request: pb.BatchSaveRequest, context: Context) -> pb.BatchSaveResponse:

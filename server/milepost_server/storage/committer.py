@@ -56,6 +56,8 @@ COMMAND_OVERHEAD_BYTES: Final = 1024
 """What a queued command counts beside its request, so that the bytes bound the number of small ones too."""
 SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
+BUSY_COMMANDS_MIN: Final = 4
+"""A commit of so many commands says that many callers are at work."""
 LOADS_TAKEN_MAX: Final = 32
 """Point reads that are run together: they are answered together, so the first waits for the last."""
 RETRY_AFTER_S: Final = 0.2
@@ -185,11 +187,12 @@ class Committer:
         self._sweep_timer_due_s = clock() + config.sweep_interval_s
         self._sweep_forced_due_s = clock() + SWEEP_UNDER_LOAD_S
         self._commit_count = 0
+        self._last_commit_size = 0
         self._command_count = 0
 
         self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(engine)
         self._loads: LoadLane = engine.load_lane(
-            self._loop, calls_max=config.read_calls_max, on_failure=self._note_broken_read
+            self._loop, calls_max=config.read_calls_max, gather_s=config.gather_s, on_failure=self._note_broken_read
         ) or ReadLane(
             "milepost-load",
             self._loop,
@@ -350,12 +353,23 @@ class Committer:
                 await self._recover()
             elif self._is_sweep_due():
                 await self._sweep()
-            elif batch := self._take():
-                await self._commit(batch)
+            elif self._turns:
+                await self._gather()
+                await self._commit(self._take())
             elif self._state is _State.CLOSING:
                 return
             else:
                 await self._wait()
+
+    async def _gather(self) -> None:
+        """After a commit that served several callers, let their next calls arrive, for they come together.
+
+        Commits are grouped well without this pause. But calls that are answered together come back together, and the
+        network side handles a burst of calls for much less than as many single ones. A lone caller never waits.
+        """
+        if self._last_commit_size < BUSY_COMMANDS_MIN or not self._config.gather_s:
+            return
+        await asyncio.sleep(self._config.gather_s)
 
     async def _wait(self) -> None:
         """Return when something was queued, or the timer of the sweeper has run out."""
@@ -411,6 +425,9 @@ class Committer:
         return batch
 
     async def _commit(self, batch: list[_Pending]) -> None:
+        if not batch:
+            # All that was queued has been given up by its callers.
+            return
         try:
             outcomes = await self._execute([pending.command for pending in batch], batch)
         except StorageFailedError as error:
@@ -442,6 +459,7 @@ class Committer:
             error = StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
             return [error] * len(commands)
         self._commit_count += 1
+        self._last_commit_size = len(commands)
         self._command_count += len(commands)
         return outcomes
 

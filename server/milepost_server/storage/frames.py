@@ -28,7 +28,7 @@ from milepost_server.errors import (
 )
 
 _LENGTH = struct.Struct(">I")
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -122,10 +122,12 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msg
 _list_decoder = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw]])
 
 
-def pack(items: Sequence[Any]) -> bytes:
+def pack(items: Sequence[Any]) -> bytearray:
     """Return the frame of a list; `StoreError`s go as their texts."""
-    body = _encode([(type(item).__name__, item) for item in map(_sendable, items)])
-    return _LENGTH.pack(len(body)) + body
+    frame = bytearray(_LENGTH.size)
+    _encode_into([(type(item).__name__, item) for item in map(_sendable, items)], frame, _LENGTH.size)
+    _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
+    return frame
 
 
 def unpack(received: bytearray) -> list[Any] | None:

@@ -253,10 +253,12 @@ class Engine(Protocol):
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """Return a way of its own to run commands, or `None`: then `execute` is called in a thread."""
 
-    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+    def load_lane(
+        self, loop: AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
+    ) -> LoadLane | None:
         """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.
 
-        `on_failure` is called when a load found that the engine must be reopened.
+        While several callers are at work it may let loads gather for `gather_s`. `on_failure` is called when a load found that the engine must be reopened.
         """
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:

@@ -224,10 +224,17 @@ class ProcessEngine:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
         return ProcessCommandLane(loop, lambda: self._commands, self.reopen)
 
-    def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
+    def load_lane(
+        self, loop: asyncio.AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
+    ) -> LoadLane:
         """See `Engine`."""
         return ProcessLoadLane(
-            loop, self._give_loads, calls_max=calls_max, frame_loads_max=FRAME_LOADS_MAX, on_failure=on_failure
+            loop,
+            self._give_loads,
+            calls_max=calls_max,
+            frame_loads_max=FRAME_LOADS_MAX,
+            gather_s=gather_s,
+            on_failure=on_failure,
         )
 
     def _give_loads(self) -> socket.socket:

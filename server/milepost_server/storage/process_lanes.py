@@ -17,6 +17,9 @@ from milepost_server.storage.frame_channel import FrameChannel
 RETRY_AFTER_S = 0.1
 """What a caller is told to wait when too many reads wait already."""
 
+BUSY_LOADS_MIN = 3
+"""A frame with so many loads says that many callers are at work."""
+
 _logger = logging.getLogger(__name__)
 
 _Waiting = tuple[LoadQuery, asyncio.Future[LoadAnswer]]
@@ -76,13 +79,14 @@ class ProcessCommandLane:
 
 
 class ProcessLoadLane:
-    """Implements `LoadLane`: all loads that are asked in one turn of the loop go out as one frame.
+    """Implements `LoadLane`: loads of callers that are at work at the same time go out as one frame.
 
     Args:
         loop: The loop it lives on.
         connect: Gives away the connection for loads to the process as it runs now.
         calls_max: Loads that may wait; one more is refused with `QUEUE_FULL`.
         frame_loads_max: Most loads of one frame: they are answered together.
+        gather_s: After a frame with several loads, how long more are awaited; a lone load never waits.
         on_failure: Called when the process turned out to have gone.
     """
 
@@ -93,11 +97,13 @@ class ProcessLoadLane:
         *,
         calls_max: int,
         frame_loads_max: int,
+        gather_s: float,
         on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._calls_max = calls_max
         self._frame_loads_max = frame_loads_max
+        self._gather_s = gather_s
         self._on_broken = on_failure
         self._channel = FrameChannel(
             loop, connect, owns_socket=True, on_answer=self._settle, on_failure=self._on_failure
@@ -105,8 +111,8 @@ class ProcessLoadLane:
         self._waiting: deque[_Waiting] = deque()
         self._asked: list[_Waiting] = []
         self._is_flush_planned = False
-        self._gathered_count = 0
-        """Loads that waited at the last turn of the loop, while a frame is being put off."""
+        self._is_busy = False
+        """The last frame had several loads: many callers are at work."""
         self._is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -141,26 +147,22 @@ class ProcessLoadLane:
         self._channel.detach()
 
     def _plan_flush(self) -> None:
-        if not self._is_flush_planned and not self._asked:
-            self._is_flush_planned = True
+        if self._is_flush_planned or self._asked:
+            return
+        self._is_flush_planned = True
+        if self._is_busy and self._gather_s:
+            self._loop.call_later(self._gather_s, self._flush)
+        else:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Ask for all that waits, up to the bound, in one frame.
-
-        As long as each turn of the loop brings more, there is nothing to be gained by asking yet: a frame costs the
-        same for one load as for many. A load that is alone waits for one empty turn, which takes no time.
-        """
-        if self._gathered_count < len(self._waiting) < self._frame_loads_max:
-            self._gathered_count = len(self._waiting)
-            self._loop.call_soon(self._flush)
-            return
-        self._gathered_count = 0
+        """Ask for all that waits, up to the bound, in one frame."""
         self._is_flush_planned = False
         while self._waiting and len(self._asked) < self._frame_loads_max:
             query, future = self._waiting.popleft()
             if not future.cancelled():
                 self._asked.append((query, future))
+        self._is_busy = len(self._asked) >= BUSY_LOADS_MIN
         if self._asked:
             self._channel.ask([query for query, _ in self._asked])
         else:

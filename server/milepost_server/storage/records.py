@@ -30,7 +30,7 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 def seal(key: bytes, body: bytes) -> bytes:
     """Return the row of a body."""
-    checksum = crc32(body, crc32(_VERSION, crc32(key)))
+    checksum = crc32(body, crc32(key + _VERSION))
     return b"%b%b%b" % (_VERSION, checksum.to_bytes(4, "big"), body)
 
 
@@ -43,7 +43,7 @@ def unseal(key: bytes, row: bytes) -> bytes:
     if len(row) < HEADER_BYTES:
         raise damaged(key, f"{len(row)} bytes long")
     body = row[HEADER_BYTES:]
-    if crc32(body, crc32(row[:1], crc32(key))) != int.from_bytes(row[1:HEADER_BYTES], "big"):
+    if crc32(body, crc32(key + row[:1])) != int.from_bytes(row[1:HEADER_BYTES], "big"):
         raise damaged(key, "its checksum does not match")
     if row[0] != ROW_VERSION:
         raise damaged(key, f"its layout has version {row[0]}, this server knows {ROW_VERSION}")

@@ -26,6 +26,8 @@ from milepost_server.model import (
     Command,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    LoadAnswer,
+    LoadQuery,
     ProbeAnswer,
     ProbeCommand,
     SweepAnswer,
@@ -33,9 +35,13 @@ from milepost_server.model import (
 )
 from milepost_server.storage.committer import Committer
 from milepost_server.storage.port import Engine
+from milepost_server.testing.builders import load_query
 
 Outcomes = Sequence[Answer | StoreError]
 DELETED = DeleteWorkflowAnswer(existed=True, checkpoint_count=1)
+LOAD = load_query("w")
+LOADED = cast(LoadAnswer, object())
+"""Nobody on the way looks into it."""
 
 
 class ScriptedEngine:
@@ -54,6 +60,7 @@ class ScriptedEngine:
         self.reopened: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.on_reopen: Callable[[], None] = lambda: None
         self.on_execute: Callable[[list[str]], Outcomes | None] = lambda ids: None
+        self.on_load: Callable[[LoadQuery], LoadAnswer] = lambda query: LOADED
         self.probes = 0
         self._gate = threading.Semaphore(0)
         self._is_held = False
@@ -94,10 +101,14 @@ class ScriptedEngine:
         return scripted if scripted is not None else [DELETED for _ in ids]
 
     def command_lane(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See `Engine`."""
+        """It has none of its own: the committer calls it in a thread."""
 
     def load_lane(self, loop: asyncio.AbstractEventLoop, **options: object) -> None:
+        """It has none of its own either."""
+
+    def load(self, query: LoadQuery) -> LoadAnswer:
         """See `Engine`."""
+        return self.on_load(query)
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -474,24 +485,27 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
     engine = ScriptedEngine()
     is_held = threading.Event()
     go = threading.Event()
+    names: list[str] = []
 
-    def hold() -> str:
+    def hold(query: LoadQuery) -> LoadAnswer:
+        names.append(threading.current_thread().name)
         is_held.set()
         go.wait()
-        return threading.current_thread().name
+        return LOADED
 
+    engine.on_load = hold
     async with running(engine, QueueConfig(read_calls_max=2, sweep_interval_s=1e6)) as committer:
-        held = committer.scan(hold)
+        held = committer.load(LOAD)
         await asyncio.to_thread(is_held.wait)
-        others = [committer.scan(lambda number=number: number) for number in range(2)]  # type: ignore[misc]
+        others = [committer.load(LOAD) for _ in range(2)]
         with pytest.raises(ResourceError) as refused:
-            await committer.scan(lambda: 3)
+            await committer.load(LOAD)
         assert refused.value.reason == "QUEUE_FULL"
         # A long read has threads of its own.
         assert await committer.scan(lambda: "scanned") == "scanned"
         go.set()
-        assert (await held).startswith("milepost-read")
-        assert await asyncio.gather(*others) == [0, 1]
+        assert await asyncio.gather(held, *others) == [LOADED] * 3
+    assert all(name.startswith("milepost-load") for name in names)
 
 
 async def test_an_error_of_a_read_is_its_callers() -> None:

@@ -219,6 +219,7 @@ class ListContract(ContractBase):
             {"source": "loop", "step": 2, "tags": ["x", "y"]},
             {"step": True},
             None,
+            {"step": 10**30},
         ]
         for number, content in enumerate(metadata):
             store.save("w", str(number), metadata="" if content is None else json.dumps(content))
@@ -230,7 +231,8 @@ class ListContract(ContractBase):
         assert contain({"source": "loop", "step": 2.0}) == ["1"]
         assert contain({"step": 1}) == ["0"]
         assert contain({"tags": ["y"]}) == ["1"]
-        assert contain({}) == ["3", "2", "1", "0"]
+        assert contain({"step": 10**30}) == ["4"]
+        assert contain({}) == ["4", "3", "2", "1", "0"]
 
     def test_filters_hold_together(self, store: Store) -> None:
         for number in range(8):

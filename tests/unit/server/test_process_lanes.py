@@ -1,0 +1,311 @@
+"""Loads and commands on their way to a storage process, over real sockets whose other end is in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from milepost_server.errors import NotFoundError, ResourceError, StorageFailedError, StoreError, UnavailableError
+from milepost_server.limits import DEFAULT_LIMITS, MIB
+from milepost_server.model import LoadAnswer, LoadQuery, ProbeAnswer, ProbeCommand
+from milepost_server.storage import frames
+from milepost_server.storage.memory_engine import MemoryEngine
+from milepost_server.storage.process_lanes import ProcessCommandLane, ProcessLoadLane
+from milepost_server.testing.builders import Store, load_query, save
+
+BUFFER_BYTES = 4096
+"""What the sockets are told to keep, so that a large frame goes in many parts."""
+GONE = NotFoundError("WORKFLOW_NOT_FOUND", "there is no such workflow", {"workflow_id": "w"})
+
+
+class Process:
+    """The other end of one connection after another: receives and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.connects = 0
+        self.failures = 0
+        self.ends: list[socket.socket] = []
+        self.start()
+
+    def start(self) -> None:
+        self.mine, self.theirs = socket.socketpair()
+        self.ends += [self.mine, self.theirs]
+        for each in (self.mine, self.theirs):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        self.theirs.setblocking(False)
+
+    def die(self) -> None:
+        """End, and have a successor for whoever connects again."""
+        self.theirs.close()
+        self.start()
+
+    def connect(self) -> socket.socket:
+        if self.is_away:
+            raise ConnectionError("not started again yet")
+        self.connects += 1
+        return self.mine
+
+    def note_failure(self) -> None:
+        self.failures += 1
+
+    async def receive(self) -> list[Any]:
+        """Return the items of the next frame."""
+        received = bytearray()
+        while True:
+            items = frames.unpack(received)
+            if items is not None:
+                return items
+            chunk = await asyncio.get_running_loop().sock_recv(self.theirs, BUFFER_BYTES)
+            assert chunk, "the lane has let go"
+            received += chunk
+
+    async def answer(self, items: list[Any]) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.theirs, frames.pack(items))
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    process = Process()
+    yield process
+    for end in process.ends:
+        end.close()
+
+
+@asynccontextmanager
+async def loading(
+    process: Process, *, calls_max: int = 100, frame_loads_max: int = 32
+) -> AsyncIterator[ProcessLoadLane]:
+    lane = ProcessLoadLane(
+        asyncio.get_running_loop(),
+        process.connect,
+        calls_max=calls_max,
+        frame_loads_max=frame_loads_max,
+        gather_s=0.0,
+        on_failure=process.note_failure,
+    )
+    yield lane
+    await lane.close()
+
+
+def query(name: str) -> LoadQuery:
+    return load_query("w", name)
+
+
+def names(queries: list[Any]) -> list[str]:
+    return [each.checkpoint_id for each in queries]
+
+
+def loaded(content: str = "") -> LoadAnswer:
+    engine = MemoryEngine(limits=DEFAULT_LIMITS)
+    Store(engine, lambda engine, what: 0).save("w", "c", {"x": content})
+    return engine.load(load_query("w"))
+
+
+async def test_loads_asked_together_go_out_as_one_frame_and_each_gets_its_own_answer(process: Process) -> None:
+    async with loading(process) as lane:
+        futures = [lane.submit(query(name)) for name in "abc"]
+        assert names(await process.receive()) == list("abc")
+        answer = loaded()
+        await process.answer([answer, GONE, answer])
+        assert await futures[0] == answer
+        with pytest.raises(NotFoundError) as refused:
+            await futures[1]
+        assert refused.value.metadata == {"workflow_id": "w"}
+        assert await futures[2] == answer
+
+
+async def test_what_is_asked_meanwhile_waits_for_the_next_frame(process: Process) -> None:
+    async with loading(process) as lane:
+        first = lane.submit(query("a"))
+        assert names(await process.receive()) == ["a"]
+        others = [lane.submit(query(name)) for name in "bc"]
+        await process.answer([loaded()])
+        await first
+        assert names(await process.receive()) == ["b", "c"]
+        await process.answer([loaded()] * 2)
+        await asyncio.gather(*others)
+
+
+async def test_a_frame_carries_no_more_than_its_bound(process: Process) -> None:
+    async with loading(process, frame_loads_max=2) as lane:
+        futures = [lane.submit(query(name)) for name in "abc"]
+        assert names(await process.receive()) == ["a", "b"]
+        await process.answer([loaded()] * 2)
+        assert names(await process.receive()) == ["c"]
+        await process.answer([loaded()])
+        await asyncio.gather(*futures)
+
+
+async def test_one_load_too_many_is_refused_with_the_bound(process: Process) -> None:
+    async with loading(process, calls_max=2) as lane:
+        futures = [lane.submit(query(name)) for name in "ab"]
+        with pytest.raises(ResourceError) as refused:
+            await lane.submit(query("c"))
+        assert refused.value.reason == "QUEUE_FULL"
+        assert refused.value.metadata["limit"] == "queue.read_calls_max"
+        assert refused.value.retry_after_s
+        await process.receive()
+        await process.answer([loaded()] * 2)
+        await asyncio.gather(*futures)
+
+
+async def test_a_load_that_was_given_up_in_time_is_not_asked(process: Process) -> None:
+    async with loading(process) as lane:
+        futures = [lane.submit(query(name)) for name in "ab"]
+        futures[0].cancel()
+        assert names(await process.receive()) == ["b"]
+        await process.answer([loaded()])
+        await futures[1]
+
+
+async def test_a_load_that_is_given_up_later_leaves_the_others_their_answers(process: Process) -> None:
+    async with loading(process) as lane:
+        futures = [lane.submit(query(name)) for name in "ab"]
+        await process.receive()
+        futures[0].cancel()
+        await process.answer([GONE, loaded()])
+        assert await futures[1] == loaded()
+
+
+async def test_when_all_were_given_up_nothing_is_asked(process: Process) -> None:
+    async with loading(process) as lane:
+        lane.submit(query("a")).cancel()
+    assert process.connects == 0
+
+
+async def test_a_large_answer_comes_in_many_parts(process: Process) -> None:
+    answer = loaded("x" * MIB)
+    async with loading(process) as lane:
+        future = lane.submit(query("a"))
+        await process.receive()
+        await process.answer([answer])
+        assert await future == answer
+
+
+async def test_a_large_question_goes_in_many_parts(process: Process) -> None:
+    async with loading(process) as lane:
+        future = lane.submit(query("a" * MIB))
+        assert names(await process.receive()) == ["a" * MIB]
+        await process.answer([GONE])
+        with pytest.raises(NotFoundError):
+            await future
+
+
+@pytest.mark.parametrize("answered_bytes", [0, 3, 20])
+async def test_when_the_process_dies_its_callers_are_told_and_the_next_reach_its_successor(
+    process: Process, answered_bytes: int
+) -> None:
+    async with loading(process) as lane:
+        futures = [lane.submit(query(name)) for name in "ab"]
+        await process.receive()
+        part = frames.pack([GONE, GONE])[:answered_bytes]
+        await asyncio.get_running_loop().sock_sendall(process.theirs, part)
+        process.die()
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            assert isinstance(outcome, UnavailableError)
+            assert outcome.reason == "NOT_SERVING"
+            assert outcome.retry_after_s is not None
+        assert process.failures == 1
+        again = lane.submit(query("c"))
+        assert names(await process.receive()) == ["c"]
+        await process.answer([loaded()])
+        assert await again == loaded()
+        assert process.connects == 2
+
+
+async def test_a_death_while_a_question_is_half_sent_is_told(process: Process) -> None:
+    async with loading(process) as lane:
+        future = lane.submit(query("a" * MIB))
+        await asyncio.get_running_loop().sock_recv(process.theirs, 1)
+        process.die()
+        with pytest.raises(UnavailableError):
+            await future
+        assert process.failures == 1
+
+
+async def test_as_long_as_there_is_no_successor_loads_are_refused(process: Process) -> None:
+    process.is_away = True
+    async with loading(process) as lane:
+        with pytest.raises(UnavailableError) as refused:
+            await lane.submit(query("a"))
+        assert refused.value.reason == "NOT_SERVING"
+        process.is_away = False
+        future = lane.submit(query("b"))
+        await process.receive()
+        await process.answer([loaded()])
+        await future
+
+
+async def test_close_answers_what_was_accepted_and_then_refuses(process: Process) -> None:
+    async with loading(process, frame_loads_max=1) as lane:
+        futures = [lane.submit(query(name)) for name in "ab"]
+        closing = asyncio.ensure_future(lane.close())
+        for _ in futures:
+            await process.receive()
+            assert not closing.done()
+            await process.answer([loaded()])
+        await closing
+        assert all(future.done() for future in futures)
+        with pytest.raises(UnavailableError):
+            await lane.submit(query("c"))
+        with pytest.raises(AssertionError, match="let go"):
+            await process.receive()
+
+
+def commanding(process: Process) -> ProcessCommandLane:
+    def reopen() -> None:
+        process.is_away = False
+
+    return ProcessCommandLane(asyncio.get_running_loop(), process.connect, reopen)
+
+
+async def test_a_batch_goes_out_and_its_answers_come_back(process: Process) -> None:
+    lane = commanding(process)
+    for _ in range(2):
+        execution = asyncio.ensure_future(lane.execute([save("w", "a"), ProbeCommand()]))
+        assert await process.receive() == [save("w", "a"), ProbeCommand()]
+        await process.answer([GONE, ProbeAnswer()])
+        refused, probed = await execution
+        assert isinstance(refused, StoreError)
+        assert probed == ProbeAnswer()
+    assert process.connects == 1
+    await lane.close()
+
+
+async def test_a_batch_whose_process_dies_is_of_unknown_outcome(process: Process) -> None:
+    lane = commanding(process)
+    execution = asyncio.ensure_future(lane.execute([save("w", "a")]))
+    await process.receive()
+    process.die()
+    with pytest.raises(StorageFailedError, match="may or may not be stored"):
+        await execution
+    await lane.reopen()
+    execution = asyncio.ensure_future(lane.execute([ProbeCommand()]))
+    assert await process.receive() == [ProbeCommand()]
+    await process.answer([ProbeAnswer()])
+    assert await execution == [ProbeAnswer()]
+    await lane.close()
+
+
+async def test_a_failed_storage_is_told_as_one(process: Process) -> None:
+    lane = commanding(process)
+    execution = asyncio.ensure_future(lane.execute([save("w", "a")]))
+    await process.receive()
+    await process.answer([frames.StorageFailed("a meta page was not written")])
+    with pytest.raises(StorageFailedError, match="meta page"):
+        await execution
+    await lane.close()
+
+
+async def test_a_batch_for_a_process_that_is_not_there_fails(process: Process) -> None:
+    process.is_away = True
+    lane = commanding(process)
+    with pytest.raises(StorageFailedError):
+        await lane.execute([save("w", "a")])
+    await lane.close()
