@@ -5,8 +5,15 @@ A gRPC front (`grpc_api`) over the operations (`service`), which let pure `rules
 `milepost` imports nothing from here; the two share only the generated wire types in `milepost.v1`.
 """
 
-from importlib import metadata
-
 __all__ = ["__version__"]
 
-__version__: str = metadata.version("milepost")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Looked up when asked for: the library for it is larger than the storage process's own code.
+    from importlib import metadata  # noqa: PLC0415 - see above
+
+    return metadata.version("milepost")

@@ -8,6 +8,7 @@ it at once.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -34,6 +35,9 @@ from milepost_server.storage.process_engine import ProcessEngine
 from milepost_server.storage.verify import verify_store
 
 _logger = logging.getLogger("milepost_server")
+
+M_ARENA_MAX: Final = -8
+"""Of glibc's mallopt(3)."""
 
 EXIT_PROBLEMS: Final = 1
 EXIT_CANNOT: Final = 2
@@ -175,7 +179,21 @@ def _open_engine(config: ServerConfig) -> Engine:
     )
 
 
+def _share_malloc_arena() -> None:
+    """Have all threads allocate from one arena.
+
+    Large messages are allocated and freed by several threads. With an arena for each, what one freed another does not
+    find: the peak under large saves was a fifth higher.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_ARENA_MAX, 1)
+
+
 async def _serve(config: ServerConfig, addresses: list[Address]) -> None:
+    _share_malloc_arena()
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     # The engine comes first: its lock on the data directory keeps a second server away from everything that follows.

@@ -125,7 +125,7 @@ class CheckpointService:
 
     async def save(self, command: SaveCommand) -> SaveAnswer:
         """Store one checkpoint. Cancelling may or may not come before the commit."""
-        return cast(SaveAnswer, await self._queue.submit(command, namespace=command.namespace))
+        return cast("SaveAnswer", await self._queue.submit(command, namespace=command.namespace))
 
     async def batch_save(self, items: Sequence[SaveCommand | RefusedItem]) -> list[SaveAnswer | StoreError]:
         """Store many checkpoints in order, and return what became of each.

@@ -409,6 +409,8 @@ def _adopt_records(
     txn: WriteTransaction, workflow: WorkflowRow, row: CheckpointRow, command: SaveCommand, limits: Limits
 ) -> int:
     """Store a Save's own records beside those that waited for it; return how many waited."""
+    if not workflow.waiting_record_count and not command.records:
+        return 0
     group = txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id)
     waiting_count = group.record_count if group is not None and group.is_waiting else 0
     if group is not None and group.is_waiting:

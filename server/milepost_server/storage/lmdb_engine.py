@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError
 from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
@@ -46,6 +46,11 @@ from milepost_server.storage import commands, keys, lmdb_env, queries, records
 from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
 from milepost_server.storage.port import CommandLane, LoadLane
+
+if TYPE_CHECKING:
+    # Not imported at run time: the storage process does without an event loop, and it is large.
+    from asyncio import AbstractEventLoop
+
 
 _logger = logging.getLogger(__name__)
 

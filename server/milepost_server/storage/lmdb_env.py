@@ -297,11 +297,11 @@ class LmdbEnv:
 
     def begin_write(self, parent: Transaction | None = None) -> Transaction:
         """Begin a write transaction, or a child of one."""
-        return cast(Transaction, self._env.begin(write=True, parent=cast("lmdb.Transaction | None", parent)))
+        return cast("Transaction", self._env.begin(write=True, parent=cast("lmdb.Transaction | None", parent)))
 
     def begin_read(self) -> Transaction:
         """Begin a read transaction. Hold `gate` as long as it lives."""
-        return cast(Transaction, self._env.begin())
+        return cast("Transaction", self._env.begin())
 
     def grow(self) -> bool:
         """Double the map; tell whether that was possible. No write transaction may be open."""
@@ -392,7 +392,7 @@ def reading_offline(data_dir: Path) -> Iterator[Transaction]:
         raise DataDirError(f"the database in {path} cannot be opened: {error}") from error
     try:
         with env.begin() as txn:
-            yield cast(Transaction, txn)
+            yield cast("Transaction", txn)
     finally:
         env.close()
 

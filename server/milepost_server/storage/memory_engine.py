@@ -12,10 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -45,6 +44,11 @@ from milepost_server.model import (
 )
 from milepost_server.storage import commands, queries
 from milepost_server.storage.port import CommandLane, LoadLane, NameRow, ResolvedState, StateChange
+
+if TYPE_CHECKING:
+    # Not imported at run time: the storage process does without an event loop, and it is large.
+    from asyncio import AbstractEventLoop
+
 
 _logger = logging.getLogger(__name__)
 _replace = msgspec.structs.replace

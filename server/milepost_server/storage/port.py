@@ -12,9 +12,8 @@ the workflow it was forked from (or its own): values and state nodes are shared 
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -41,6 +40,10 @@ from milepost_server.model import (
     Value,
     WorkflowRow,
 )
+
+if TYPE_CHECKING:
+    # Not imported at run time: the storage process does without an event loop, and it is large.
+    from asyncio import AbstractEventLoop, Future
 
 
 class NameRow(msgspec.Struct, frozen=True, array_like=True):

@@ -218,7 +218,7 @@ class ProcessEngine:
 
     def load(self, query: LoadQuery) -> LoadAnswer:
         """See `Engine`."""
-        return cast(LoadAnswer, self._ask_one(query))
+        return cast("LoadAnswer", self._ask_one(query))
 
     def command_lane(self, loop: asyncio.AbstractEventLoop) -> CommandLane:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
@@ -245,23 +245,23 @@ class ProcessEngine:
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """See `Engine`."""
-        return cast(ListAnswer, self._ask_one(query))
+        return cast("ListAnswer", self._ask_one(query))
 
     def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
         """See `Engine`."""
-        return cast(WorkflowRow, self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
+        return cast("WorkflowRow", self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """See `Engine`."""
-        return cast(ListWorkflowsAnswer, self._ask_one(query))
+        return cast("ListWorkflowsAnswer", self._ask_one(query))
 
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """See `Engine`."""
-        return cast(EntryHistoryAnswer, self._ask_one(query))
+        return cast("EntryHistoryAnswer", self._ask_one(query))
 
     def statistics(self) -> Mapping[str, int]:
         """See `Engine`."""
-        return cast(frames.StatisticsAnswer, self._ask_one(frames.StatisticsQuery())).counts
+        return cast("frames.StatisticsAnswer", self._ask_one(frames.StatisticsQuery())).counts
 
     def close(self) -> None:
         """See `Engine`."""
