@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -46,7 +47,7 @@ class Health:
     """What the server says of itself, as it changes."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         self._answers = iter(stub.Watch(health_pb2.HealthCheckRequest(), timeout=100))
 
     def wait_for(self, *statuses: int) -> None:
@@ -76,7 +77,7 @@ def save_until(stop: threading.Event, target: str) -> int:
     """Load again and again, as one who retries; return how often that was answered."""
     count = 0
     with Client(target, timeout_s=30, retry=PATIENT) as client:
-        client.save("read", {"x": 1}, checkpoint_id="c")
+        client.save("read", state={"x": 1}, checkpoint_id="c")
         while not stop.is_set():
             assert client.load("read").state == {"x": 1}
             count += 1
@@ -114,7 +115,7 @@ def test_a_save_at_hand_when_the_storage_dies_is_settled_by_sending_it_again(
 ) -> None:
     def save(retry: RetryPolicy) -> Saved:
         with Client(server.target, timeout_s=60, retry=retry) as client:
-            return client.save("w", {"x": 1}, checkpoint_id="c")
+            return client.save("w", state={"x": 1}, checkpoint_id="c")
 
     with ThreadPoolExecutor(2) as threads:
         pid = server.storage_pid
@@ -130,7 +131,7 @@ def test_a_save_at_hand_when_the_storage_dies_is_settled_by_sending_it_again(
         assert patient.result(timeout=60).checkpoint_id == "c"
     health.wait_for(NOT_SERVING, SERVING)
     with Client(server.target) as client:
-        again = client.save("w", {"x": 1}, checkpoint_id="c")
+        again = client.save("w", state={"x": 1}, checkpoint_id="c")
         assert (again.sequence, again.replayed) == (1, True)
         assert [each.checkpoint_id for each in client.list("w")] == ["c"]
     assert server.stop() == 0
@@ -139,16 +140,16 @@ def test_a_save_at_hand_when_the_storage_dies_is_settled_by_sending_it_again(
 
 def test_calls_meet_their_deadline_while_the_storage_hangs_and_nothing_is_lost(server: KillableServer) -> None:
     with Client(server.target, timeout_s=0.5, retry=ONCE) as client:
-        client.save("w", {"x": 1}, checkpoint_id="a")
+        client.save("w", state={"x": 1}, checkpoint_id="a")
         pid = server.storage_pid
         os.kill(pid, signal.SIGSTOP)
-        for call in (lambda: client.save("w", {"x": 2}, checkpoint_id="b"), lambda: client.load("w")):
+        for call in (lambda: client.save("w", state={"x": 2}, checkpoint_id="b"), lambda: client.load("w")):
             with pytest.raises(MilepostError) as ended:
                 call()
             assert "DEADLINE" in repr(ended.value) or "deadline" in str(ended.value)
         os.kill(pid, signal.SIGCONT)
     with Client(server.target) as client:
-        client.save("w", {"x": 2}, checkpoint_id="b")
+        client.save("w", state={"x": 2}, checkpoint_id="b")
         assert [each.checkpoint_id for each in client.list("w")] == ["b", "a"]
         assert client.load("w").state == {"x": 2}
     assert server.storage_pid == pid
@@ -164,9 +165,9 @@ def test_a_server_that_is_killed_leaves_no_storage_process_and_can_start_at_once
         os.kill(server.storage_pid, signal.SIGKILL)
         health.wait_for(NOT_SERVING, SERVING)
     with Client(server.target) as client:
-        client.save("w", {"x": 1})
+        client.save("w", state={"x": 1})
     pid = server.storage_pid
-    assert server.signal(signal.SIGKILL, is_group=False) == -signal.SIGKILL
+    assert server.end_by(signal.SIGKILL, is_group=False) == -signal.SIGKILL
     server.start()
     assert not is_alive(pid)
     with Client(server.target) as client:
@@ -183,9 +184,9 @@ def test_a_signal_drains_whether_or_not_the_storage_gets_it_too(
         os.kill(server.storage_pid, signal.SIGKILL)
         health.wait_for(NOT_SERVING, SERVING)
     with Client(server.target) as client:
-        client.save("w", {"x": 1})
+        client.save("w", state={"x": 1})
     pid = server.storage_pid
-    assert server.signal(number, is_group=is_group) == 0
+    assert server.end_by(number, is_group=is_group) == 0
     assert not is_alive(pid)
     assert "Traceback" not in server.log.read_text()
     assert verify_store(server.data_dir).problems == []

@@ -24,7 +24,7 @@ from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.config import QueueConfig
 from milepost_server.grpc_api.addresses import Address
 from milepost_server.grpc_api.server import GrpcFront
-from milepost_server.limits import DEFAULT_LIMITS
+from milepost_server.limits import DEFAULT_LIMITS, MIB
 from milepost_server.model import Answer, Command
 from milepost_server.service import CheckpointService
 from milepost_server.storage.committer import Committer
@@ -73,6 +73,7 @@ async def traced() -> AsyncIterator[Traced]:
         service,
         limits=DEFAULT_LIMITS,
         concurrent_calls_max=100,
+        large_bytes_max=16 * MIB,
         interceptors=tracing.interceptors,
         mark_span=tracing.mark_span,
     )

@@ -81,7 +81,7 @@ class KillableServer:
         (pid,) = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
         return pid
 
-    def signal(self, number: signal.Signals, *, is_group: bool) -> int:
+    def end_by(self, number: signal.Signals, *, is_group: bool) -> int:
         """Send a signal to the server alone, or to all its processes as a terminal does; return the exit code."""
         process = self._process
         assert process is not None, "no server was started"

@@ -102,7 +102,7 @@ class LargeRequestGate:
         self._clock = clock
         self._bytes = 0
         self._next_turn_s = 0.0
-        """When the one who is refused next is to come again: each is given a turn of its own, or all would come at once."""
+        """When the one who is refused next is to come again: each has a turn of its own, or all would come at once."""
 
     def refuse(self, size_bytes: int) -> StoreError | None:
         """Let a request in and return `None`, or return why not. One that is alone always fits.

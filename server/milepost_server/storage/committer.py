@@ -1,9 +1,9 @@
 """The front of an engine for asyncio: commands are queued, committed in groups, and answered together.
 
-Called by the service, on the event loop, and itself only ever runs there. A task takes all that is queued (up to a bound), has
-the engine run it as one durable transaction, and answers the whole batch. While that is committed the next batch
-queues; no waiting is ever put in. Where the engine runs is a lane's matter: a thread of this process or another process.
-Nothing here knows gRPC or what a command means.
+Called by the service, on the event loop, and itself only ever runs there. A task takes all that is queued (up to a
+bound), has the engine run it as one durable transaction, and answers the whole batch. While that is committed the next
+batch queues: that is the group commit, and a lone call never waits for company. Where the engine runs is a lane's
+matter: a thread of this process or another process. Nothing here knows gRPC or what a command means.
 
 When the storage fails, the batch at hand is answered as of unknown outcome, everything else as not serving, and the
 task tries to reopen the engine until a commit has been flushed again.
@@ -388,7 +388,7 @@ class Committer:
         self._wake.set()
 
     def _is_sweep_due(self) -> bool:
-        """Tell whether it is the sweeper's turn: when nothing is queued, and now and then under load; never while draining."""
+        """Tell whether the sweeper's turn has come: when nothing is queued, now and then under load, never at the end."""
         if self._state is _State.CLOSING:
             return False
         if not self._turns and self._clock() >= self._sweep_timer_due_s:

@@ -13,7 +13,9 @@ RECEIVE_BYTES = 256 * 1024
 
 
 class FrameChannel:
-    """One connection on one event loop. A thread between the loop and the socket would cost two changes of threads a frame.
+    """One connection on one event loop.
+
+    A thread between the loop and the socket would cost two changes of threads a frame.
 
     Args:
         loop: The loop.

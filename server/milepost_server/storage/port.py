@@ -261,7 +261,8 @@ class Engine(Protocol):
     ) -> LoadLane | None:
         """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.
 
-        While several callers are at work it may let loads gather for `gather_s`. `on_failure` is called when a load found that the engine must be reopened.
+        While several callers are at work it may let loads gather for `gather_s`. `on_failure` is called when a load
+        found that the engine must be reopened.
         """
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:

@@ -45,7 +45,7 @@ class ProcessCommandLane:
         self._future: asyncio.Future[list[Any]] | None = None
 
     async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
-        """See `CommandLane`. No deadline: a commit takes as long as its disk, and to give up waiting would not undo it."""
+        """See `CommandLane`. No deadline: a commit takes as long as its disk, and giving up would not undo it."""
         assert self._future is None
         self._future = self._loop.create_future()
         self._channel.ask(commands)
