@@ -1,4 +1,4 @@
-"""Logs and traces: how they are set up, and that neither carries state.
+"""Logs and traces: how they are set up, and that neither carries state. (Forms of log lines: `log_setup`.)
 
 Logs go to stderr. Traces are off unless the standard OpenTelemetry variables ask for them and the extra `otel` is
 installed; then a call costs about a fifth more, and otherwise nothing. What is recorded are ids, sizes, codes and

@@ -67,6 +67,8 @@ class ProcessEngine:
         self._settings = settings
         self._queries: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         """The connections that no scan uses just now."""
+        self._on_failure: Callable[[], None] = lambda: None
+        """Told when the process has ended while nothing was asked of it."""
         self._start()
 
     @classmethod
@@ -222,12 +224,13 @@ class ProcessEngine:
 
     def command_lane(self, loop: asyncio.AbstractEventLoop) -> CommandLane:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
-        return ProcessCommandLane(loop, lambda: self._commands, self.reopen)
+        return ProcessCommandLane(loop, lambda: self._commands, self.reopen, on_failure=lambda: self._on_failure())
 
     def load_lane(
         self, loop: asyncio.AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
     ) -> LoadLane:
         """See `Engine`."""
+        self._on_failure = on_failure
         return ProcessLoadLane(
             loop,
             self._give_loads,

@@ -32,13 +32,20 @@ class ProcessCommandLane:
         loop: The loop it lives on.
         connect: Returns the connection for commands to the process as it runs now.
         reopen: Starts the process anew; blocks.
+        on_failure: Called when the process has ended while no batch was running.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, connect: Callable[[], socket.socket], reopen: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connect: Callable[[], socket.socket],
+        reopen: Callable[[], None],
+        *,
+        on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._reopen = reopen
+        self._on_broken = on_failure
         self._channel = FrameChannel(
             loop, connect, owns_socket=False, on_answer=self._on_answer, on_failure=self._on_failure
         )
@@ -72,10 +79,13 @@ class ProcessCommandLane:
 
     def _on_failure(self, error: Exception) -> None:
         _logger.error("the storage process is lost: %r", error)
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(
-                StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
-            )
+        if self._future is None or self._future.done():
+            # Nobody would notice before the next command, which would then be of unknown outcome for no reason.
+            self._on_broken()
+            return
+        self._future.set_exception(
+            StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
+        )
 
 
 class ProcessLoadLane:

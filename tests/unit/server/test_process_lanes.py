@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ class Process:
         self.is_away = False
         self.connects = 0
         self.failures = 0
+        self.has_failed = asyncio.Event()
         self.ends: list[socket.socket] = []
         self.start()
 
@@ -53,6 +55,7 @@ class Process:
 
     def note_failure(self) -> None:
         self.failures += 1
+        self.has_failed.set()
 
     async def receive(self) -> list[Any]:
         """Return the items of the next frame."""
@@ -101,6 +104,7 @@ def names(queries: list[Any]) -> list[str]:
     return [each.checkpoint_id for each in queries]
 
 
+@functools.cache
 def loaded(content: str = "") -> LoadAnswer:
     engine = MemoryEngine(limits=DEFAULT_LIMITS)
     Store(engine, lambda engine, what: 0).save("w", "c", {"x": content})
@@ -262,7 +266,7 @@ def commanding(process: Process) -> ProcessCommandLane:
     def reopen() -> None:
         process.is_away = False
 
-    return ProcessCommandLane(asyncio.get_running_loop(), process.connect, reopen)
+    return ProcessCommandLane(asyncio.get_running_loop(), process.connect, reopen, on_failure=process.note_failure)
 
 
 async def test_a_batch_goes_out_and_its_answers_come_back(process: Process) -> None:
@@ -308,4 +312,16 @@ async def test_a_batch_for_a_process_that_is_not_there_fails(process: Process) -
     lane = commanding(process)
     with pytest.raises(StorageFailedError):
         await lane.execute([save("w", "a")])
+    await lane.close()
+
+
+async def test_a_process_that_dies_while_nothing_is_asked_is_missed_at_once(process: Process) -> None:
+    lane = commanding(process)
+    execution = asyncio.ensure_future(lane.execute([ProbeCommand()]))
+    await process.receive()
+    await process.answer([ProbeAnswer()])
+    await execution
+    process.die()
+    await process.has_failed.wait()
+    assert process.failures == 1
     await lane.close()

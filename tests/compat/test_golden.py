@@ -1,0 +1,52 @@
+"""What was written before is still read: the store of each format, and the bytes of the wire."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from milepost import Client
+from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost_server.storage.verify import verify_store
+from tests.compat.golden_content import FORMAT, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
+from tests.support.server_process import ServerProcess
+
+GOLDEN = Path(__file__).parent / "golden" / FORMAT / "data"
+
+
+def test_a_golden_store_is_served_whole_and_goes_on(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(GOLDEN, data_dir)
+    assert verify_store(data_dir).problems == []
+    with ServerProcess(data_dir) as server:
+        with Client(server.target) as client:
+            assert [each.checkpoint_id for each in client.list("chain")] == ["b", "a"]
+            assert client.load("chain").state == {"x": 1, "large": LARGE, "y": [2]}
+            assert client.load("chain", checkpoint_id="a").state == {"x": 1, "large": LARGE}
+            assert len(client.load("chain").records) == 1
+            assert client.load("chain", scope="child").state == {"z": None}
+            assert client.load("n" * 1_000).state == {}
+            assert client.load("forked").state == client.load("chain").state
+            saved = client.save("chain", state={"x": 2}, current_step="third", after=client.load("chain"))
+            assert client.load("chain").state == {"x": 2}
+            assert saved.sequence > 3
+            client.save("gone", state={"again": True})
+        assert server.stop() == 0
+    assert verify_store(data_dir).problems == []
+
+
+def assert_same(name: str, message: Message) -> None:
+    sent = wire_path(name).read_bytes()
+    assert type(message).FromString(sent) == message
+    assert message.SerializeToString(deterministic=True) == sent
+
+
+def test_a_save_is_sent_in_the_same_bytes() -> None:
+    assert_same("save_request", SAVE_REQUEST)
+
+
+def test_a_save_is_answered_in_the_same_bytes() -> None:
+    assert_same("save_response", SAVE_RESPONSE)
+    assert isinstance(SAVE_RESPONSE, pb.SaveResponse)
