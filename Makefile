@@ -5,7 +5,7 @@
 PYTHON ?= python3
 LISTEN ?= 127.0.0.1:7450
 DATA ?= ./milepost-data
-# More arguments for pytest or the benchmarks: `make test ARGS='-k lease'`.
+# More arguments for pytest or the benchmarks: `make test ARGS='-k fork'`.
 ARGS ?=
 # What `check` compares the wire contract with: the last release, else what others have seen, else the last commit;
 # `make check PROTO_BASE=HEAD` compares with another, `PROTO_BASE=` with none.

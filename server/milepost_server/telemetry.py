@@ -1,8 +1,8 @@
-"""Logs and traces: how they are set up, and that neither carries state. (Forms of log lines: `log_setup`.)
+"""Logs and traces: how they are set up, and that neither carries state.
 
-Logs go to stderr. Traces are off unless the standard OpenTelemetry variables ask for them and the extra `otel` is
-installed; then a call costs about a fifth more, and otherwise nothing. What is recorded are ids, sizes, codes and
-reasons, never a value, a metadata text or a label.
+Logs go to stderr (`log_setup` has their form). Traces are off unless the standard OpenTelemetry variables ask for them
+and the extra `otel` is installed; then a call costs about a fifth more, and otherwise nothing. What is recorded are
+ids, sizes, codes and reasons, never a value, a metadata text or a label.
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class Committer:
         self._wake.set()
 
     def _is_sweep_due(self) -> bool:
-        """Tell whether the sweeper's turn has come: when nothing is queued, now and then under load, never at the end."""
+        """Tell whether the sweeper's turn has come: with nothing queued, now and then under load, never at the end."""
         if self._state is _State.CLOSING:
             return False
         if not self._turns and self._clock() >= self._sweep_timer_due_s:

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from milepost_server.storage import frames
 
 RECEIVE_BYTES = 256 * 1024
@@ -98,7 +100,11 @@ class FrameChannel:
             self._fail(EOFError("the storage process ended"))
             return
         self._received += chunk
-        answers = frames.unpack(self._received)
+        try:
+            answers = frames.unpack(self._received)
+        except msgspec.MsgspecError as error:
+            self._fail(error)
+            return
         if answers is not None:
             self._received = bytearray()
             self._on_answer(answers)
