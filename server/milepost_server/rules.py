@@ -400,6 +400,14 @@ def check_parent_is_older(parent_id: str, parent_sequence: int, sequence: int) -
         )
 
 
+def is_ancestor(parent_sequence: int, row: CheckpointRow) -> bool:
+    """Tell whether the checkpoint that now has a parent's id can be that parent.
+
+    An id is forgotten some time after its checkpoint was deleted, and may then be given to a later one.
+    """
+    return parent_sequence < row.sequence
+
+
 # Answers.
 
 

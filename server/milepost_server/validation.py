@@ -108,6 +108,11 @@ def check_metadata(field: str, text: str, limits: Limits) -> None:
     check_json(field, encoded, limit="metadata_depth_max", depth_max=limits.metadata_depth_max)
     if not encoded.lstrip(b" \t\r\n").startswith(b"{"):
         raise InvalidFieldError(field, "must be a JSON object", shown(text))
+    try:
+        # Whole, since filters read it: a number that cannot be read would end every list that comes to it.
+        msgspec.json.decode(encoded)
+    except msgspec.MsgspecError as error:
+        raise InvalidFieldError(field, "must be JSON that can be read", str(error)) from error
 
 
 # Values.

@@ -51,7 +51,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     BASE_NOT_FOUND: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
     PARENT_NOT_FOUND: _ErrorReason.ValueType  # 41
-    """FAILED_PRECONDITION. The parent was never saved in this scope. Metadata: parent_id."""
+    """FAILED_PRECONDITION. The parent was never saved in this scope, or was deleted with completed steps that a full Save would go on from. Metadata: parent_id."""
     CHECKPOINT_DELETED: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION. The id was saved and has been deleted or pruned since; nothing was written. Metadata: checkpoint_id, sequence."""
     DEFINITION_MISMATCH: _ErrorReason.ValueType  # 43
@@ -114,7 +114,7 @@ DIGEST_MISMATCH: ErrorReason.ValueType  # 32
 BASE_NOT_FOUND: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
 PARENT_NOT_FOUND: ErrorReason.ValueType  # 41
-"""FAILED_PRECONDITION. The parent was never saved in this scope. Metadata: parent_id."""
+"""FAILED_PRECONDITION. The parent was never saved in this scope, or was deleted with completed steps that a full Save would go on from. Metadata: parent_id."""
 CHECKPOINT_DELETED: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION. The id was saved and has been deleted or pruned since; nothing was written. Metadata: checkpoint_id, sequence."""
 DEFINITION_MISMATCH: ErrorReason.ValueType  # 43

@@ -98,7 +98,7 @@ def _save_new(
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     parent_id = head_id if command.parent_id is None else command.parent_id
     base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
-    _check_parent(txn, parent_id, parent, name, scope)
+    _check_parent(txn, command, parent_id, parent, name, scope)
     rules.check_definition(workflow, command.definition)
     content = _resolve(txn, command, parent_id, base, parent, workflow)
     rules.check_content_limits(command, content, limits)
@@ -119,7 +119,9 @@ def _save_new(
     )
     had_checkpoints = scope.internal_id == workflow.internal_id and scope.checkpoint_count > 0
     txn.put_checkpoint(workflow, row)
-    txn.put_id(name.name_id, scope.ordinal, row.checkpoint_id, IdRow(workflow.internal_id, sequence))
+    txn.put_id(
+        name.name_id, scope.ordinal, row.checkpoint_id, IdRow(workflow.internal_id, sequence, step_count=row.step_count)
+    )
     txn.put_scope(
         name.name_id,
         ScopeRow(
@@ -184,7 +186,7 @@ def _save_existing(
     rules.check_replace(command, existing)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     if parent_id != existing.parent_id:
-        _check_parent(txn, parent_id, parent, name, scope)
+        _check_parent(txn, command, parent_id, parent, name, scope)
     if parent is not None:
         rules.check_parent_is_older(parent_id, parent.sequence, existing.sequence)
     rules.check_definition(workflow, command.definition)
@@ -252,16 +254,27 @@ def _find_base_and_parent(
 
 def _check_parent(
     txn: WriteTransaction,
+    command: SaveCommand,
     parent_id: str,
     parent: CheckpointRow | None,
     name: NameRow | None,
     scope: ScopeRow | None,
 ) -> None:
-    """Refuse a parent that is neither live nor remembered."""
-    if parent_id and parent is None and not _has_stub(txn, name, scope, parent_id):
+    """Refuse a parent that is neither live nor remembered, or is needed for what it had finished and is gone."""
+    if not parent_id or parent is not None:
+        return
+    stub = _find_id(txn, name, scope, parent_id)
+    if stub is None:
         raise PreconditionError(
             "PARENT_NOT_FOUND",
             f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
+            {"parent_id": parent_id},
+        )
+    if stub.step_count and command.base_checkpoint_id is None:
+        raise PreconditionError(
+            "PARENT_NOT_FOUND",
+            f"parent_id: checkpoint {parent_id!r} has been deleted with its {stub.step_count} completed steps, which "
+            "this Save would go on from; name a parent that is there",
             {"parent_id": parent_id},
         )
 
@@ -557,7 +570,7 @@ def _needed_ancestors(
             walked.update((row.sequence, key) for key in open_keys)
             if not open_keys:
                 break
-            parent = _find_checkpoint(txn, name, workflow, scope, row.parent_id) if row.parent_id else None
+            parent = _find_ancestor(txn, name, workflow, scope, row)
             if parent is None:
                 break
             needed.add(parent.sequence)
@@ -572,7 +585,7 @@ def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, ro
     counts: dict[str, int] = {}
     for row in rows:
         txn.delete_checkpoint(workflow, row)
-        stub = IdRow(workflow.internal_id, row.sequence, txn.now_ms)
+        stub = IdRow(workflow.internal_id, row.sequence, txn.now_ms, row.step_count)
         txn.put_id(name.name_id, row.scope_ordinal, row.checkpoint_id, stub)
         txn.release_state(workflow.family_id, row.node_id)
         if txn.find_record_group(workflow.internal_id, row.scope_ordinal, row.checkpoint_id) is not None:
@@ -749,7 +762,7 @@ def _fork_line(
     row = txn.get_checkpoint(source.internal_id, next_sequence)
     while row is not None:
         yield row
-        row = _find_checkpoint(txn, name, source, scope, row.parent_id) if row.parent_id else None
+        row = _find_ancestor(txn, name, source, scope, row)
 
 
 def _fork_scope(txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow) -> ScopeRow:
@@ -772,7 +785,12 @@ def _copy_checkpoint(
     copy = _replace(row, scope_ordinal=scope.ordinal, stored_bytes=0)
     txn.retain_state(target.family_id, row.node_id)
     txn.put_checkpoint(target, copy)
-    txn.put_id(target_name.name_id, scope.ordinal, row.checkpoint_id, IdRow(target.internal_id, row.sequence))
+    txn.put_id(
+        target_name.name_id,
+        scope.ordinal,
+        row.checkpoint_id,
+        IdRow(target.internal_id, row.sequence, step_count=row.step_count),
+    )
     group = txn.find_record_group(source.internal_id, row.scope_ordinal, row.checkpoint_id)
     if group is None:
         return 0
@@ -855,6 +873,14 @@ def _find_checkpoint(
     if row is None:
         raise _missing(workflow, sequence)
     return row
+
+
+def _find_ancestor(
+    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow | None, row: CheckpointRow
+) -> CheckpointRow | None:
+    """Return a checkpoint's parent, if it is live and the one that was meant."""
+    parent = _find_checkpoint(txn, name, workflow, scope, row.parent_id) if row.parent_id else None
+    return parent if parent is not None and rules.is_ancestor(parent.sequence, row) else None
 
 
 def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> bool:

@@ -209,7 +209,7 @@ class Committer:
             queue_max=config.scan_calls_max,
             take_max=1,
         )
-        self._task = self._loop.create_task(self._run(), name="milepost-committer")
+        self._task = self._loop.create_task(self._run_guarded(), name="milepost-committer")
 
     # For callers, on the event loop.
 
@@ -346,6 +346,14 @@ class Committer:
 
     # The task.
 
+    async def _run_guarded(self) -> None:
+        """Run until `close`. A defect of this class ends in refusals, and not in calls that wait for ever."""
+        try:
+            await self._run()
+        except Exception:
+            _logger.exception("the committer ended in an unexpected error; the server must be started again")
+            self._fail([])
+
     async def _run(self) -> None:
         while True:
             if self._is_read_broken:
@@ -446,6 +454,7 @@ class Committer:
             # The items of one call share what was captured; a link to it is wanted once.
             captured = {id(each.captured): each.captured for each in batch if each.captured is not None}
             observed = self._observer.committing(list(captured.values()), len(commands))
+        outcomes: Sequence[Answer | StoreError] | None = None
         try:
             with observed:
                 outcomes = await self._commands.execute(commands)
@@ -456,6 +465,8 @@ class Committer:
         except Exception:
             # The edge of the task: whatever a defect raises, the other callers must be served.
             _logger.exception("a commit of %d commands ended in an unexpected error", len(commands))
+            if outcomes is not None:
+                return [_outcome_unknown() for _ in commands]
             error = StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
             return [error] * len(commands)
         self._commit_count += 1
@@ -509,10 +520,10 @@ class Committer:
                 continue
             # Reads that failed meanwhile were those of the engine as it was.
             self._is_read_broken = False
+            _logger.warning("the storage is back: commits are flushed again")
             if self._state is _State.FAILED:
                 self._state = _State.SERVING
-            _logger.warning("the storage is back: commits are flushed again")
-            self._on_health(True)
+                self._on_health(True)
             return
         self._is_read_broken = False
 

@@ -7,8 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from milepost_server.storage import frames
 
 RECEIVE_BYTES = 256 * 1024
@@ -49,9 +47,10 @@ class FrameChannel:
         """Send items; not before the last ones were answered."""
         try:
             if self._socket is None:
-                self._socket = self._connect()
-                self._socket.setblocking(False)
-                self._loop.add_reader(self._socket, self._on_readable)
+                connection = self._connect()
+                connection.setblocking(False)
+                self._loop.add_reader(connection, self._on_readable)
+                self._socket = connection
             self._unsent = memoryview(frames.pack(items))
             if not self._send():
                 self._loop.add_writer(self._socket, self._on_writable)
@@ -102,7 +101,7 @@ class FrameChannel:
         self._received += chunk
         try:
             answers = frames.unpack(self._received)
-        except msgspec.MsgspecError as error:
+        except Exception as error:  # noqa: BLE001 - whatever cannot be read: who asked must not wait for ever
             self._fail(error)
             return
         if answers is not None:

@@ -55,6 +55,10 @@ class StartFailed(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+class Postponed(msgspec.Struct, frozen=True, array_like=True):
+    """A load that was not answered, since the answers before it in the frame are large; to be asked for again."""
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True):
     """The store is open."""
 
@@ -103,6 +107,7 @@ KINDS: Final[tuple[type, ...]] = (
     StorageFailed,
     StartFailed,
     Ready,
+    Postponed,
 )
 _error_classes: dict[str, type[StoreError]] = {
     kind.__name__: kind

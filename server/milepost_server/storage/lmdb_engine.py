@@ -198,10 +198,13 @@ class LmdbEngine:
             if self._env.can_grow or not (self._is_in_reserve or isinstance(command, _GROWING)):
                 raise
             return self._store_full()
-        except lmdb_env.EngineError as error:
-            # LMDB found a page that makes no sense. Commands that do not need it go on.
+        except lmdb_env.DamageErrors as error:
+            # Commands that do not need that page go on.
             child.abort()
             return records.damaged(META_KEY, f"LMDB cannot read on: {error}")
+        except lmdb_env.EngineError as error:
+            child.abort()
+            raise _not_committed(error) from error
         except Exception:
             # A defect: it must not take the other commands of the batch along.
             child.abort()
@@ -221,10 +224,7 @@ class LmdbEngine:
         except lmdb_env.EngineError as error:
             if not self._env.is_usable():
                 raise StorageFailedError(f"the commit failed and its outcome is unknown: {error}") from error
-            raise UnavailableError(
-                "NOT_COMMITTED",
-                f"the commit failed ({error}); nothing of it was stored, and the same call may be sent again",
-            ) from error
+            raise _not_committed(error) from error
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -333,3 +333,10 @@ class LmdbEngine:
     def close(self) -> None:
         """See `Engine`."""
         self._env.close()
+
+
+def _not_committed(error: Exception) -> UnavailableError:
+    return UnavailableError(
+        "NOT_COMMITTED",
+        f"the commit failed ({error}); nothing of it was stored, and the same call may be sent again",
+    )

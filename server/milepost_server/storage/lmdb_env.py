@@ -49,6 +49,8 @@ DYING_SERVER_POLL_S = 0.01
 
 MapFullError = lmdb.MapFullError
 EngineError = lmdb.Error
+DamageErrors = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
+"""What LMDB raises when it meets a page that makes no sense; everything else is told of the system, not of the data."""
 
 
 class Cursor(Protocol):

@@ -381,7 +381,7 @@ class MemoryTransaction:
             if forget_ids:
                 self._remove(ids, id_key)
             elif not id_row.deleted_time_ms:
-                self._put(ids, id_key, IdRow(id_row.internal_id, id_row.sequence, self._now_ms))
+                self._put(ids, id_key, IdRow(id_row.internal_id, id_row.sequence, self._now_ms, id_row.step_count))
         self._remove(self._tables.workflows, row.internal_id)
         name = self._tables.names.get((row.namespace_id, row.workflow_id))
         if name is not None:

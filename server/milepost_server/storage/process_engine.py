@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import msgspec
 
-from milepost_server.errors import StorageFailedError, StoreError
+from milepost_server.errors import StorageFailedError, StoreError, UnavailableError
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     Answer,
@@ -152,6 +152,7 @@ class ProcessEngine:
             with contextlib.suppress(OSError):
                 self._loads.shutdown(socket.SHUT_RDWR)
         else:
+            self._is_loads_given = True
             self._loads.close()
         while not self._queries.empty():
             self._queries.get_nowait().close()
@@ -197,7 +198,7 @@ class ProcessEngine:
         try:
             connection = self._queries.get(timeout=QUERY_WAIT_S)
         except queue.Empty:
-            raise StorageFailedError("the storage process gives no connection") from None
+            raise UnavailableError("NOT_SERVING", "too many long reads are at work; send the same call again") from None
         process = self._process
         try:
             frames.send(connection, queries)
@@ -206,6 +207,10 @@ class ProcessEngine:
             # Not put back: the successor of the process brings connections of its own.
             connection.close()
             raise StorageFailedError("the storage process ended") from error
+        except BaseException:
+            # Whatever it was, the connection is in an unknown state.
+            connection.close()
+            raise
         if process is self._process:
             self._queries.put(connection)
         else:

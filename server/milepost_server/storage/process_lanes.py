@@ -55,8 +55,8 @@ class ProcessCommandLane:
         """See `CommandLane`. No deadline: a commit takes as long as its disk, and giving up would not undo it."""
         assert self._future is None
         self._future = self._loop.create_future()
-        self._channel.ask(commands)
         try:
+            self._channel.ask(commands)
             outcomes = await self._future
         finally:
             self._future = None
@@ -173,17 +173,22 @@ class ProcessLoadLane:
             if not future.cancelled():
                 self._asked.append((query, future))
         self._is_busy = len(self._asked) >= BUSY_LOADS_MIN
-        if self._asked:
-            self._channel.ask([query for query, _ in self._asked])
-        else:
+        if not self._asked:
             self._idle.set()
+            return
+        try:
+            self._channel.ask([query for query, _ in self._asked])
+        except Exception as error:  # noqa: BLE001 - the edge of a callback: it is the callers', who would wait for ever
+            self._settle([error] * len(self._asked))
 
     def _settle(self, answers: Sequence[Any]) -> None:
         asked, self._asked = self._asked, []
-        for (_, future), answer in zip(asked, answers, strict=True):
+        for (query, future), answer in zip(asked, answers, strict=True):
             if future.done():
                 continue
-            if isinstance(answer, Exception):
+            if isinstance(answer, frames.Postponed):
+                self._waiting.append((query, future))
+            elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)

@@ -22,8 +22,8 @@ import msgspec
 
 from milepost_server import log_setup
 from milepost_server.errors import StorageFailedError, StoreError
-from milepost_server.limits import Limits
-from milepost_server.model import EntryHistoryQuery, ListQuery, ListWorkflowsQuery, LoadQuery
+from milepost_server.limits import MIB, Limits
+from milepost_server.model import EntryHistoryQuery, ListQuery, ListWorkflowsQuery, LoadAnswer, LoadQuery
 from milepost_server.storage import frames
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
@@ -35,6 +35,10 @@ EXIT_ORPHANED = 3
 
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that are meant for the server, which ends this process when it has drained."""
+
+
+ANSWER_BYTES_MAX = 8 * MIB
+"""Size of the loads that one frame answers, about: the server holds a frame several times over while it reads it."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,9 +118,24 @@ def _serve_queries(engine: Engine, connection: socket.socket) -> None:
         while True:
             try:
                 queries = frames.receive(connection)
-                frames.send(connection, [_answer(engine, query) for query in queries])
+                frames.send(connection, _answers(engine, queries))
             except (EOFError, ConnectionError):
                 return
+
+
+def _answers(engine: Engine, queries: Sequence[Any]) -> list[Any]:
+    """Answer what was asked in one frame, up to a size: the rest is postponed, but never the first."""
+    answers: list[Any] = []
+    size_bytes = 0
+    for query in queries:
+        if size_bytes > ANSWER_BYTES_MAX:
+            answers.append(frames.Postponed())
+            continue
+        answer = _answer(engine, query)
+        if isinstance(answer, LoadAnswer):
+            size_bytes += answer.checkpoint.row.size_bytes
+        answers.append(answer)
+    return answers
 
 
 def _answer(engine: Engine, query: Any) -> Any:

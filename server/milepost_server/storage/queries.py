@@ -19,6 +19,7 @@ from milepost_server.model import (
     EntryHistoryQuery,
     EntryRef,
     EntryVersion,
+    IdRow,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -425,7 +426,7 @@ def _answer_bytes(txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRo
 
 def _has_parent(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow) -> bool:
     id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
-    return id_row is not None and id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
+    return _leads_to_parent(workflow, row, id_row)
 
 
 def _find_parent(
@@ -434,9 +435,18 @@ def _find_parent(
     if not row.parent_id:
         return None
     id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
-    if id_row is None or id_row.internal_id != workflow.internal_id or id_row.deleted_time_ms:
+    if id_row is None or not _leads_to_parent(workflow, row, id_row):
         return None
     return _get_indexed(txn, workflow, id_row.sequence)
+
+
+def _leads_to_parent(workflow: WorkflowRow, row: CheckpointRow, id_row: IdRow | None) -> bool:
+    return (
+        id_row is not None
+        and id_row.internal_id == workflow.internal_id
+        and id_row.deleted_time_ms == 0
+        and rules.is_ancestor(id_row.sequence, row)
+    )
 
 
 def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:

@@ -6,6 +6,7 @@ and each slice takes what it freed out of them in the same commit.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -159,8 +160,11 @@ def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) ->
     workflow = txn.get_workflow(due.internal_id)
     if group is None or workflow is None or not group.is_waiting:
         return 1
+    # At once, and not at leisure: the id is not a stub, so records of the same keys may be appended again at any time.
+    # It is bounded all the same, by `waiting_records_max` and `records_bytes_max`.
+    prefix = keys.records_prefix(due.internal_id, keys.RECORD, due.scope_ordinal, due.digest)
+    freed, _ = _free_record_rows(txn, prefix, sys.maxsize)
     txn.delete(group_key)
-    txn.put_trash(TrashRow(TrashKind.RECORDS, due.internal_id, due.scope_ordinal, due.digest))
     left_count = workflow.waiting_record_count - group.record_count
     workflow = _replace(workflow, waiting_record_count=left_count, revision=workflow.revision + 1)
     txn.put_workflow(workflow)
@@ -169,7 +173,7 @@ def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) ->
     if name is not None and is_unused and name.internal_id == workflow.internal_id:
         txn.put_name(_replace(name, internal_id=0))
         txn.discard_workflow(workflow, forget_ids=True)
-    return 3
+    return freed + 3
 
 
 def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
@@ -177,6 +181,9 @@ def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: 
     prefix = keys.prefix(due.name_id, keys.ID)
     freed = 0
     next_due_ms = due.next_due_ms
+    if not due.internal_id and not due.position:
+        # What is deleted from now on may lie before the place that this look has come to: it asks for one of its own.
+        _set_stub_due(txn, due, 0)
     for id_key, raw in txn.scan(due.position or prefix, prefix):
         if freed >= rows_max:
             txn.write(key, _replace(due, position=id_key, next_due_ms=next_due_ms))
@@ -195,11 +202,16 @@ def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: 
     is_empty = next(txn.scan(prefix, prefix), None) is None
     if is_empty and not name.internal_id and not name.building_id:
         return freed + _forget_name(txn, name)
-    if not due.internal_id:
+    if next_due_ms and not due.internal_id and not name.stub_due_ms:
         txn.put_name(_replace(name, stub_due_ms=next_due_ms))
-        if next_due_ms:
-            txn.put_due(next_due_ms, _replace(due, position=b"", next_due_ms=0))
+        txn.put_due(next_due_ms, _replace(due, position=b"", next_due_ms=0))
     return freed
+
+
+def _set_stub_due(txn: LmdbWriteTransaction, due: DueRow, stub_due_ms: int) -> None:
+    name = txn.find_name_in(due.namespace_id, due.workflow_id)
+    if name is not None and name.name_id == due.name_id:
+        txn.put_name(_replace(name, stub_due_ms=stub_due_ms))
 
 
 def _stub_due_ms(row: IdRow, due: DueRow, limits: Limits) -> int | None:

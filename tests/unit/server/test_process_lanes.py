@@ -325,3 +325,44 @@ async def test_a_process_that_dies_while_nothing_is_asked_is_missed_at_once(proc
     await process.has_failed.wait()
     assert process.failures == 1
     await lane.close()
+
+
+async def test_a_batch_that_cannot_be_packed_is_refused_and_the_next_one_runs(process: Process) -> None:
+    lane = commanding(process)
+    with pytest.raises(TypeError):
+        await lane.execute([object()])  # type: ignore[list-item]
+    task = asyncio.ensure_future(lane.execute([ProbeCommand()]))
+    await process.receive()
+    await process.answer([ProbeAnswer()])
+    assert await task == [ProbeAnswer()]
+    await lane.close()
+
+
+async def test_a_load_that_cannot_be_packed_is_refused_and_the_next_one_runs(process: Process) -> None:
+    async with loading(process) as lane:
+        with pytest.raises(TypeError):
+            await lane.submit(object())  # type: ignore[arg-type]
+        answer = lane.submit(query("c"))
+        await process.receive()
+        await process.answer([loaded()])
+        assert (await answer).checkpoint.row.checkpoint_id == "c"
+
+
+async def test_what_was_postponed_is_asked_for_again(process: Process) -> None:
+    async with loading(process) as lane:
+        answers = [lane.submit(query(name)) for name in ("a", "b")]
+        assert names(await process.receive()) == ["a", "b"]
+        await process.answer([loaded(), frames.Postponed()])
+        assert names(await process.receive()) == ["b"]
+        await process.answer([loaded()])
+        assert len(await asyncio.gather(*answers)) == 2
+
+
+async def test_an_answer_that_cannot_be_read_is_a_failure_of_the_process(process: Process) -> None:
+    async with loading(process) as lane:
+        answer = lane.submit(query("c"))
+        await process.receive()
+        await asyncio.get_running_loop().sock_sendall(process.theirs, b"\0\0\0\3\x91\x92\xc1")
+        with pytest.raises(UnavailableError):
+            await answer
+        assert process.failures == 1

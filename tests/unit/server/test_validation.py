@@ -316,3 +316,9 @@ def test_steps_are_bounded() -> None:
     for steps in (["a"] * 100_001, [""], ["x" * 257], ["x" * 256] * 17_000):
         with pytest.raises(InvalidFieldError):
             check_steps("s", steps, LIMITS)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e400}', '{"a": ' + "9" * 5000 + "}"])
+def test_metadata_that_no_filter_could_read_is_refused(text: str) -> None:
+    with pytest.raises(InvalidFieldError, match="read"):
+        check_metadata("metadata", text, DEFAULT_LIMITS)

@@ -98,6 +98,18 @@ class ForkContract(ContractBase):
         assert (store.count("nodes"), store.count("values")) == before
         assert store.get_workflow("v").stored_bytes == 0
 
+    def test_an_id_that_is_used_again_after_its_time_makes_no_circle(self, store: Store, clock: ManualClock) -> None:
+        store.save("w", "a", {"x": 1})
+        store.save("w", "b", {"x": 2}, parent_id="a")
+        store.delete_ids("w", "a")
+        clock.advance(DEFAULT_LIMITS.replay_window_ms)
+        store.sweep()
+        store.save("w", "a", {"x": 3}, parent_id="b")
+        assert store.load("w", "b").parent_pruned
+        assert [version.checkpoint_id for version in store.history("w", "x").versions] == ["a", "b"]
+        store.fork("w", "v")
+        assert store.ids("v") == ["a", "b"]
+
     def test_a_fork_survives_its_source(self, store: Store, clock: ManualClock) -> None:
         for number in range(10):
             base = str(number - 1) if number else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS, Limits
-from milepost_server.model import Record, RecordOutcome, Selection
+from milepost_server.model import Record, RecordOutcome, Selection, SweepCommand
 from milepost_server.testing.builders import ManualClock, Store, data_value, is_found, record, refused
 from milepost_server.testing.contracts.base import ContractBase, OpenStore
 
@@ -250,6 +250,17 @@ class WaitingRecordContract(ContractBase):
         store.sweep()
         assert (store.count("workflows"), store.count("records")) == (0, 0)
         assert store.append("w", "a", record("t")).outcomes == (CREATED,)
+
+    def test_records_appended_between_slices_of_a_drop_stay(self, store: Store, clock: ManualClock) -> None:
+        store.save("w", "a")
+        for number in range(30):
+            store.append("w", "b", record("old", number))
+        clock.advance(DEFAULT_LIMITS.waiting_records_ttl_ms)
+        store.engine.execute([SweepCommand(rows_max=5)])
+        assert store.append("w", "b", record("new"), record("old", 29)).outcomes == (CREATED, CREATED)
+        store.sweep()
+        store.save("w", "b")
+        assert store.load("w", "b").records == (record("new"), record("old", 29))
 
     def test_records_that_found_their_checkpoint_are_not_dropped(self, store: Store, clock: ManualClock) -> None:
         store.append("w", "a", record("t"))

@@ -418,6 +418,15 @@ class ContentLimitsContract(ContractBase):
             store.save("w", "a", {"x": 1, "y": 1, "z": 1})
         assert not is_found(store, "w")
 
+    def test_a_full_save_behind_a_deleted_parent_does_not_lose_its_steps_silently(self, store: Store) -> None:
+        store.save("w", "a", steps_added=("one",))
+        store.save("w", "b", steps_added=("two",))
+        store.delete_ids("w", "b")
+        with refused("PARENT_NOT_FOUND"):
+            store.save("w", "c", {"x": 1}, parent_id="b", steps_added=("three",))
+        store.save("w", "c", {"x": 1}, parent_id="a", steps_added=("three",))
+        assert store.load("w", "c").steps == ("one", "three")
+
     def test_namespaces_are_bounded(self, open_store: OpenStore) -> None:
         store = open_store(Limits(namespaces_max=2))
         store.save("w", "a", namespace="one")
