@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +97,10 @@ def scratch(directory: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def real_server(data_dir: Path) -> Iterator[ServerProcess]:
-    """Run a server with default settings on a store that it makes or finds in `data_dir`."""
+def real_server(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """Run a server on a store that it makes or finds in `data_dir`, with default settings but for those given."""
     module = ("milepost_server", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir))
-    with _running("milepost-server", module, SERVER_READY_PREFIX, data_dir) as process:
+    with _running("milepost-server", module, SERVER_READY_PREFIX, data_dir, settings) as process:
         yield process
 
 
@@ -123,8 +123,15 @@ def noop_like(server: ServerProcess) -> Iterator[ServerProcess]:
 
 
 @contextlib.contextmanager
-def _running(name: str, module: Sequence[str], ready_prefix: str, data_dir: Path | None) -> Iterator[ServerProcess]:
+def _running(
+    name: str,
+    module: Sequence[str],
+    ready_prefix: str,
+    data_dir: Path | None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MILEPOST_", "OTEL_"))}
+    environment |= settings or {}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
