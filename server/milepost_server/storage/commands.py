@@ -49,8 +49,8 @@ from milepost_server.model import (
     SweepCommand,
     WorkflowRow,
 )
+from milepost_server.storage import lookups
 from milepost_server.storage.port import NameRow, ReadTransaction, ResolvedState, StateChange, WriteTransaction
-from milepost_server.storage.queries import present_scope, present_workflow
 
 ROOT_ORDINAL = 0
 """The number of scope "" under every name."""
@@ -72,16 +72,14 @@ def run(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
 def save(txn: WriteTransaction, command: SaveCommand, limits: Limits) -> SaveAnswer:
     """Store one checkpoint, once."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = present_workflow(txn, name)
-    scope = present_scope(txn, name, workflow, command.scope)
+    workflow = lookups.present_workflow(txn, name)
+    scope = lookups.present_scope(txn, name, workflow, command.scope)
     if name is not None and scope is not None and not command.is_id_generated:
-        id_row = _find_id(txn, name, scope, command.checkpoint_id)
+        id_row = lookups.find_id(txn, name, scope, command.checkpoint_id)
         if id_row is not None:
-            if workflow is None or not _is_live(id_row, workflow):
+            if workflow is None or not lookups.is_live(id_row, workflow):
                 raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
-            existing = txn.get_checkpoint(workflow.internal_id, id_row.sequence)
-            if existing is None:
-                raise _missing(workflow, id_row.sequence)
+            existing = lookups.get_indexed(txn, workflow, id_row.sequence)
             return _save_existing(txn, command, limits, name, workflow, scope, existing)
     return _save_new(txn, command, limits, name, workflow, scope)
 
@@ -94,7 +92,7 @@ def _save_new(
     workflow: WorkflowRow | None,
     scope: ScopeRow | None,
 ) -> SaveAnswer:
-    head_id, head_sequence = _head(workflow, scope)
+    head_id, head_sequence = lookups.head_of(workflow, scope)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     parent_id = head_id if command.parent_id is None else command.parent_id
     base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
@@ -174,7 +172,7 @@ def _save_existing(
     existing: CheckpointRow,
 ) -> SaveAnswer:
     """Answer a replay, refuse other content, or put it in the place of the old where that was asked for."""
-    head_id, head_sequence = _head(workflow, scope)
+    head_id, head_sequence = lookups.head_of(workflow, scope)
     sent_digest = rules.digest_sent(command)
     if sent_digest == existing.sent_digest:
         return rules.replay_answer(existing, head_id, workflow.revision)
@@ -238,7 +236,7 @@ def _find_base_and_parent(
 ) -> tuple[CheckpointRow | None, CheckpointRow | None]:
     """Read the base, which must be live and as the Save knows it, and the parent, where it is."""
     base_id = command.base_checkpoint_id
-    base = _find_checkpoint(txn, name, workflow, scope, base_id) if base_id is not None else None
+    base = lookups.find_checkpoint(txn, name, workflow, scope, base_id) if base_id is not None else None
     if base_id is not None and base is None:
         raise PreconditionError(
             "BASE_NOT_FOUND",
@@ -249,7 +247,7 @@ def _find_base_and_parent(
         rules.check_base(command, base)
     if parent_id and parent_id == base_id:
         return base, base
-    return base, _find_checkpoint(txn, name, workflow, scope, parent_id) if parent_id else None
+    return base, lookups.find_checkpoint(txn, name, workflow, scope, parent_id) if parent_id else None
 
 
 def _check_parent(
@@ -263,7 +261,7 @@ def _check_parent(
     """Refuse a parent that is neither live nor remembered, or is needed for what it had finished and is gone."""
     if not parent_id or parent is not None:
         return
-    stub = _find_id(txn, name, scope, parent_id)
+    stub = lookups.find_id(txn, name, scope, parent_id)
     if stub is None:
         raise PreconditionError(
             "PARENT_NOT_FOUND",
@@ -333,10 +331,10 @@ def _put_state(txn: WriteTransaction, family_id: int, content: rules.Content) ->
 def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits: Limits) -> AppendRecordsAnswer:
     """Append records to a checkpoint id, also before that checkpoint exists."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = present_workflow(txn, name)
-    scope = present_scope(txn, name, workflow, command.scope)
-    id_row = _find_id(txn, name, scope, command.checkpoint_id)
-    is_live = id_row is not None and workflow is not None and _is_live(id_row, workflow)
+    workflow = lookups.present_workflow(txn, name)
+    scope = lookups.present_scope(txn, name, workflow, command.scope)
+    id_row = lookups.find_id(txn, name, scope, command.checkpoint_id)
+    is_live = id_row is not None and workflow is not None and lookups.is_live(id_row, workflow)
     if id_row is not None and not is_live:
         raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
     if not is_live and command.require_checkpoint:
@@ -439,7 +437,7 @@ def _adopt_records(
 def delete_workflow(txn: WriteTransaction, command: DeleteWorkflowCommand, limits: Limits) -> DeleteWorkflowAnswer:
     """Unlink a workflow: one small commit, whatever its size."""
     name = txn.find_name(command.namespace, command.workflow_id)
-    workflow = present_workflow(txn, name)
+    workflow = lookups.present_workflow(txn, name)
     if name is None or workflow is None:
         return DeleteWorkflowAnswer(False, 0)
     # A fork that is being made under this name began before the workflow was saved: it must not be published now.
@@ -450,13 +448,13 @@ def delete_workflow(txn: WriteTransaction, command: DeleteWorkflowCommand, limit
 
 def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits) -> BulkAnswer:
     """Delete checkpoints of one scope by id, passing over those that are not there."""
-    name, workflow = _require_workflow(txn, command.namespace, command.workflow_id)
+    name, workflow = lookups.require_workflow(txn, command.namespace, command.workflow_id)
     scope = txn.find_scope(name.name_id, command.scope)
     if scope is None:
         return BulkAnswer(0, None)
     rows = []
     for checkpoint_id in dict.fromkeys(command.checkpoint_ids):
-        row = _find_checkpoint(txn, name, workflow, scope, checkpoint_id)
+        row = lookups.find_checkpoint(txn, name, workflow, scope, checkpoint_id)
         if row is not None:
             rows.append(row)
     _delete_rows(txn, name, workflow, rows)
@@ -467,7 +465,7 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
     """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace."""
     only_id = 0
     if command.workflow_id:
-        _, only = _require_workflow(txn, command.namespace, command.workflow_id)
+        _, only = lookups.require_workflow(txn, command.namespace, command.workflow_id)
         only_id = only.internal_id
     namespace_id = txn.find_namespace(command.namespace)
     if namespace_id is None:
@@ -498,7 +496,7 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
 
 def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:
     """Delete one slice of what is older than the newest N of every scope and is not needed by these."""
-    name, workflow = _require_workflow(txn, command.namespace, command.workflow_id)
+    name, workflow = lookups.require_workflow(txn, command.namespace, command.workflow_id)
     if command.position and command.position[0] != workflow.internal_id:
         # Deleted and made again since the first slice: all that is there was saved later.
         return BulkAnswer(0, None)
@@ -521,9 +519,7 @@ def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkA
                 break
             if sequence in needed:
                 continue
-            row = txn.get_checkpoint(workflow.internal_id, sequence)
-            if row is None:
-                raise _missing(workflow, sequence)
+            row = lookups.get_indexed(txn, workflow, sequence)
             rows.append(row)
         if position is not None:
             break
@@ -559,9 +555,7 @@ def _needed_ancestors(
     needed: set[int] = set()
     walked: set[tuple[int, str]] = set()
     for sequence in kept:
-        row = txn.get_checkpoint(workflow.internal_id, sequence)
-        if row is None:
-            raise _missing(workflow, sequence)
+        row = lookups.get_indexed(txn, workflow, sequence)
         open_keys = set(row.history_entries)
         while open_keys:
             stored = txn.lookup_entries(workflow.family_id, row.node_id, open_keys)
@@ -570,7 +564,7 @@ def _needed_ancestors(
             walked.update((row.sequence, key) for key in open_keys)
             if not open_keys:
                 break
-            parent = _find_ancestor(txn, name, workflow, scope, row)
+            parent = lookups.find_ancestor(txn, name, workflow, scope, row)
             if parent is None:
                 break
             needed.add(parent.sequence)
@@ -601,7 +595,11 @@ def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, ro
     for scope_name, count in counts.items():
         scope = txn.find_scope(name.name_id, scope_name)
         if scope is None:
-            raise _missing(workflow, 0)
+            raise StoreError(
+                "RECORD_DAMAGED",
+                f"scope {scope_name!r} of workflow {workflow.workflow_id!r} is missing though it has checkpoints",
+                {"table": "scopes", "key": f"{workflow.name_id:016x}"},
+            )
         head = _newest(txn, workflow, scope.ordinal)
         txn.put_scope(
             name.name_id,
@@ -623,10 +621,7 @@ def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, ro
 
 def _newest(txn: ReadTransaction, workflow: WorkflowRow, scope_ordinal: int) -> CheckpointRow | None:
     for sequence in txn.sequences(workflow.internal_id, scope_ordinal, newest_first=True, start=None):
-        row = txn.get_checkpoint(workflow.internal_id, sequence)
-        if row is None:
-            raise _missing(workflow, sequence)
-        return row
+        return lookups.get_indexed(txn, workflow, sequence)
     return None
 
 
@@ -649,7 +644,7 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
             f"target_workflow_id: workflow {command.target_workflow_id!r} exists already",
             {"workflow_id": command.target_workflow_id},
         )
-    source_name, source = _require_workflow(txn, command.namespace, command.workflow_id)
+    source_name, source = lookups.require_workflow(txn, command.namespace, command.workflow_id)
     if command.position:
         target_id, source_id, next_sequence = command.position
         building = txn.get_workflow(target_id)
@@ -667,7 +662,7 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
             )
         target = building
     else:
-        first = _require_checkpoint(txn, source_name, source, command.scope, command.checkpoint_id)
+        first = lookups.require_checkpoint(txn, source_name, source, command.scope, command.checkpoint_id)
         next_sequence = first.sequence
         target_name, target = _create_building(txn, command, source, source_text, target_name, limits, first)
     return _copy_slice(txn, command, limits, source_name, source, target_name, target, next_sequence)
@@ -753,16 +748,13 @@ def _fork_line(
     """Yield what a fork copies, from `next_sequence` on: the line of ancestors, or everything that is older."""
     if command.mode is ForkMode.ALL_UP_TO:
         for sequence in txn.sequences(source.internal_id, None, newest_first=True, start=next_sequence):
-            row = txn.get_checkpoint(source.internal_id, sequence)
-            if row is None:
-                raise _missing(source, sequence)
-            yield row
+            yield lookups.get_indexed(txn, source, sequence)
         return
     scope = txn.find_scope(name.name_id, command.scope)
     row = txn.get_checkpoint(source.internal_id, next_sequence)
     while row is not None:
         yield row
-        row = _find_ancestor(txn, name, source, scope, row)
+        row = lookups.find_ancestor(txn, name, source, scope, row)
 
 
 def _fork_scope(txn: WriteTransaction, target_name: NameRow, target: WorkflowRow, row: CheckpointRow) -> ScopeRow:
@@ -831,95 +823,6 @@ def probe(txn: WriteTransaction, command: ProbeCommand, limits: Limits) -> Probe
 # Shared steps.
 
 
-def _is_live(id_row: IdRow, workflow: WorkflowRow) -> bool:
-    return id_row.internal_id == workflow.internal_id and id_row.deleted_time_ms == 0
-
-
-def _find_id(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> IdRow | None:
-    """Return what became of an id, unless only a fork knows it that was never published."""
-    if name is None or scope is None:
-        return None
-    id_row = txn.find_id(name.name_id, scope.ordinal, checkpoint_id)
-    if id_row is None or id_row.internal_id == name.internal_id:
-        return id_row
-    incarnation = txn.get_workflow(id_row.internal_id)
-    return id_row if incarnation is None or incarnation.revision > 0 else None
-
-
-def _head(workflow: WorkflowRow | None, scope: ScopeRow | None) -> tuple[str, int]:
-    if workflow is None or scope is None or scope.internal_id != workflow.internal_id:
-        return "", 0
-    return scope.head_checkpoint_id, scope.head_sequence
-
-
-def _find_checkpoint(
-    txn: ReadTransaction,
-    name: NameRow | None,
-    workflow: WorkflowRow | None,
-    scope: ScopeRow | None,
-    checkpoint_id: str,
-) -> CheckpointRow | None:
-    """Return a live checkpoint by id."""
-    if name is None or workflow is None or scope is None:
-        return None
-    if scope.head_checkpoint_id == checkpoint_id and scope.internal_id == workflow.internal_id:
-        sequence = scope.head_sequence
-    else:
-        id_row = txn.find_id(name.name_id, scope.ordinal, checkpoint_id)
-        if id_row is None or not _is_live(id_row, workflow):
-            return None
-        sequence = id_row.sequence
-    row = txn.get_checkpoint(workflow.internal_id, sequence)
-    if row is None:
-        raise _missing(workflow, sequence)
-    return row
-
-
-def _find_ancestor(
-    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow | None, row: CheckpointRow
-) -> CheckpointRow | None:
-    """Return a checkpoint's parent, if it is live and the one that was meant."""
-    parent = _find_checkpoint(txn, name, workflow, scope, row.parent_id) if row.parent_id else None
-    return parent if parent is not None and rules.is_ancestor(parent.sequence, row) else None
-
-
-def _has_stub(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> bool:
-    return _find_id(txn, name, scope, checkpoint_id) is not None
-
-
-def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
-    name = txn.find_name(namespace, workflow_id)
-    workflow = present_workflow(txn, name)
-    if name is None or workflow is None or not rules.is_visible(workflow):
-        raise NotFoundError(
-            "WORKFLOW_NOT_FOUND",
-            f"there is no workflow {workflow_id!r} in namespace {namespace!r}",
-            {"namespace": namespace, "workflow_id": workflow_id},
-        )
-    return name, workflow
-
-
-def _require_checkpoint(
-    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope_name: str, checkpoint_id: str | None
-) -> CheckpointRow:
-    """Return a checkpoint by id, or the scope's head."""
-    scope = txn.find_scope(name.name_id, scope_name)
-    wanted = _head(workflow, scope)[0] if checkpoint_id is None else checkpoint_id
-    row = _find_checkpoint(txn, name, workflow, scope, wanted) if wanted else None
-    if row is None:
-        what = f"checkpoint {checkpoint_id!r}" if checkpoint_id is not None else "checkpoint at all"
-        raise NotFoundError(
-            "CHECKPOINT_NOT_FOUND",
-            f"workflow {workflow.workflow_id!r} has no {what} in scope {scope_name!r}",
-            {
-                "workflow_id": workflow.workflow_id,
-                "scope": scope_name,
-                "checkpoint_id": checkpoint_id or "",
-            },
-        )
-    return row
-
-
 def _create_workflow(
     txn: WriteTransaction, namespace: str, workflow_id: str, name: NameRow | None, limits: Limits
 ) -> tuple[NameRow, WorkflowRow]:
@@ -951,15 +854,6 @@ def _create_scope(txn: WriteTransaction, name: NameRow, scope: str) -> ScopeRow:
 def _incarnation(internal_id: int, now_ms: int) -> str:
     """Name an incarnation: internal ids are never given twice in a store, the time tells restored stores apart."""
     return f"{now_ms:x}-{internal_id:x}"
-
-
-def _missing(workflow: WorkflowRow, sequence: int) -> StoreError:
-    """A checkpoint that an index leads to is not there: damage, never 'not found'."""
-    return StoreError(
-        "RECORD_DAMAGED",
-        f"checkpoint {sequence} of workflow {workflow.workflow_id!r} is missing though it is indexed",
-        {"table": "checkpoints", "key": f"{workflow.internal_id:016x}{sequence:016x}"},
-    )
 
 
 _COMMANDS: dict[type, Callable[[Any, Any, Limits], Answer]] = {

@@ -19,7 +19,6 @@ from milepost_server.model import (
     EntryHistoryQuery,
     EntryRef,
     EntryVersion,
-    IdRow,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -33,6 +32,7 @@ from milepost_server.model import (
     Value,
     WorkflowRow,
 )
+from milepost_server.storage import lookups
 from milepost_server.storage.port import NameRow, ReadTransaction
 
 CHECKPOINT_WIRE_BYTES = 256
@@ -43,7 +43,7 @@ WORKFLOW_WIRE_BYTES = 256
 
 def load(txn: ReadTransaction, query: LoadQuery) -> LoadAnswer:
     """Read one checkpoint."""
-    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    name, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
     scope = _find_scope(txn, name, workflow, query.scope)
     row = _find_row(txn, name, workflow, scope, query) if scope is not None else None
     if row is None or scope is None:
@@ -62,22 +62,22 @@ def _find_row(
         id_row = txn.find_id(name.name_id, scope.ordinal, query.checkpoint_id)
         if id_row is None or id_row.internal_id != workflow.internal_id or id_row.deleted_time_ms:
             return None
-        return _get_indexed(txn, workflow, id_row.sequence)
+        return lookups.get_indexed(txn, workflow, id_row.sequence)
     if query.sequence is not None:
         row = txn.get_checkpoint(workflow.internal_id, query.sequence)
         return row if row is not None and row.scope_ordinal == scope.ordinal else None
     if query.statuses:
         for sequence in txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None):
-            row = _get_indexed(txn, workflow, sequence)
+            row = lookups.get_indexed(txn, workflow, sequence)
             if row.status in query.statuses:
                 return row
         return None
-    return _get_indexed(txn, workflow, scope.head_sequence) if scope.head_checkpoint_id else None
+    return lookups.get_indexed(txn, workflow, scope.head_sequence) if scope.head_checkpoint_id else None
 
 
 def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
     """Read one page of a workflow's checkpoints."""
-    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    name, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
     _check_incarnation(workflow, query.incarnation)
     sequence_max = workflow.last_sequence if query.sequence_max is None else query.sequence_max
     scope_ordinal = None
@@ -102,7 +102,7 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
         is_full = len(found) == query.page_size
         if is_full or examined == query.rows_examined_max:
             break
-        row = _get_indexed(txn, workflow, sequence)
+        row = lookups.get_indexed(txn, workflow, sequence)
         if rules.matches(row, query.filter):
             size_bytes = _answer_bytes(txn, workflow, row, query.selection)
             is_full = size_bytes > bytes_left and bool(found or query.is_page_started)
@@ -127,7 +127,7 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
 
 def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> WorkflowRow:
     """Read one workflow."""
-    return _require_workflow(txn, namespace, workflow_id)[1]
+    return lookups.require_workflow(txn, namespace, workflow_id)[1]
 
 
 def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
@@ -151,7 +151,7 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
             )
         examined += 1
         after = name.workflow_id
-        workflow = present_workflow(txn, name)
+        workflow = lookups.present_workflow(txn, name)
         if workflow is None or not rules.matches_workflow(
             workflow,
             statuses=query.statuses,
@@ -175,7 +175,7 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
 
     A value is told with the oldest checkpoint of an unbroken stretch that has it: the one that brought it.
     """
-    name, workflow = _require_workflow(txn, query.namespace, query.workflow_id)
+    name, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
     _check_incarnation(workflow, query.incarnation)
     scope = _find_scope(txn, name, workflow, query.scope)
     row: CheckpointRow | None = None
@@ -337,34 +337,6 @@ def _in_slices(
 # Shared steps.
 
 
-def present_workflow(txn: ReadTransaction, name: NameRow | None) -> WorkflowRow | None:
-    """Return the present incarnation of a name: that its row is missing is damage, never 'not found'."""
-    if name is None or not name.internal_id:
-        return None
-    workflow = txn.get_workflow(name.internal_id)
-    if workflow is None:
-        raise StoreError(
-            "RECORD_DAMAGED",
-            f"workflow {name.workflow_id!r} is missing though its name leads to it",
-            {"table": "workflows", "key": f"{name.internal_id:016x}"},
-        )
-    return workflow
-
-
-def present_scope(
-    txn: ReadTransaction, name: NameRow | None, workflow: WorkflowRow | None, scope: str
-) -> ScopeRow | None:
-    """Return a scope of a name: that the root scope of a workflow with a head is missing is damage, never 'no head'."""
-    row = txn.find_scope(name.name_id, scope) if name is not None else None
-    if row is None and scope == "" and workflow is not None and workflow.head_checkpoint_id:
-        raise StoreError(
-            "RECORD_DAMAGED",
-            f"the root scope of workflow {workflow.workflow_id!r} is missing though it has a head",
-            {"table": "scopes", "key": f"{workflow.name_id:016x}"},
-        )
-    return row
-
-
 def _read_checkpoint(
     txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow, selection: Selection
 ) -> LoadedCheckpoint:
@@ -426,7 +398,7 @@ def _answer_bytes(txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRo
 
 def _has_parent(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, row: CheckpointRow) -> bool:
     id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
-    return _leads_to_parent(workflow, row, id_row)
+    return lookups.leads_to_parent(workflow, row, id_row)
 
 
 def _find_parent(
@@ -435,47 +407,14 @@ def _find_parent(
     if not row.parent_id:
         return None
     id_row = txn.find_id(name.name_id, row.scope_ordinal, row.parent_id)
-    if id_row is None or not _leads_to_parent(workflow, row, id_row):
+    if id_row is None or not lookups.leads_to_parent(workflow, row, id_row):
         return None
-    return _get_indexed(txn, workflow, id_row.sequence)
-
-
-def _leads_to_parent(workflow: WorkflowRow, row: CheckpointRow, id_row: IdRow | None) -> bool:
-    return (
-        id_row is not None
-        and id_row.internal_id == workflow.internal_id
-        and id_row.deleted_time_ms == 0
-        and rules.is_ancestor(id_row.sequence, row)
-    )
-
-
-def _require_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> tuple[NameRow, WorkflowRow]:
-    name = txn.find_name(namespace, workflow_id)
-    workflow = present_workflow(txn, name)
-    if name is None or workflow is None or not rules.is_visible(workflow):
-        raise NotFoundError(
-            "WORKFLOW_NOT_FOUND",
-            f"there is no workflow {workflow_id!r} in namespace {namespace!r}",
-            {"namespace": namespace, "workflow_id": workflow_id},
-        )
-    return name, workflow
+    return lookups.get_indexed(txn, workflow, id_row.sequence)
 
 
 def _find_scope(txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: str) -> ScopeRow | None:
-    row = present_scope(txn, name, workflow, scope)
+    row = lookups.present_scope(txn, name, workflow, scope)
     return row if row is not None and row.internal_id == workflow.internal_id else None
-
-
-def _get_indexed(txn: ReadTransaction, workflow: WorkflowRow, sequence: int) -> CheckpointRow:
-    """Return a checkpoint that an index leads to: that it is missing is damage, never 'not found'."""
-    row = txn.get_checkpoint(workflow.internal_id, sequence)
-    if row is None:
-        raise StoreError(
-            "RECORD_DAMAGED",
-            f"checkpoint {sequence} of workflow {workflow.workflow_id!r} is missing though it is indexed",
-            {"table": "checkpoints", "key": f"{workflow.internal_id:016x}{sequence:016x}"},
-        )
-    return row
 
 
 def _check_incarnation(workflow: WorkflowRow, incarnation: str) -> None:
