@@ -163,7 +163,7 @@ class IdRow(msgspec.Struct, frozen=True, array_like=True):
     deleted_time_ms: int = 0
     """When it was deleted or pruned; 0 while it is live (or went with its whole workflow)."""
     step_count: int = 0
-    """Completed steps when it was saved first: what follows a deleted checkpoint must not silently lose them."""
+    """Completed steps that it has, or had: what follows a deleted checkpoint must not silently lose them."""
 
 
 class CheckpointRow(msgspec.Struct, frozen=True, array_like=True):

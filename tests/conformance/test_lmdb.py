@@ -71,6 +71,5 @@ def test_random_histories_are_those_of_the_model(machine: type[LmdbMachine]) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("machine", [LmdbMachine, LmdbMachineOfFormat1])
-@pytest.mark.timeout(900)  # thousands of commits, each flushed: on a busy disk they take minutes
 def test_many_random_histories_are_those_of_the_model(machine: type[LmdbMachine]) -> None:
     run_state_machine_as_test(machine, settings=LONG_PROFILE)

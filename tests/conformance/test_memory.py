@@ -41,13 +41,11 @@ class MemoryMachine(EngineMachine):
         assert check(engine) == []
 
 
-@pytest.mark.timeout(900)  # thousands of commits, each flushed: on a busy disk they take minutes
 def test_random_histories_are_those_of_the_model() -> None:
     run_state_machine_as_test(MemoryMachine, settings=DEFAULT_PROFILE)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.timeout(900)  # thousands of commits, each flushed: on a busy disk they take minutes
 def test_many_random_histories_are_those_of_the_model() -> None:
     run_state_machine_as_test(MemoryMachine, settings=LONG_PROFILE)

@@ -203,6 +203,9 @@ def _save_existing(
         txn.delete_checkpoint(workflow, existing)
     txn.put_checkpoint(workflow, row)
     txn.release_state(workflow.family_id, existing.node_id)
+    if row.step_count != existing.step_count:
+        id_row = IdRow(workflow.internal_id, row.sequence, step_count=row.step_count)
+        txn.put_id(name.name_id, row.scope_ordinal, row.checkpoint_id, id_row)
     _adopt_records(txn, workflow, row, command, limits)
     workflow = _replace(
         workflow,

@@ -445,7 +445,7 @@ class EngineMachine(RuleBasedStateMachine):
                 loaded.row.fingerprint,
                 loaded.row.metadata,
             ) == row.content
-            is_pruned = bool(row.parent_id) and (row.scope, row.parent_id) not in workflow.checkpoints
+            is_pruned = bool(row.parent_id) and workflow.parent_of(row) is None
             assert loaded.parent_pruned == is_pruned
             group = workflow.records.get(row.place)
             kept = list(group.items.values()) if group is not None else []

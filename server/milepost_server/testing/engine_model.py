@@ -120,12 +120,17 @@ class ModelWorkflow:
         head = self.head(scope)
         return head.checkpoint_id if head is not None else ""
 
+    def parent_of(self, row: ModelCheckpoint) -> ModelCheckpoint | None:
+        """Return a checkpoint's live parent; a later checkpoint that was given the same id is another one."""
+        parent = self.checkpoints.get((row.scope, row.parent_id))
+        return parent if parent is not None and parent.sequence < row.sequence else None
+
     def line(self, row: ModelCheckpoint) -> Iterator[ModelCheckpoint]:
         """Yield a checkpoint and its live ancestors."""
         found: ModelCheckpoint | None = row
         while found is not None:
             yield found
-            found = self.checkpoints.get((found.scope, found.parent_id))
+            found = self.parent_of(found)
 
     @property
     def is_visible(self) -> bool:
@@ -140,6 +145,8 @@ class StoreModel:
         self._limits = limits
         self.workflows: dict[str, ModelWorkflow] = {}
         self.stubs: dict[str, dict[Place, int]] = {}
+        self.stub_steps: dict[tuple[str, Place], int] = {}
+        """How many steps a deleted checkpoint had completed."""
         """By workflow_id: what was deleted, and when."""
 
     def visible(self, workflow_id: str) -> ModelWorkflow | None:
@@ -243,7 +250,12 @@ class StoreModel:
 
     def _is_known(self, command: SaveCommand, workflow: ModelWorkflow, parent_id: str) -> bool:
         place = (command.scope, parent_id)
-        return not parent_id or place in workflow.checkpoints or place in self.stubs.get(command.workflow_id, {})
+        if not parent_id or place in workflow.checkpoints:
+            return True
+        if place not in self.stubs.get(command.workflow_id, {}):
+            return False
+        # A full Save counts its steps from the parent, so one that had some is needed itself.
+        return command.base_checkpoint_id is not None or not self.stub_steps[command.workflow_id, place]
 
     def _row(
         self,
@@ -329,6 +341,7 @@ class StoreModel:
     def _delete(self, workflow_id: str, places: set[Place], now_ms: int) -> int:
         workflow = self.workflows[workflow_id]
         for place in places:
+            self.stub_steps[workflow_id, place] = len(workflow.checkpoints[place].steps)
             del workflow.checkpoints[place]
             workflow.records.pop(place, None)
             self.stubs.setdefault(workflow_id, {})[place] = now_ms
