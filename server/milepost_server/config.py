@@ -24,8 +24,6 @@ ENVIRONMENT_PREFIX: Final = "MILEPOST_SERVER__"
 DEFAULT_LISTEN: Final = "127.0.0.1:7450"
 GIB: Final = 1024 * MIB
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-
 
 class ConfigError(Exception):
     """A setting is unknown, malformed or out of range. The message is one line for the operator."""

@@ -115,3 +115,13 @@ class RecordDamagedError(StoreError):
 
 class StorageFailedError(Exception):
     """The engine can serve neither reads nor writes until it is reopened. Never leaves the storage layer's front."""
+
+
+def queue_full(message: str, *, limit: str, allowed: int, found: int, unit: str, retry_after_s: float) -> ResourceError:
+    """Return the refusal of a queue that is full: the same call may succeed after a while."""
+    return ResourceError(
+        "QUEUE_FULL",
+        message,
+        {"limit": limit, "allowed": allowed, "found": found, "unit": unit},
+        retry_after_s=retry_after_s,
+    )

@@ -19,7 +19,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from milepost_server.errors import InvalidFieldError, LimitExceededError, ResourceError, StoreError, UnavailableError
+from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError, UnavailableError, queue_full
 from milepost_server.grpc_api import status
 from milepost_server.limits import MIB, Limits
 
@@ -113,11 +113,13 @@ class LargeRequestGate:
         if self._bytes and found > self._bytes_max:
             now_s = self._clock()
             self._next_turn_s = max(self._next_turn_s, now_s) + size_bytes / LARGE_BYTES_PER_S
-            return ResourceError(
-                "QUEUE_FULL",
+            return queue_full(
                 f"large requests of {found} bytes would be in progress, at most {self._bytes_max} may be "
                 "(queue.large_bytes_max); try again shortly",
-                {"limit": "queue.large_bytes_max", "allowed": self._bytes_max, "found": found, "unit": "bytes"},
+                limit="queue.large_bytes_max",
+                allowed=self._bytes_max,
+                found=found,
+                unit="bytes",
                 retry_after_s=self._next_turn_s - now_s,
             )
         self._bytes = found

@@ -28,6 +28,7 @@ from milepost_server.errors import (
     StorageFailedError,
     StoreError,
     UnavailableError,
+    queue_full,
 )
 from milepost_server.model import (
     AbandonForkCommand,
@@ -560,9 +561,11 @@ def _outcome_unknown() -> OutcomeUnknownError:
 
 
 def _queue_full(limit: str, allowed: int, found: int, unit: str) -> ResourceError:
-    return ResourceError(
-        "QUEUE_FULL",
+    return queue_full(
         f"the queue of commands is full: {found} {unit}, at most {allowed} are allowed ({limit}); try again shortly",
-        {"limit": limit, "allowed": allowed, "found": found, "unit": unit},
+        limit=limit,
+        allowed=allowed,
+        found=found,
+        unit=unit,
         retry_after_s=RETRY_AFTER_S,
     )

@@ -23,6 +23,7 @@ from milepost_server.errors import (
     PreconditionError,
     RecordDamagedError,
     ResourceError,
+    StorageFailedError,
     StoreError,
     UnavailableError,
 )
@@ -143,6 +144,22 @@ def unpack(received: bytearray) -> list[Any] | None:
     if len(received) < _LENGTH.size + size_bytes:
         return None
     return _decode(memoryview(received)[_LENGTH.size :])
+
+
+def outcomes_of(items: list[Any]) -> list[Any]:
+    """Return the outcomes of a batch as they came back.
+
+    Raises:
+        StorageFailedError: The process says that its storage has failed.
+    """
+    if items and isinstance(items[0], StorageFailed):
+        raise StorageFailedError(items[0].message)
+    return items
+
+
+def process_lost() -> StorageFailedError:
+    """Return the error for a batch whose process ended before it answered."""
+    return StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
 
 
 def send(connection: socket.socket, items: Sequence[Any]) -> None:

@@ -174,12 +174,8 @@ class ProcessEngine:
             frames.send(self._commands, commands)
             outcomes = frames.receive(self._commands)
         except (EOFError, OSError) as error:
-            raise StorageFailedError(
-                "the storage process ended; what it had been sent may or may not be stored"
-            ) from error
-        if outcomes and isinstance(outcomes[0], frames.StorageFailed):
-            raise StorageFailedError(outcomes[0].message)
-        return cast("list[Answer | StoreError]", outcomes)
+            raise frames.process_lost() from error
+        return cast("list[Answer | StoreError]", frames.outcomes_of(outcomes))
 
     def reopen(self) -> None:
         """See `Engine`."""

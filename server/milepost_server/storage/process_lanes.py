@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError
+from milepost_server.errors import StoreError, UnavailableError, queue_full
 from milepost_server.model import Answer, Command, LoadAnswer, LoadQuery
 from milepost_server.storage import frames
 from milepost_server.storage.frame_channel import FrameChannel
@@ -60,9 +60,7 @@ class ProcessCommandLane:
             outcomes = await self._future
         finally:
             self._future = None
-        if outcomes and isinstance(outcomes[0], frames.StorageFailed):
-            raise StorageFailedError(outcomes[0].message)
-        return outcomes
+        return frames.outcomes_of(outcomes)
 
     async def reopen(self) -> None:
         """See `CommandLane`."""
@@ -83,9 +81,7 @@ class ProcessCommandLane:
             # Nobody would notice before the next command, which would then be of unknown outcome for no reason.
             self._on_broken()
             return
-        self._future.set_exception(
-            StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
-        )
+        self._future.set_exception(frames.process_lost())
 
 
 class ProcessLoadLane:
@@ -132,16 +128,13 @@ class ProcessLoadLane:
         if self._is_closing:
             raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
         if len(self._waiting) >= self._calls_max:
-            raise ResourceError(
-                "QUEUE_FULL",
+            raise queue_full(
                 f"the queue of reads is full: at most {self._calls_max} calls may wait (queue.read_calls_max); "
                 "try again shortly",
-                {
-                    "limit": "queue.read_calls_max",
-                    "allowed": self._calls_max,
-                    "found": len(self._waiting) + 1,
-                    "unit": "calls",
-                },
+                limit="queue.read_calls_max",
+                allowed=self._calls_max,
+                found=len(self._waiting) + 1,
+                unit="calls",
                 retry_after_s=RETRY_AFTER_S,
             )
         future: asyncio.Future[LoadAnswer] = self._loop.create_future()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import ResourceError, UnavailableError
+from milepost_server.errors import UnavailableError, queue_full
 
 _logger = logging.getLogger(__name__)
 
@@ -68,15 +68,12 @@ class ReadLane:
             if self._is_closing:
                 raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
             if len(self._jobs) >= self._queue_max:
-                raise ResourceError(
-                    "QUEUE_FULL",
+                raise queue_full(
                     f"the queue of reads is full: at most {self._queue_max} calls may wait; try again shortly",
-                    {
-                        "limit": self._name,
-                        "allowed": self._queue_max,
-                        "found": len(self._jobs) + 1,
-                        "unit": "calls",
-                    },
+                    limit=self._name,
+                    allowed=self._queue_max,
+                    found=len(self._jobs) + 1,
+                    unit="calls",
                     retry_after_s=RETRY_AFTER_S,
                 )
             self._jobs.append((job, future))
