@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from milepost.v1 import lease_pb2 as _lease_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -355,6 +356,9 @@ class Workflow(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     FORKED_FROM_WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNAL_COUNT_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary."""
     workflow_id: _builtins.str
@@ -378,11 +382,15 @@ class Workflow(_message.Message):
     stored_bytes: _builtins.int
     """Bytes of its heads' and histories' own rows and of the values first stored by it; what it shares with forks counts once, where it was first stored."""
     revision: _builtins.int
-    """Raised by every change: saves, records, replaces, deletes."""
+    """Raised by every change: saves, records, replaces, deletes, signals, grants and releases of leases."""
     incarnation: _builtins.str
     """Random, new when a workflow is created, also after a delete."""
     forked_from_workflow_id: _builtins.str
     """The workflow it was forked from; "" where it was not."""
+    pending_signal_count: _builtins.int
+    """How many signals are pending."""
+    fingerprint: _builtins.str
+    """Fingerprint that the root scope's head was saved under."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, as the last Save that carried any set them."""
@@ -394,6 +402,10 @@ class Workflow(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Last Save in the root scope."""
+
+    @_builtins.property
+    def lease(self) -> _lease_pb2.Lease:
+        """The lease that is live now, without its token; absent where there is none."""
 
     def __init__(
         self,
@@ -415,10 +427,13 @@ class Workflow(_message.Message):
         revision: _builtins.int = ...,
         incarnation: _builtins.str = ...,
         forked_from_workflow_id: _builtins.str = ...,
+        lease: _lease_pb2.Lease | None = ...,
+        pending_signal_count: _builtins.int = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lease", b"lease", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_count", b"checkpoint_count", "create_time", b"create_time", "current_step", b"current_step", "definition", b"definition", "forked_from_workflow_id", b"forked_from_workflow_id", "head_checkpoint_id", b"head_checkpoint_id", "head_sequence", b"head_sequence", "incarnation", b"incarnation", "labels", b"labels", "last_sequence", b"last_sequence", "namespace", b"namespace", "revision", b"revision", "scope_count", b"scope_count", "status", b"status", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_count", b"checkpoint_count", "create_time", b"create_time", "current_step", b"current_step", "definition", b"definition", "fingerprint", b"fingerprint", "forked_from_workflow_id", b"forked_from_workflow_id", "head_checkpoint_id", b"head_checkpoint_id", "head_sequence", b"head_sequence", "incarnation", b"incarnation", "labels", b"labels", "last_sequence", b"last_sequence", "lease", b"lease", "namespace", b"namespace", "pending_signal_count", b"pending_signal_count", "revision", b"revision", "scope_count", b"scope_count", "status", b"status", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from milepost.v1 import checkpoint_pb2 as _checkpoint_pb2
 from milepost.v1 import error_reason_pb2 as _error_reason_pb2
+from milepost.v1 import lease_pb2 as _lease_pb2
+from milepost.v1 import signal_pb2 as _signal_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -118,6 +120,62 @@ FORK_MODE_ALL_UP_TO: ForkMode.ValueType  # 2
 """Every checkpoint of every scope up to the checkpoint's sequence."""
 Global___ForkMode: _TypeAlias = ForkMode  # noqa: Y015
 
+class _WatchEventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchEventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_EVENT_KIND_UNSPECIFIED: _WatchEventKind.ValueType  # 0
+    """Never sent."""
+    WATCH_EVENT_KIND_STARTED: _WatchEventKind.ValueType  # 1
+    """The first event: what happens after it is told. Carries where the workflow stands, if there is one."""
+    WATCH_EVENT_KIND_SAVED: _WatchEventKind.ValueType  # 2
+    """A checkpoint was saved."""
+    WATCH_EVENT_KIND_REPLACED: _WatchEventKind.ValueType  # 3
+    """A checkpoint's content was replaced."""
+    WATCH_EVENT_KIND_RECORDS_APPENDED: _WatchEventKind.ValueType  # 4
+    """Records were appended."""
+    WATCH_EVENT_KIND_CHECKPOINTS_DELETED: _WatchEventKind.ValueType  # 5
+    """Checkpoints were deleted."""
+    WATCH_EVENT_KIND_WORKFLOW_DELETED: _WatchEventKind.ValueType  # 6
+    """The workflow was deleted."""
+    WATCH_EVENT_KIND_SIGNAL_SENT: _WatchEventKind.ValueType  # 7
+    """A signal came."""
+    WATCH_EVENT_KIND_LEASE_GRANTED: _WatchEventKind.ValueType  # 8
+    """A lease was granted."""
+    WATCH_EVENT_KIND_LEASE_RELEASED: _WatchEventKind.ValueType  # 9
+    """A lease was released or broken. An expiry is not an event."""
+    WATCH_EVENT_KIND_CHANGED: _WatchEventKind.ValueType  # 10
+    """Something else about the workflow, for example that it was pruned: read it again."""
+
+class WatchEventKind(_WatchEventKind, metaclass=_WatchEventKindEnumTypeWrapper):
+    """What changed."""
+
+WATCH_EVENT_KIND_UNSPECIFIED: WatchEventKind.ValueType  # 0
+"""Never sent."""
+WATCH_EVENT_KIND_STARTED: WatchEventKind.ValueType  # 1
+"""The first event: what happens after it is told. Carries where the workflow stands, if there is one."""
+WATCH_EVENT_KIND_SAVED: WatchEventKind.ValueType  # 2
+"""A checkpoint was saved."""
+WATCH_EVENT_KIND_REPLACED: WatchEventKind.ValueType  # 3
+"""A checkpoint's content was replaced."""
+WATCH_EVENT_KIND_RECORDS_APPENDED: WatchEventKind.ValueType  # 4
+"""Records were appended."""
+WATCH_EVENT_KIND_CHECKPOINTS_DELETED: WatchEventKind.ValueType  # 5
+"""Checkpoints were deleted."""
+WATCH_EVENT_KIND_WORKFLOW_DELETED: WatchEventKind.ValueType  # 6
+"""The workflow was deleted."""
+WATCH_EVENT_KIND_SIGNAL_SENT: WatchEventKind.ValueType  # 7
+"""A signal came."""
+WATCH_EVENT_KIND_LEASE_GRANTED: WatchEventKind.ValueType  # 8
+"""A lease was granted."""
+WATCH_EVENT_KIND_LEASE_RELEASED: WatchEventKind.ValueType  # 9
+"""A lease was released or broken. An expiry is not an event."""
+WATCH_EVENT_KIND_CHANGED: WatchEventKind.ValueType  # 10
+"""Something else about the workflow, for example that it was pruned: read it again."""
+Global___WatchEventKind: _TypeAlias = WatchEventKind  # noqa: Y015
+
 @_typing.final
 class SaveRequest(_message.Message):
     """One checkpoint to store."""
@@ -187,6 +245,10 @@ class SaveRequest(_message.Message):
     REPLACES_DIGEST_FIELD_NUMBER: _builtins.int
     HISTORY_ENTRIES_FIELD_NUMBER: _builtins.int
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    RELEASE_LEASE_FIELD_NUMBER: _builtins.int
+    CONSUMED_SIGNALS_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id: _builtins.str
@@ -220,8 +282,17 @@ class SaveRequest(_message.Message):
     replaces_digest: _builtins.bytes
     """With ON_CONFLICT_REPLACE: replace only content of this digest (32 bytes). Absent: replace whatever is there."""
     base_digest: _builtins.bytes
-    """The digest (32 bytes) that the base is known by: where it has other content by now, the Save is refused with BASE_NOT_FOUND. Only with a base.
-    Room: 23 to 29, leases and signals; 30 to 39, manifests and streamed values.
+    """The digest (32 bytes) that the base is known by: where it has other content by now, the Save is refused with BASE_NOT_FOUND. Only with a base."""
+    lease_token: _builtins.int
+    """The token of the workflow's lease. While a lease is live nothing is saved without it (LEASE_HELD); any token but the newest is refused
+    (LEASE_LOST). A Save with it renews the lease. 0: none.
+    """
+    release_lease: _builtins.bool
+    """Release the lease of `lease_token` in the same commit."""
+    manifest: _builtins.str
+    """The definition's manifest: a JSON text whose SHA-256, in lower-case hexadecimal, is `fingerprint`. Stored once for each fingerprint of
+    a namespace; later Saves need not send it. At most 1 MiB.
+    Room: 26 to 29, leases and signals; 31 to 39, streamed values.
     """
     @_builtins.property
     def completed_steps_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -246,6 +317,10 @@ class SaveRequest(_message.Message):
     @_builtins.property
     def history_entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Entries of this checkpoint whose meaning needs its ancestors; pruning keeps the ancestors back to the nearest that stores each. At most 1,000."""
+
+    @_builtins.property
+    def consumed_signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Signals that this checkpoint has taken in: they are pending no more. At most 1,000 ids; those that are not pending are passed over."""
 
     def __init__(
         self,
@@ -272,10 +347,14 @@ class SaveRequest(_message.Message):
         replaces_digest: _builtins.bytes | None = ...,
         history_entries: _abc.Iterable[_builtins.str] | None = ...,
         base_digest: _builtins.bytes | None = ...,
+        lease_token: _builtins.int = ...,
+        release_lease: _builtins.bool = ...,
+        consumed_signals: _abc.Iterable[_builtins.str] | None = ...,
+        manifest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_base_digest", b"_base_digest", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "base_digest", b"base_digest", "checkpoint_id", b"checkpoint_id", "expected_head", b"expected_head", "parent_id", b"parent_id", "replaces_digest", b"replaces_digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_base_digest", b"_base_digest", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "base_digest", b"base_digest", "checkpoint_id", b"checkpoint_id", "completed_steps_added", b"completed_steps_added", "current_step", b"current_step", "definition", b"definition", "expected_head", b"expected_head", "fingerprint", b"fingerprint", "history_entries", b"history_entries", "labels", b"labels", "metadata", b"metadata", "namespace", b"namespace", "on_conflict", b"on_conflict", "parent_id", b"parent_id", "records", b"records", "removed_keys", b"removed_keys", "replaces_digest", b"replaces_digest", "run_id", b"run_id", "scope", b"scope", "state", b"state", "status", b"status", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id", "_base_digest", b"_base_digest", "_checkpoint_id", b"_checkpoint_id", "_expected_head", b"_expected_head", "_parent_id", b"_parent_id", "_replaces_digest", b"_replaces_digest", "base_checkpoint_id", b"base_checkpoint_id", "base_digest", b"base_digest", "checkpoint_id", b"checkpoint_id", "completed_steps_added", b"completed_steps_added", "consumed_signals", b"consumed_signals", "current_step", b"current_step", "definition", b"definition", "expected_head", b"expected_head", "fingerprint", b"fingerprint", "history_entries", b"history_entries", "labels", b"labels", "lease_token", b"lease_token", "manifest", b"manifest", "metadata", b"metadata", "namespace", b"namespace", "on_conflict", b"on_conflict", "parent_id", b"parent_id", "records", b"records", "release_lease", b"release_lease", "removed_keys", b"removed_keys", "replaces_digest", b"replaces_digest", "run_id", b"run_id", "scope", b"scope", "state", b"state", "status", b"status", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_checkpoint_id: _TypeAlias = _typing.Literal["base_checkpoint_id"]  # noqa: Y015
     _WhichOneofArgType__base_checkpoint_id: _TypeAlias = _typing.Literal["_base_checkpoint_id", b"_base_checkpoint_id"]  # noqa: Y015
@@ -318,6 +397,9 @@ class SaveResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
+    LEASE_REMAINING_MS_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNALS_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNAL_COUNT_FIELD_NUMBER: _builtins.int
     checkpoint_id: _builtins.str
     """The id, also where the server made it."""
     sequence: _builtins.int
@@ -331,12 +413,20 @@ class SaveResponse(_message.Message):
     digest: _builtins.bytes
     """32 bytes that stand for the content."""
     parent_id: _builtins.str
-    """The parent, also where the server chose it.
-    Room: 9 to 19, leases and signals.
+    """The parent, also where the server chose it."""
+    lease_remaining_ms: _builtins.int
+    """How long the lease of `lease_token` still runs, in milliseconds; 0 where the Save had none, or released it."""
+    pending_signal_count: _builtins.int
+    """How many signals are pending.
+    Room: 12 to 19, leases and signals.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was (first) committed."""
+
+    @_builtins.property
+    def pending_signals(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.PendingSignal]:
+        """Signals that are pending after this call, oldest first, at most 100 of them; ListSignals has all, and their values."""
 
     def __init__(
         self,
@@ -349,10 +439,13 @@ class SaveResponse(_message.Message):
         revision: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         parent_id: _builtins.str = ...,
+        lease_remaining_ms: _builtins.int = ...,
+        pending_signals: _abc.Iterable[_signal_pb2.PendingSignal] | None = ...,
+        pending_signal_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "digest", b"digest", "head_checkpoint_id", b"head_checkpoint_id", "parent_id", b"parent_id", "replayed", b"replayed", "revision", b"revision", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "digest", b"digest", "head_checkpoint_id", b"head_checkpoint_id", "lease_remaining_ms", b"lease_remaining_ms", "parent_id", b"parent_id", "pending_signal_count", b"pending_signal_count", "pending_signals", b"pending_signals", "replayed", b"replayed", "revision", b"revision", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,13 +667,21 @@ class LoadResponse(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     HEAD_CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNALS_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNAL_COUNT_FIELD_NUMBER: _builtins.int
     head_checkpoint_id: _builtins.str
     """Head of its scope at the same moment."""
     revision: _builtins.int
     """The workflow's revision at the same moment."""
+    pending_signal_count: _builtins.int
+    """How many signals are pending."""
     @_builtins.property
     def checkpoint(self) -> _checkpoint_pb2.Checkpoint:
         """The checkpoint."""
+
+    @_builtins.property
+    def pending_signals(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.PendingSignal]:
+        """Signals that are pending at the same moment, as in SaveResponse."""
 
     def __init__(
         self,
@@ -588,10 +689,12 @@ class LoadResponse(_message.Message):
         checkpoint: _checkpoint_pb2.Checkpoint | None = ...,
         head_checkpoint_id: _builtins.str = ...,
         revision: _builtins.int = ...,
+        pending_signals: _abc.Iterable[_signal_pb2.PendingSignal] | None = ...,
+        pending_signal_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "head_checkpoint_id", b"head_checkpoint_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "head_checkpoint_id", b"head_checkpoint_id", "pending_signal_count", b"pending_signal_count", "pending_signals", b"pending_signals", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -738,6 +841,7 @@ class AppendRecordsRequest(_message.Message):
     CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     REQUIRE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id: _builtins.str
@@ -747,8 +851,10 @@ class AppendRecordsRequest(_message.Message):
     checkpoint_id: _builtins.str
     """The checkpoint they belong to."""
     require_checkpoint: _builtins.bool
-    """Refuse records whose checkpoint does not exist.
-    Room: 7 to 9, leases.
+    """Refuse records whose checkpoint does not exist."""
+    lease_token: _builtins.int
+    """The token of the workflow's lease, as in a Save; renews it too. 0: none.
+    Room: 8 and 9.
     """
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_checkpoint_pb2.Record]:
@@ -763,10 +869,11 @@ class AppendRecordsRequest(_message.Message):
         checkpoint_id: _builtins.str = ...,
         records: _abc.Iterable[_checkpoint_pb2.Record] | None = ...,
         require_checkpoint: _builtins.bool = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "namespace", b"namespace", "records", b"records", "require_checkpoint", b"require_checkpoint", "scope", b"scope", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "lease_token", b"lease_token", "namespace", b"namespace", "records", b"records", "require_checkpoint", b"require_checkpoint", "scope", b"scope", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -959,6 +1066,9 @@ class ListWorkflowsRequest(_message.Message):
     UPDATED_BEFORE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    IS_LEASED_FIELD_NUMBER: _builtins.int
+    HAS_PENDING_SIGNALS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id_prefix: _builtins.str
@@ -968,9 +1078,13 @@ class ListWorkflowsRequest(_message.Message):
     page_size: _builtins.int
     """Most workflows of a page: 0 means 50, more than 1,000 means 1,000. A page may have fewer, even none, and still have a next one."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other arguments unchanged.
-    Room: 10 to 14, leases and signals.
-    """
+    """`next_page_token` of the page before, with the other arguments unchanged."""
+    is_leased: _builtins.bool
+    """Only workflows whose lease is live (true), or is not (false)."""
+    has_pending_signals: _builtins.bool
+    """Only workflows that have pending signals (true), or have none (false)."""
+    fingerprint: _builtins.str
+    """Only workflows whose root head was saved under this fingerprint."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_checkpoint_pb2.Status.ValueType]:
         """Only these statuses. Empty: all."""
@@ -999,14 +1113,30 @@ class ListWorkflowsRequest(_message.Message):
         updated_before: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        is_leased: _builtins.bool | None = ...,
+        has_pending_signals: _builtins.bool | None = ...,
+        fingerprint: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "definition", b"definition", "updated_before", b"updated_before", "updated_from", b"updated_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "_fingerprint", b"_fingerprint", "_has_pending_signals", b"_has_pending_signals", "_is_leased", b"_is_leased", "definition", b"definition", "fingerprint", b"fingerprint", "has_pending_signals", b"has_pending_signals", "is_leased", b"is_leased", "updated_before", b"updated_before", "updated_from", b"updated_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "definition", b"definition", "labels", b"labels", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "statuses", b"statuses", "updated_before", b"updated_before", "updated_from", b"updated_from", "workflow_id_prefix", b"workflow_id_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "_fingerprint", b"_fingerprint", "_has_pending_signals", b"_has_pending_signals", "_is_leased", b"_is_leased", "definition", b"definition", "fingerprint", b"fingerprint", "has_pending_signals", b"has_pending_signals", "is_leased", b"is_leased", "labels", b"labels", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "statuses", b"statuses", "updated_before", b"updated_before", "updated_from", b"updated_from", "workflow_id_prefix", b"workflow_id_prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__definition: _TypeAlias = _typing.Literal["definition"]  # noqa: Y015
     _WhichOneofArgType__definition: _TypeAlias = _typing.Literal["_definition", b"_definition"]  # noqa: Y015
+    _WhichOneofReturnType__fingerprint: _TypeAlias = _typing.Literal["fingerprint"]  # noqa: Y015
+    _WhichOneofArgType__fingerprint: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint"]  # noqa: Y015
+    _WhichOneofReturnType__has_pending_signals: _TypeAlias = _typing.Literal["has_pending_signals"]  # noqa: Y015
+    _WhichOneofArgType__has_pending_signals: _TypeAlias = _typing.Literal["_has_pending_signals", b"_has_pending_signals"]  # noqa: Y015
+    _WhichOneofReturnType__is_leased: _TypeAlias = _typing.Literal["is_leased"]  # noqa: Y015
+    _WhichOneofArgType__is_leased: _TypeAlias = _typing.Literal["_is_leased", b"_is_leased"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__definition) -> _WhichOneofReturnType__definition | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fingerprint) -> _WhichOneofReturnType__fingerprint | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__has_pending_signals) -> _WhichOneofReturnType__has_pending_signals | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_leased) -> _WhichOneofReturnType__is_leased | None: ...
 
 Global___ListWorkflowsRequest: _TypeAlias = ListWorkflowsRequest  # noqa: Y015
 
@@ -1172,21 +1302,25 @@ class DeleteWorkflowRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id: _builtins.str
-    """The run.
-    Room: 3 to 5, leases.
+    """The run."""
+    lease_token: _builtins.int
+    """The token of the workflow's lease: while one is live, nothing is deleted without it. 0: none.
+    Room: 4 and 5.
     """
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         workflow_id: _builtins.str = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1230,6 +1364,7 @@ class DeleteCheckpointsRequest(_message.Message):
     CHECKPOINT_IDS_FIELD_NUMBER: _builtins.int
     RUN_IDS_FIELD_NUMBER: _builtins.int
     CONTINUE_TOKEN_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant boundary; "" stands for "default"."""
     workflow_id: _builtins.str
@@ -1237,8 +1372,11 @@ class DeleteCheckpointsRequest(_message.Message):
     scope: _builtins.str
     """The nested run that `checkpoint_ids` are in; "" is the root."""
     continue_token: _builtins.str
-    """From the answer before, with the other arguments unchanged.
-    Room: 7 to 9, leases.
+    """From the answer before, with the other arguments unchanged."""
+    lease_token: _builtins.int
+    """The token of the workflow's lease: while one is live, nothing is deleted without it. With `run_ids` over a whole namespace, checkpoints of
+    workflows whose lease is live are passed over. 0: none.
+    Room: 8 and 9.
     """
     @_builtins.property
     def checkpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1257,10 +1395,11 @@ class DeleteCheckpointsRequest(_message.Message):
         checkpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
         run_ids: _abc.Iterable[_builtins.str] | None = ...,
         continue_token: _builtins.str = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ids", b"checkpoint_ids", "continue_token", b"continue_token", "namespace", b"namespace", "run_ids", b"run_ids", "scope", b"scope", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_ids", b"checkpoint_ids", "continue_token", b"continue_token", "lease_token", b"lease_token", "namespace", b"namespace", "run_ids", b"run_ids", "scope", b"scope", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1363,3 +1502,553 @@ class PruneWorkflowResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneWorkflowResponse: _TypeAlias = PruneWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class AcquireLeaseRequest(_message.Message):
+    """Which workflow to lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run. Need not exist yet. A lease covers all its scopes."""
+    holder: _builtins.str
+    """A label for people, for example host and process: at most 256 bytes. Two calls with one holder are still two."""
+    ttl_ms: _builtins.int
+    """How long the lease runs without a renewal, in milliseconds: 1,000 to 3,600,000; 0 means 30,000."""
+    wait_ms: _builtins.int
+    """How long to wait for a lease that is held, in milliseconds: at most 60,000; 0: not at all."""
+    request_id: _builtins.str
+    """Makes a retry safe: while the lease that this request was granted is the workflow's newest, the same id is answered with its token again.
+    At most 256 bytes; "": no replay.
+    """
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        ttl_ms: _builtins.int = ...,
+        wait_ms: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "namespace", b"namespace", "request_id", b"request_id", "ttl_ms", b"ttl_ms", "wait_ms", b"wait_ms", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireLeaseRequest: _TypeAlias = AcquireLeaseRequest  # noqa: Y015
+
+@_typing.final
+class AcquireLeaseResponse(_message.Message):
+    """The grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The same request had been granted before; this call granted nothing new."""
+    @_builtins.property
+    def lease(self) -> _lease_pb2.Lease:
+        """The lease, with its token."""
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.Lease | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcquireLeaseResponse: _TypeAlias = AcquireLeaseResponse  # noqa: Y015
+
+@_typing.final
+class RenewLeaseRequest(_message.Message):
+    """Which lease to keep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run."""
+    lease_token: _builtins.int
+    """The token."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        lease_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_token", b"lease_token", "namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewLeaseRequest: _TypeAlias = RenewLeaseRequest  # noqa: Y015
+
+@_typing.final
+class RenewLeaseResponse(_message.Message):
+    """The lease runs its full ttl from now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNALS_FIELD_NUMBER: _builtins.int
+    PENDING_SIGNAL_COUNT_FIELD_NUMBER: _builtins.int
+    pending_signal_count: _builtins.int
+    """How many signals are pending."""
+    @_builtins.property
+    def lease(self) -> _lease_pb2.Lease:
+        """The lease."""
+
+    @_builtins.property
+    def pending_signals(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.PendingSignal]:
+        """Signals that are pending now, as in SaveResponse."""
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.Lease | None = ...,
+        pending_signals: _abc.Iterable[_signal_pb2.PendingSignal] | None = ...,
+        pending_signal_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "pending_signal_count", b"pending_signal_count", "pending_signals", b"pending_signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseRequest(_message.Message):
+    """Which lease to give back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run."""
+    lease_token: _builtins.int
+    """The token. Not with `force`."""
+    force: _builtins.bool
+    """Take the lease away from whoever holds it: its token is refused from now on."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        lease_token: _builtins.int = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "lease_token", b"lease_token", "namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseRequest: _TypeAlias = ReleaseLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseLeaseResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASED_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """There was such a lease, and it is gone now."""
+    def __init__(
+        self,
+        *,
+        released: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["released", b"released"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseLeaseResponse: _TypeAlias = ReleaseLeaseResponse  # noqa: Y015
+
+@_typing.final
+class GetLeaseRequest(_message.Message):
+    """Whose lease to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLeaseRequest: _TypeAlias = GetLeaseRequest  # noqa: Y015
+
+@_typing.final
+class GetLeaseResponse(_message.Message):
+    """The lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> _lease_pb2.Lease:
+        """The lease without its token, also while it has expired and nobody else has acted; absent where there is none."""
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.Lease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLeaseResponse: _TypeAlias = GetLeaseResponse  # noqa: Y015
+
+@_typing.final
+class SendSignalRequest(_message.Message):
+    """A signal to send."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run. Must have a checkpoint."""
+    signal_id: _builtins.str
+    """Unique in the workflow: makes a retry safe, for 7 days also after the signal was consumed. 1 to 256 bytes."""
+    name: _builtins.str
+    """What it is, for the workflow: 1 to 256 bytes. "milepost.cancel" asks the workflow to stop."""
+    @_builtins.property
+    def value(self) -> _checkpoint_pb2.Value:
+        """Its content; at most 64 KiB. Absent: none."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        value: _checkpoint_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "signal_id", b"signal_id", "value", b"value", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendSignalRequest: _TypeAlias = SendSignalRequest  # noqa: Y015
+
+@_typing.final
+class SendSignalResponse(_message.Message):
+    """What became of the signal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    CONSUMED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """The same signal had been sent before; this call wrote nothing."""
+    consumed: _builtins.bool
+    """It was consumed already."""
+    revision: _builtins.int
+    """The workflow's revision after this call."""
+    def __init__(
+        self,
+        *,
+        replayed: _builtins.bool = ...,
+        consumed: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumed", b"consumed", "replayed", b"replayed", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendSignalResponse: _TypeAlias = SendSignalResponse  # noqa: Y015
+
+@_typing.final
+class ListSignalsRequest(_message.Message):
+    """Whose signals to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACCEPT_COMPRESSION_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run."""
+    name: _builtins.str
+    """Only signals of this name."""
+    page_size: _builtins.int
+    """Most signals of a page: 0 means 50, more than 1,000 means 1,000. A page has at most 3 MiB."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the other arguments unchanged."""
+    @_builtins.property
+    def accept_compression(self) -> _containers.RepeatedScalarFieldContainer[_checkpoint_pb2.Compression.ValueType]:
+        """Compressions the caller can undo; values in any other are decompressed by the server."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        accept_compression: _abc.Iterable[_checkpoint_pb2.Compression.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name", b"_name", "accept_compression", b"accept_compression", "name", b"name", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___ListSignalsRequest: _TypeAlias = ListSignalsRequest  # noqa: Y015
+
+@_typing.final
+class ListSignalsResponse(_message.Message):
+    """One page, in the order the signals came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; "" after the last one."""
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.Signal]:
+        """The signals."""
+
+    def __init__(
+        self,
+        *,
+        signals: _abc.Iterable[_signal_pb2.Signal] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "signals", b"signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSignalsResponse: _TypeAlias = ListSignalsResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """What to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    AFTER_INCARNATION_FIELD_NUMBER: _builtins.int
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    workflow_id: _builtins.str
+    """The run; need not exist yet. "": every workflow of the namespace, from now on."""
+    after_incarnation: _builtins.str
+    """Go on after an earlier Watch or read of this workflow: the incarnation and the revision it had then. Without them, from now on.
+    Where what came since is not kept any more: WATCH_COMPACTED; read the workflow again and go on from there.
+    """
+    after_revision: _builtins.int
+    """The last revision that was seen. Only with `after_incarnation`."""
+    definition: _builtins.str
+    """Only workflows of this definition."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        after_incarnation: _builtins.str = ...,
+        after_revision: _builtins.int = ...,
+        definition: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "definition", b"definition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_definition", b"_definition", "after_incarnation", b"after_incarnation", "after_revision", b"after_revision", "definition", b"definition", "namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__definition: _TypeAlias = _typing.Literal["definition"]  # noqa: Y015
+    _WhichOneofArgType__definition: _TypeAlias = _typing.Literal["_definition", b"_definition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__definition) -> _WhichOneofReturnType__definition | None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """One event. Events of one workflow come in the order of their revisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CURRENT_STEP_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    SIGNAL_NAME_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    LEASE_RELEASED_FIELD_NUMBER: _builtins.int
+    kind: Global___WatchEventKind.ValueType
+    """What changed."""
+    workflow_id: _builtins.str
+    """The run; "" in the first event of a Watch over a namespace."""
+    incarnation: _builtins.str
+    """Its incarnation; "" while the workflow does not exist."""
+    revision: _builtins.int
+    """The workflow's revision after the change. The next Watch goes on after it."""
+    scope: _builtins.str
+    """The scope of a saved, replaced or recorded checkpoint."""
+    checkpoint_id: _builtins.str
+    """That checkpoint's id; the root head in the first event."""
+    sequence: _builtins.int
+    """That checkpoint's sequence."""
+    current_step: _builtins.str
+    """That checkpoint's step."""
+    status: _checkpoint_pb2.Status.ValueType
+    """That checkpoint's status."""
+    definition: _builtins.str
+    """The workflow's definition, where it is known."""
+    signal_name: _builtins.str
+    """Name of a signal that came."""
+    signal_id: _builtins.str
+    """Id of a signal that came."""
+    holder: _builtins.str
+    """Holder of a lease that was granted."""
+    lease_released: _builtins.bool
+    """The Save that this event tells of released the lease."""
+    def __init__(
+        self,
+        *,
+        kind: Global___WatchEventKind.ValueType = ...,
+        workflow_id: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        scope: _builtins.str = ...,
+        checkpoint_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        current_step: _builtins.str = ...,
+        status: _checkpoint_pb2.Status.ValueType = ...,
+        definition: _builtins.str = ...,
+        signal_name: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        lease_released: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_id", b"checkpoint_id", "current_step", b"current_step", "definition", b"definition", "holder", b"holder", "incarnation", b"incarnation", "kind", b"kind", "lease_released", b"lease_released", "revision", b"revision", "scope", b"scope", "sequence", b"sequence", "signal_id", b"signal_id", "signal_name", b"signal_name", "status", b"status", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class GetDefinitionRequest(_message.Message):
+    """Which manifest to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Tenant boundary; "" stands for "default"."""
+    fingerprint: _builtins.str
+    """The digest that checkpoints carry."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefinitionRequest: _TypeAlias = GetDefinitionRequest  # noqa: Y015
+
+@_typing.final
+class GetDefinitionResponse(_message.Message):
+    """The manifest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    manifest: _builtins.str
+    """The JSON text as it was first sent."""
+    def __init__(
+        self,
+        *,
+        manifest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefinitionResponse: _TypeAlias = GetDefinitionResponse  # noqa: Y015

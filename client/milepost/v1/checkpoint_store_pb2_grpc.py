@@ -104,6 +104,46 @@ class CheckpointStoreStub(object):
                 request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowRequest.SerializeToString,
                 response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowResponse.FromString,
                 _registered_method=True)
+        self.AcquireLease = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/AcquireLease',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseResponse.FromString,
+                _registered_method=True)
+        self.RenewLease = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/RenewLease',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/ReleaseLease',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
+        self.GetLease = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/GetLease',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseResponse.FromString,
+                _registered_method=True)
+        self.SendSignal = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/SendSignal',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalResponse.FromString,
+                _registered_method=True)
+        self.ListSignals = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/ListSignals',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/milepost.v1.CheckpointStore/Watch',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.WatchRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.WatchResponse.FromString,
+                _registered_method=True)
+        self.GetDefinition = channel.unary_unary(
+                '/milepost.v1.CheckpointStore/GetDefinition',
+                request_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionRequest.SerializeToString,
+                response_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionResponse.FromString,
+                _registered_method=True)
 
 
 class CheckpointStoreServicer(object):
@@ -122,9 +162,9 @@ class CheckpointStoreServicer(object):
     def Save(self, request, context):
         """Store one checkpoint, durably and once.
 
-        Checks, in order: replay, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
-        as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, HEAD_MOVED, BASE_NOT_FOUND, PARENT_NOT_FOUND,
-        DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+        Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+        as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
+        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,7 +192,8 @@ class CheckpointStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AppendRecords(self, request, context):
-        """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED, as for Save.
+        """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
+        LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +244,65 @@ class CheckpointStoreServicer(object):
 
     def PruneWorkflow(self, request, context):
         """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcquireLease(self, request, context):
+        """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
+        before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewLease(self, request, context):
+        """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Give a lease back, or take it away (`force`). Not an error where that token holds it no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLease(self, request, context):
+        """Read who holds a workflow's lease, without its token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendSignal(self, request, context):
+        """Send a signal to a workflow; needs no lease. The same signal_id with the same content is answered as the first time, with `replayed`.
+        Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSignals(self, request, context):
+        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
+        WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDefinition(self, request, context):
+        """Read a definition's manifest, by the fingerprint that checkpoints name. Error: DEFINITION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +370,46 @@ def add_CheckpointStoreServicer_to_server(servicer, server):
                     servicer.PruneWorkflow,
                     request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowRequest.FromString,
                     response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowResponse.SerializeToString,
+            ),
+            'AcquireLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireLease,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseResponse.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'GetLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLease,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseResponse.SerializeToString,
+            ),
+            'SendSignal': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendSignal,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalResponse.SerializeToString,
+            ),
+            'ListSignals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignals,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.WatchRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.WatchResponse.SerializeToString,
+            ),
+            'GetDefinition': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDefinition,
+                    request_deserializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionRequest.FromString,
+                    response_serializer=milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -606,6 +746,222 @@ class CheckpointStore(object):
             '/milepost.v1.CheckpointStore/PruneWorkflow',
             milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowRequest.SerializeToString,
             milepost_dot_v1_dot_checkpoint__store__pb2.PruneWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/AcquireLease',
+            milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.AcquireLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/RenewLease',
+            milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/ReleaseLease',
+            milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/GetLease',
+            milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.GetLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendSignal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/SendSignal',
+            milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.SendSignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/ListSignals',
+            milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.ListSignalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/Watch',
+            milepost_dot_v1_dot_checkpoint__store__pb2.WatchRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDefinition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milepost.v1.CheckpointStore/GetDefinition',
+            milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionRequest.SerializeToString,
+            milepost_dot_v1_dot_checkpoint__store__pb2.GetDefinitionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,9 +46,9 @@ class CheckpointStoreStub:
     Save: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SaveRequest, _checkpoint_store_pb2.SaveResponse]
     """Store one checkpoint, durably and once.
 
-    Checks, in order: replay, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
-    as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, HEAD_MOVED, BASE_NOT_FOUND, PARENT_NOT_FOUND,
-    DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+    Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+    as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
+    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
     """
     BatchSave: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.BatchSaveRequest, _checkpoint_store_pb2.BatchSaveResponse]
     """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are."""
@@ -57,7 +57,9 @@ class CheckpointStoreStub:
     List: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListRequest, _checkpoint_store_pb2.ListResponse]
     """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED."""
     AppendRecords: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AppendRecordsRequest, _checkpoint_store_pb2.AppendRecordsResponse]
-    """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED, as for Save."""
+    """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
+    LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+    """
     GetEntryHistory: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetEntryHistoryRequest, _checkpoint_store_pb2.GetEntryHistoryResponse]
     """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
     ListWorkflows: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListWorkflowsRequest, _checkpoint_store_pb2.ListWorkflowsResponse]
@@ -74,6 +76,28 @@ class CheckpointStoreStub:
     """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`."""
     PruneWorkflow: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.PruneWorkflowRequest, _checkpoint_store_pb2.PruneWorkflowResponse]
     """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND."""
+    AcquireLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AcquireLeaseRequest, _checkpoint_store_pb2.AcquireLeaseResponse]
+    """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
+    before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+    """
+    RenewLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.RenewLeaseRequest, _checkpoint_store_pb2.RenewLeaseResponse]
+    """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST."""
+    ReleaseLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ReleaseLeaseRequest, _checkpoint_store_pb2.ReleaseLeaseResponse]
+    """Give a lease back, or take it away (`force`). Not an error where that token holds it no more."""
+    GetLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetLeaseRequest, _checkpoint_store_pb2.GetLeaseResponse]
+    """Read who holds a workflow's lease, without its token."""
+    SendSignal: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SendSignalRequest, _checkpoint_store_pb2.SendSignalResponse]
+    """Send a signal to a workflow; needs no lease. The same signal_id with the same content is answered as the first time, with `replayed`.
+    Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
+    """
+    ListSignals: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListSignalsRequest, _checkpoint_store_pb2.ListSignalsResponse]
+    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+    Watch: _grpc.UnaryStreamMultiCallable[_checkpoint_store_pb2.WatchRequest, _checkpoint_store_pb2.WatchResponse]
+    """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
+    WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
+    """
+    GetDefinition: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetDefinitionRequest, _checkpoint_store_pb2.GetDefinitionResponse]
+    """Read a definition's manifest, by the fingerprint that checkpoints name. Error: DEFINITION_NOT_FOUND."""
 
 @_typing.type_check_only
 class CheckpointStoreAsyncStub(CheckpointStoreStub):
@@ -93,9 +117,9 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     Save: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SaveRequest, _checkpoint_store_pb2.SaveResponse]  # type: ignore[assignment]
     """Store one checkpoint, durably and once.
 
-    Checks, in order: replay, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
-    as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, HEAD_MOVED, BASE_NOT_FOUND, PARENT_NOT_FOUND,
-    DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+    Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+    as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
+    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
     """
     BatchSave: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.BatchSaveRequest, _checkpoint_store_pb2.BatchSaveResponse]  # type: ignore[assignment]
     """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are."""
@@ -104,7 +128,9 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     List: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListRequest, _checkpoint_store_pb2.ListResponse]  # type: ignore[assignment]
     """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED."""
     AppendRecords: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AppendRecordsRequest, _checkpoint_store_pb2.AppendRecordsResponse]  # type: ignore[assignment]
-    """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED, as for Save."""
+    """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
+    LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+    """
     GetEntryHistory: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetEntryHistoryRequest, _checkpoint_store_pb2.GetEntryHistoryResponse]  # type: ignore[assignment]
     """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
     ListWorkflows: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListWorkflowsRequest, _checkpoint_store_pb2.ListWorkflowsResponse]  # type: ignore[assignment]
@@ -121,6 +147,28 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`."""
     PruneWorkflow: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.PruneWorkflowRequest, _checkpoint_store_pb2.PruneWorkflowResponse]  # type: ignore[assignment]
     """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND."""
+    AcquireLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AcquireLeaseRequest, _checkpoint_store_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
+    """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
+    before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+    """
+    RenewLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.RenewLeaseRequest, _checkpoint_store_pb2.RenewLeaseResponse]  # type: ignore[assignment]
+    """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST."""
+    ReleaseLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ReleaseLeaseRequest, _checkpoint_store_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
+    """Give a lease back, or take it away (`force`). Not an error where that token holds it no more."""
+    GetLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetLeaseRequest, _checkpoint_store_pb2.GetLeaseResponse]  # type: ignore[assignment]
+    """Read who holds a workflow's lease, without its token."""
+    SendSignal: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SendSignalRequest, _checkpoint_store_pb2.SendSignalResponse]  # type: ignore[assignment]
+    """Send a signal to a workflow; needs no lease. The same signal_id with the same content is answered as the first time, with `replayed`.
+    Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
+    """
+    ListSignals: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListSignalsRequest, _checkpoint_store_pb2.ListSignalsResponse]  # type: ignore[assignment]
+    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+    Watch: _aio.UnaryStreamMultiCallable[_checkpoint_store_pb2.WatchRequest, _checkpoint_store_pb2.WatchResponse]  # type: ignore[assignment]
+    """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
+    WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
+    """
+    GetDefinition: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetDefinitionRequest, _checkpoint_store_pb2.GetDefinitionResponse]  # type: ignore[assignment]
+    """Read a definition's manifest, by the fingerprint that checkpoints name. Error: DEFINITION_NOT_FOUND."""
 
 class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
     """The durable authority for workflow checkpoints.
@@ -143,9 +191,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_checkpoint_store_pb2.SaveResponse, _abc.Awaitable[_checkpoint_store_pb2.SaveResponse]]:
         """Store one checkpoint, durably and once.
 
-        Checks, in order: replay, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
-        as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, HEAD_MOVED, BASE_NOT_FOUND, PARENT_NOT_FOUND,
-        DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+        Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+        as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
+        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
         """
 
     @_abc_1.abstractmethod
@@ -178,7 +226,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.AppendRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.AppendRecordsResponse, _abc.Awaitable[_checkpoint_store_pb2.AppendRecordsResponse]]:
-        """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED, as for Save."""
+        """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
+        LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+        """
 
     @_abc_1.abstractmethod
     def GetEntryHistory(
@@ -237,5 +287,75 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.PruneWorkflowResponse, _abc.Awaitable[_checkpoint_store_pb2.PruneWorkflowResponse]]:
         """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def AcquireLease(
+        self,
+        request: _checkpoint_store_pb2.AcquireLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.AcquireLeaseResponse, _abc.Awaitable[_checkpoint_store_pb2.AcquireLeaseResponse]]:
+        """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
+        before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewLease(
+        self,
+        request: _checkpoint_store_pb2.RenewLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.RenewLeaseResponse, _abc.Awaitable[_checkpoint_store_pb2.RenewLeaseResponse]]:
+        """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST."""
+
+    @_abc_1.abstractmethod
+    def ReleaseLease(
+        self,
+        request: _checkpoint_store_pb2.ReleaseLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.ReleaseLeaseResponse, _abc.Awaitable[_checkpoint_store_pb2.ReleaseLeaseResponse]]:
+        """Give a lease back, or take it away (`force`). Not an error where that token holds it no more."""
+
+    @_abc_1.abstractmethod
+    def GetLease(
+        self,
+        request: _checkpoint_store_pb2.GetLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.GetLeaseResponse, _abc.Awaitable[_checkpoint_store_pb2.GetLeaseResponse]]:
+        """Read who holds a workflow's lease, without its token."""
+
+    @_abc_1.abstractmethod
+    def SendSignal(
+        self,
+        request: _checkpoint_store_pb2.SendSignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.SendSignalResponse, _abc.Awaitable[_checkpoint_store_pb2.SendSignalResponse]]:
+        """Send a signal to a workflow; needs no lease. The same signal_id with the same content is answered as the first time, with `replayed`.
+        Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSignals(
+        self,
+        request: _checkpoint_store_pb2.ListSignalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.ListSignalsResponse, _abc.Awaitable[_checkpoint_store_pb2.ListSignalsResponse]]:
+        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _checkpoint_store_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_checkpoint_store_pb2.WatchResponse], _abc.AsyncIterator[_checkpoint_store_pb2.WatchResponse]]:
+        """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
+        WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDefinition(
+        self,
+        request: _checkpoint_store_pb2.GetDefinitionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_store_pb2.GetDefinitionResponse, _abc.Awaitable[_checkpoint_store_pb2.GetDefinitionResponse]]:
+        """Read a definition's manifest, by the fingerprint that checkpoints name. Error: DEFINITION_NOT_FOUND."""
 
 def add_CheckpointStoreServicer_to_server(servicer: CheckpointStoreServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

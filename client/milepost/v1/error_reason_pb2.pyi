@@ -38,16 +38,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such workflow. Metadata: namespace, workflow_id."""
     CHECKPOINT_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND. The workflow exists, but no such checkpoint in that scope. Metadata: workflow_id, scope, checkpoint_id or sequence."""
+    DEFINITION_NOT_FOUND: _ErrorReason.ValueType  # 12
+    """NOT_FOUND. No manifest was stored under this fingerprint. Metadata: fingerprint."""
     CHECKPOINT_EXISTS: _ErrorReason.ValueType  # 20
     """ALREADY_EXISTS. The checkpoint id is taken by other content. Metadata: checkpoint_id, sequence, digest."""
     WORKFLOW_EXISTS: _ErrorReason.ValueType  # 21
     """ALREADY_EXISTS. The fork's target exists already. Metadata: workflow_id."""
+    SIGNAL_EXISTS: _ErrorReason.ValueType  # 22
+    """ALREADY_EXISTS. The signal id is taken by other content. Metadata: signal_id."""
     HEAD_MOVED: _ErrorReason.ValueType  # 30
     """ABORTED. `expected_head` is not the head. Metadata: expected_head, head_checkpoint_id, head_sequence."""
     PAGE_EXPIRED: _ErrorReason.ValueType  # 31
     """ABORTED. The workflow was deleted and made again since the page token was given. Metadata: workflow_id."""
     DIGEST_MISMATCH: _ErrorReason.ValueType  # 32
     """ABORTED. A replace named a digest that is not the stored one. Metadata: checkpoint_id, digest."""
+    LEASE_HELD: _ErrorReason.ValueType  # 33
+    """ABORTED. Somebody else holds the workflow's lease. Metadata: workflow_id, holder, remaining_ms."""
+    LEASE_LOST: _ErrorReason.ValueType  # 34
+    """ABORTED. The token is not that of the workflow's newest lease: another one was granted since, or it was released or broken. Metadata: workflow_id."""
     BASE_NOT_FOUND: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
     PARENT_NOT_FOUND: _ErrorReason.ValueType  # 41
@@ -68,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: allowed, unit."""
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. A per-workflow or per-store count is used up. Metadata: limit, allowed, found, unit."""
+    WATCH_COMPACTED: _ErrorReason.ValueType  # 54
+    """OUT_OF_RANGE. What came since the given revision is not kept any more: read the workflow again. Metadata: workflow_id, revision."""
+    WATCH_TOO_SLOW: _ErrorReason.ValueType  # 55
+    """RESOURCE_EXHAUSTED. The watcher did not read as fast as events came: watch again from the last revision seen. Metadata: limit, allowed."""
     NOT_COMMITTED: _ErrorReason.ValueType  # 60
     """UNAVAILABLE, with RetryInfo. The commit failed and nothing of it was stored; the same call may be sent again."""
     NOT_SERVING: _ErrorReason.ValueType  # 61
@@ -101,16 +113,24 @@ WORKFLOW_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND. No such workflow. Metadata: namespace, workflow_id."""
 CHECKPOINT_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND. The workflow exists, but no such checkpoint in that scope. Metadata: workflow_id, scope, checkpoint_id or sequence."""
+DEFINITION_NOT_FOUND: ErrorReason.ValueType  # 12
+"""NOT_FOUND. No manifest was stored under this fingerprint. Metadata: fingerprint."""
 CHECKPOINT_EXISTS: ErrorReason.ValueType  # 20
 """ALREADY_EXISTS. The checkpoint id is taken by other content. Metadata: checkpoint_id, sequence, digest."""
 WORKFLOW_EXISTS: ErrorReason.ValueType  # 21
 """ALREADY_EXISTS. The fork's target exists already. Metadata: workflow_id."""
+SIGNAL_EXISTS: ErrorReason.ValueType  # 22
+"""ALREADY_EXISTS. The signal id is taken by other content. Metadata: signal_id."""
 HEAD_MOVED: ErrorReason.ValueType  # 30
 """ABORTED. `expected_head` is not the head. Metadata: expected_head, head_checkpoint_id, head_sequence."""
 PAGE_EXPIRED: ErrorReason.ValueType  # 31
 """ABORTED. The workflow was deleted and made again since the page token was given. Metadata: workflow_id."""
 DIGEST_MISMATCH: ErrorReason.ValueType  # 32
 """ABORTED. A replace named a digest that is not the stored one. Metadata: checkpoint_id, digest."""
+LEASE_HELD: ErrorReason.ValueType  # 33
+"""ABORTED. Somebody else holds the workflow's lease. Metadata: workflow_id, holder, remaining_ms."""
+LEASE_LOST: ErrorReason.ValueType  # 34
+"""ABORTED. The token is not that of the workflow's newest lease: another one was granted since, or it was released or broken. Metadata: workflow_id."""
 BASE_NOT_FOUND: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The base of an incremental Save is gone or has other content; send the state in full. Metadata: base_checkpoint_id."""
 PARENT_NOT_FOUND: ErrorReason.ValueType  # 41
@@ -131,6 +151,10 @@ STORE_FULL: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: allowed, unit."""
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. A per-workflow or per-store count is used up. Metadata: limit, allowed, found, unit."""
+WATCH_COMPACTED: ErrorReason.ValueType  # 54
+"""OUT_OF_RANGE. What came since the given revision is not kept any more: read the workflow again. Metadata: workflow_id, revision."""
+WATCH_TOO_SLOW: ErrorReason.ValueType  # 55
+"""RESOURCE_EXHAUSTED. The watcher did not read as fast as events came: watch again from the last revision seen. Metadata: limit, allowed."""
 NOT_COMMITTED: ErrorReason.ValueType  # 60
 """UNAVAILABLE, with RetryInfo. The commit failed and nothing of it was stored; the same call may be sent again."""
 NOT_SERVING: ErrorReason.ValueType  # 61
