@@ -51,6 +51,7 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     read_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Short reads that may be queued.")] = 1024
     scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 256
     scan_threads: Annotated[int, Meta(ge=1, le=64, description="Long reads that run at once.")] = 2
+    lease_waits_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may wait for leases.")] = 256
     sweep_interval_s: Annotated[
         float, Meta(gt=0, description="How often outlived rows are looked for, in seconds.")
     ] = 60.0

@@ -76,6 +76,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Executions of one DeleteCheckpoints."""
     history_keys_max: int = 100
     """Entries of one GetEntryHistory."""
+    lease_ttl_default_ms: int = 30_000
+    """How long a lease runs without a renewal where the caller names no time, in milliseconds."""
+    lease_ttl_min_ms: int = 1_000
+    """The least that a caller may name."""
+    lease_ttl_max_ms: int = HOUR_MS
+    """The most that a caller may name."""
+    lease_wait_max_ms: int = 60_000
+    """How long one AcquireLease may wait, in milliseconds."""
+    lease_holder_bytes_max: int = 256
+    """Length of a lease's holder and of its request_id, each."""
+    unused_lease_ttl_ms: int = DAY_MS
+    """How long after its grant the expired lease of a workflow that never came is forgotten, in milliseconds."""
     namespaces_max: int = 1_000
     """Namespaces of the store."""
     slice_rows_max: int = 1_000

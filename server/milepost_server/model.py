@@ -140,6 +140,11 @@ class WorkflowRow(msgspec.Struct, frozen=True, array_like=True):
     fork_id: str = ""
     fork_source: str = ""
     """What the fork was made of, in one text, so that a retry can be told from another fork."""
+    fingerprint: str = ""
+    """Of the root scope's head; "" too in a row that was written before there was this field."""
+    pending_signal_count: int = 0
+    last_signal_number: int = 0
+    """Signals are numbered as they come, from 1."""
 
 
 class ScopeRow(msgspec.Struct, frozen=True, array_like=True):
@@ -216,6 +221,31 @@ class RecordGroupRow(msgspec.Struct, frozen=True, array_like=True):
     create_time_ms: int
 
 
+class LeaseRow(msgspec.Struct, frozen=True, array_like=True):
+    """The newest lease of a workflow's name, live or expired, until someone else acts.
+
+    When it expires is kept in memory only (`storage.lease_timers`): renewing writes nothing.
+    """
+
+    token: int
+    holder: str
+    ttl_ms: int
+    request_id: str
+    grant_time_ms: int
+
+
+class LeaseState(msgspec.Struct, frozen=True, array_like=True):
+    """A lease as it is told."""
+
+    token: int
+    """0 for everybody but the holder."""
+    holder: str
+    ttl_ms: int
+    remaining_ms: int
+    """How long it runs without a renewal; 0: it has expired."""
+    grant_time_ms: int
+
+
 class SaveCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Store one checkpoint."""
 
@@ -246,6 +276,9 @@ class SaveCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     expected_head: str | None = None
     is_replace: bool = False
     replaces_digest: bytes | None = None
+    lease_token: int = 0
+    """0: none. The same in every command that has it."""
+    release_lease: bool = False
     size_bytes: int = 0
     """Size of the request, for the queue's budget."""
 
@@ -261,6 +294,11 @@ class SaveAnswer(msgspec.Struct, frozen=True, array_like=True):
     create_time_ms: int
     revision: int
     digest: bytes
+    incarnation: str
+    definition: str
+    """The workflow's; like the incarnation it is there for those who watch."""
+    lease_remaining_ms: int = 0
+    """0 where the Save had no lease, or has released it."""
 
 
 class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -272,6 +310,7 @@ class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like
     checkpoint_id: str
     records: tuple[Record, ...]
     require_checkpoint: bool = False
+    lease_token: int = 0
     size_bytes: int = 0
 
 
@@ -280,6 +319,12 @@ class AppendRecordsAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     outcomes: tuple[RecordOutcome, ...]
     revision: int
+    incarnation: str
+    definition: str
+    sequence: int
+    """Of the checkpoint; 0 while it does not exist."""
+    is_replayed: bool = False
+    """Every record was there already: nothing was written."""
 
 
 class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -287,6 +332,7 @@ class DeleteWorkflowCommand(msgspec.Struct, frozen=True, kw_only=True, array_lik
 
     namespace: str
     workflow_id: str
+    lease_token: int = 0
     size_bytes: int = 0
 
 
@@ -295,6 +341,18 @@ class DeleteWorkflowAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     existed: bool
     checkpoint_count: int
+    change: WorkflowChange | None = None
+    """`None` where nothing was deleted."""
+
+
+class WorkflowChange(msgspec.Struct, frozen=True, array_like=True):
+    """Where a workflow stands after a change, for those who watch."""
+
+    namespace: str
+    workflow_id: str
+    incarnation: str
+    revision: int
+    definition: str
 
 
 class BulkAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -303,6 +361,8 @@ class BulkAnswer(msgspec.Struct, frozen=True, array_like=True):
     deleted: int
     position: tuple[int, ...] | None
     """Where the next slice starts; `None` when nothing is left."""
+    changes: tuple[WorkflowChange, ...] = ()
+    """The workflows that were changed."""
 
 
 class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -312,6 +372,7 @@ class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     workflow_id: str
     scope: str
     checkpoint_ids: tuple[str, ...]
+    lease_token: int = 0
     size_bytes: int = 0
 
 
@@ -326,6 +387,8 @@ class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     """(internal_id, sequence) after which to go on; () at the start."""
     time_ms_max: int
     """Only checkpoints committed up to this time: those of the first call."""
+    lease_token: int = 0
+    """Only with a `workflow_id`; without one, leased workflows are passed over."""
     size_bytes: int = 0
 
 
@@ -372,6 +435,54 @@ class AbandonForkCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=T
     size_bytes: int = 0
 
 
+class AcquireLeaseCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Grant a lease, if nobody has it."""
+
+    namespace: str
+    workflow_id: str
+    holder: str
+    ttl_ms: int
+    request_id: str = ""
+    """"": every call is one of its own."""
+    size_bytes: int = 0
+
+
+class RenewLeaseCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Let a lease run its full ttl from now."""
+
+    namespace: str
+    workflow_id: str
+    lease_token: int
+    size_bytes: int = 0
+
+
+class LeaseAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The lease of whoever asked, with its token."""
+
+    lease: LeaseState
+    is_replayed: bool
+    """It had been granted to the same request before."""
+    change: WorkflowChange | None = None
+    """`None` where the workflow does not exist, or did not change."""
+
+
+class ReleaseLeaseCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """End a lease: the one of a token, or whichever there is."""
+
+    namespace: str
+    workflow_id: str
+    lease_token: int = 0
+    force: bool = False
+    size_bytes: int = 0
+
+
+class ReleaseLeaseAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What became of it."""
+
+    released: bool
+    change: WorkflowChange | None = None
+
+
 class SweepCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Free one slice of what was deleted, and drop what is past its time."""
 
@@ -384,6 +495,7 @@ class SweepAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     rows_freed: int
     has_more: bool
+    changes: tuple[WorkflowChange, ...] = ()
 
 
 class ProbeCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -405,10 +517,23 @@ Command = (
     | PruneCommand
     | ForkCommand
     | AbandonForkCommand
+    | AcquireLeaseCommand
+    | RenewLeaseCommand
+    | ReleaseLeaseCommand
     | SweepCommand
     | ProbeCommand
 )
-Answer = SaveAnswer | AppendRecordsAnswer | DeleteWorkflowAnswer | BulkAnswer | ForkAnswer | SweepAnswer | ProbeAnswer
+Answer = (
+    SaveAnswer
+    | AppendRecordsAnswer
+    | DeleteWorkflowAnswer
+    | BulkAnswer
+    | ForkAnswer
+    | LeaseAnswer
+    | ReleaseLeaseAnswer
+    | SweepAnswer
+    | ProbeAnswer
+)
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -500,6 +625,19 @@ class ListAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The page has all that fits it, whatever rows there are still to look at."""
 
 
+class WorkflowAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """A workflow, and the lease that is live."""
+
+    workflow: WorkflowRow
+    lease: LeaseState | None
+
+
+class LeaseQueryAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The lease of a workflow without its token, expired or not; `None` where there is none."""
+
+    lease: LeaseState | None
+
+
 class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Read one page of a namespace's workflows."""
 
@@ -517,12 +655,15 @@ class ListWorkflowsQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=T
     """Earlier slices of the page have items already, so that none may pass `bytes_max`."""
     after_workflow_id: str | None = None
     """Only ids after this one, bytewise."""
+    is_leased: bool | None = None
+    has_pending_signals: bool | None = None
+    fingerprint: str | None = None
 
 
 class ListWorkflowsAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One page."""
 
-    workflows: tuple[WorkflowRow, ...]
+    workflows: tuple[WorkflowAnswer, ...]
     after_workflow_id: str | None
     """Where the next page starts; `None` after the last one."""
     rows_examined: int = 0

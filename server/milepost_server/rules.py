@@ -6,6 +6,7 @@ Every engine follows these, and none decides anything itself. Functions here rea
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
@@ -18,6 +19,8 @@ from milepost_server.model import (
     CheckpointFilter,
     CheckpointRow,
     EntryRef,
+    LeaseRow,
+    LeaseState,
     NewEntry,
     Record,
     RecordGroupRow,
@@ -25,6 +28,7 @@ from milepost_server.model import (
     SaveCommand,
     Status,
     Value,
+    WorkflowChange,
     WorkflowRow,
 )
 
@@ -408,10 +412,81 @@ def is_ancestor(parent_sequence: int, row: CheckpointRow) -> bool:
     return parent_sequence < row.sequence
 
 
+# Leases.
+
+
+class LeaseUse(enum.Enum):
+    """What a change that was let through does with the workflow's lease."""
+
+    NONE = "there is none"
+    HELD = "the caller has it"
+    OUTLIVED = "it has expired, and goes with the change"
+
+
+def check_lease(lease: LeaseRow | None, remaining_ms: int, token: int, workflow_id: str) -> LeaseUse:
+    """Refuse a change by anyone but the holder of a live lease, and every token that is not that of the newest one.
+
+    The newest token is good also after its lease has expired, until someone else acts; any other never again.
+    """
+    if token:
+        if lease is None or lease.token != token:
+            raise _lease_lost(workflow_id)
+        return LeaseUse.HELD
+    if lease is None:
+        return LeaseUse.NONE
+    if remaining_ms > 0:
+        raise _lease_held(lease, remaining_ms, workflow_id)
+    return LeaseUse.OUTLIVED
+
+
+def decide_grant(lease: LeaseRow | None, remaining_ms: int, request_id: str, workflow_id: str) -> LeaseRow | None:
+    """Return the lease that the same request was granted before, or `None`: a new one is to be granted.
+
+    Raises:
+        PreconditionError: `LEASE_HELD`.
+    """
+    if lease is None:
+        return None
+    if request_id and lease.request_id == request_id:
+        return lease
+    if remaining_ms > 0:
+        raise _lease_held(lease, remaining_ms, workflow_id)
+    return None
+
+
+def may_end_lease(lease: LeaseRow | None, token: int, *, force: bool) -> bool:
+    """Tell whether a release ends the lease: its holder's, or one by force. A late one ends nobody else's."""
+    return lease is not None and (force or lease.token == token)
+
+
+def lease_state(lease: LeaseRow, remaining_ms: int, *, with_token: bool) -> LeaseState:
+    """Return a lease as it is told; its token only to its holder."""
+    return LeaseState(lease.token if with_token else 0, lease.holder, lease.ttl_ms, remaining_ms, lease.grant_time_ms)
+
+
+def _lease_held(lease: LeaseRow, remaining_ms: int, workflow_id: str) -> PreconditionError:
+    return PreconditionError(
+        "LEASE_HELD",
+        f"workflow {workflow_id!r} is leased by {lease.holder!r} for another {remaining_ms} ms, unless it is renewed",
+        {"workflow_id": workflow_id, "holder": lease.holder, "remaining_ms": remaining_ms},
+    )
+
+
+def _lease_lost(workflow_id: str) -> PreconditionError:
+    return PreconditionError(
+        "LEASE_LOST",
+        f"lease_token: it is not that of the newest lease of workflow {workflow_id!r}: someone else has acted "
+        "since, or it was released or broken; nothing was written",
+        {"workflow_id": workflow_id},
+    )
+
+
 # Answers.
 
 
-def replay_answer(row: CheckpointRow, head_checkpoint_id: str, revision: int) -> SaveAnswer:
+def replay_answer(
+    row: CheckpointRow, head_checkpoint_id: str, workflow: WorkflowRow, lease_remaining_ms: int
+) -> SaveAnswer:
     """Answer a Save that had been stored before."""
     return SaveAnswer(
         row.checkpoint_id,
@@ -420,8 +495,18 @@ def replay_answer(row: CheckpointRow, head_checkpoint_id: str, revision: int) ->
         head_checkpoint_id,
         True,
         row.create_time_ms,
-        revision,
+        workflow.revision,
         row.digest,
+        workflow.incarnation,
+        workflow.definition,
+        lease_remaining_ms,
+    )
+
+
+def change_of(workflow: WorkflowRow) -> WorkflowChange:
+    """Return what those who watch are told of a changed workflow."""
+    return WorkflowChange(
+        workflow.namespace, workflow.workflow_id, workflow.incarnation, workflow.revision, workflow.definition
     )
 
 
@@ -509,6 +594,8 @@ def matches_workflow(
     definition: str | None,
     updated_from_ms: int | None,
     updated_before_ms: int | None,
+    has_pending_signals: bool | None,
+    fingerprint: str | None,
 ) -> bool:
     """Tell whether a list answers a workflow. One that never had a checkpoint is never listed."""
     if not is_visible(workflow):
@@ -520,6 +607,10 @@ def matches_workflow(
     if updated_from_ms is not None and workflow.update_time_ms < updated_from_ms:
         return False
     if updated_before_ms is not None and workflow.update_time_ms >= updated_before_ms:
+        return False
+    if has_pending_signals is not None and (workflow.pending_signal_count > 0) is not has_pending_signals:
+        return False
+    if fingerprint is not None and workflow.fingerprint != fingerprint:
         return False
     return all(workflow.labels.get(key) == value for key, value in labels.items())
 
@@ -535,13 +626,16 @@ def is_visible(workflow: WorkflowRow | None) -> bool:
 def with_head(workflow: WorkflowRow, head: CheckpointRow | None) -> WorkflowRow:
     """Let a workflow show its root scope's head."""
     if head is None:
-        return msgspec.structs.replace(workflow, status=0, current_step="", head_checkpoint_id="", head_sequence=0)
+        return msgspec.structs.replace(
+            workflow, status=0, current_step="", head_checkpoint_id="", head_sequence=0, fingerprint=""
+        )
     return msgspec.structs.replace(
         workflow,
         status=head.status,
         current_step=head.current_step,
         head_checkpoint_id=head.checkpoint_id,
         head_sequence=head.sequence,
+        fingerprint=head.fingerprint,
     )
 
 

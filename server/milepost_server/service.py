@@ -11,11 +11,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
 
 from milepost_server.errors import PreconditionError, StoreError
+from milepost_server.lease_service import LeaseService
 from milepost_server.limits import Limits
 from milepost_server.locks import Key, KeyedLocks
 from milepost_server.model import (
@@ -43,9 +44,10 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     Selection,
-    WorkflowRow,
+    WorkflowAnswer,
 )
 from milepost_server.storage.port import Engine
+from milepost_server.store_queue import StoreQueue
 from milepost_server.tokens import Token, decode_token, encode_token, hash_query
 
 _logger = logging.getLogger(__name__)
@@ -70,22 +72,6 @@ class RefusedItem(msgspec.Struct, frozen=True):
     checkpoint_id: str
 
 
-class StoreQueue(Protocol):
-    """What runs commands and reads: `storage.committer.Committer`. Its bounds and failures are told there."""
-
-    def submit(self, command: Command, *, namespace: str) -> asyncio.Future[Answer]:
-        """Queue a command."""
-
-    def submit_many(self, commands: Sequence[Command], *, namespace: str) -> asyncio.Future[list[Answer | StoreError]]:
-        """Queue commands in order, all or none."""
-
-    def load(self, query: LoadQuery) -> asyncio.Future[LoadAnswer]:
-        """Read one checkpoint, together with the others that wait."""
-
-    def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run a read that may take long."""
-
-
 class CheckpointService:
     """What the store can do, for any front.
 
@@ -93,6 +79,7 @@ class CheckpointService:
         queue: Runs commands and reads; closed by its owner.
         engine: Is only read from here.
         limits: The same that the engine has.
+        lease_waits_max: Calls that may wait for leases.
         clock_ms: Time of day in milliseconds.
     """
 
@@ -102,8 +89,10 @@ class CheckpointService:
         engine: Engine,
         *,
         limits: Limits,
+        lease_waits_max: int,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        self.leases = LeaseService(queue, engine, waits_max=lease_waits_max)
         self._queue = queue
         self._engine = engine
         self._limits = limits
@@ -115,6 +104,10 @@ class CheckpointService:
     def limits(self) -> Limits:
         """The bounds that requests are held to."""
         return self._limits
+
+    def begin_drain(self) -> None:
+        """End what would wait longer than a drain should take."""
+        self.leases.end_waits()
 
     async def close(self) -> None:
         """Wait until forks whose callers have gone are thrown away."""
@@ -189,7 +182,14 @@ class CheckpointService:
         return deleted
 
     async def delete_runs(
-        self, namespace: str, workflow_id: str, run_ids: Sequence[str], *, continue_token: str, size_bytes: int
+        self,
+        namespace: str,
+        workflow_id: str,
+        run_ids: Sequence[str],
+        *,
+        continue_token: str,
+        lease_token: int,
+        size_bytes: int,
     ) -> tuple[int, str]:
         """Delete the checkpoints of executions, for a bounded number of commits.
 
@@ -223,6 +223,7 @@ class CheckpointService:
                         run_id=run_ids[number],
                         position=position,
                         time_ms_max=time_ms_max,
+                        lease_token=lease_token,
                         size_bytes=size_bytes,
                     ),
                     namespace,
@@ -271,8 +272,8 @@ class CheckpointService:
             return await self._queue.scan(lambda: self._engine.load(query))
         return await self._queue.load(query)
 
-    async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
-        """Read one workflow."""
+    async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
+        """Read one workflow, and the lease that is live."""
         engine = self._engine
         return await self._queue.scan(lambda: engine.get_workflow(namespace, workflow_id))
 
@@ -310,6 +311,9 @@ class CheckpointService:
             query.definition,
             query.updated_from_ms,
             query.updated_before_ms,
+            query.is_leased,
+            query.has_pending_signals,
+            query.fingerprint,
         )
         if page_token:
             token = decode_token(

@@ -20,8 +20,10 @@ from tests.support.lmdb_stores import LmdbStores, count_table, lmdb_opener
 
 class TestLmdbEngine(EngineContract, PersistenceContract):
     @pytest.fixture(params=[0, 1], ids=["format0.9", "format1.0"])
-    def stores(self, request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LmdbStores]:
-        stores = LmdbStores(tmp_path, lmdb_opener(clock, lmdb_format=request.param))
+    def stores(
+        self, request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, lease_clock: ManualClock
+    ) -> Iterator[LmdbStores]:
+        stores = LmdbStores(tmp_path, lmdb_opener(clock, lease_clock, lmdb_format=request.param))
         yield stores
         stores.close_and_verify()
 
@@ -44,7 +46,8 @@ class LmdbMachine(EngineMachine):
 
     def open_engine(self) -> Engine:
         self._folder = tempfile.TemporaryDirectory()
-        self._stores = LmdbStores(Path(self._folder.name), lmdb_opener(self.clock, lmdb_format=self.lmdb_format))
+        open_engine = lmdb_opener(self.clock, self.lease_clock, lmdb_format=self.lmdb_format)
+        self._stores = LmdbStores(Path(self._folder.name), open_engine)
         return self._stores.make(LIMITS)
 
     def restart_engine(self, engine: Engine) -> Engine:

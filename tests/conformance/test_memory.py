@@ -19,11 +19,11 @@ from milepost_server.testing.engine_machine import DEFAULT_PROFILE, LIMITS, LONG
 
 class TestMemoryEngine(EngineContract):
     @pytest.fixture
-    def make_engine(self, clock: ManualClock) -> Iterator[MakeEngine]:
+    def make_engine(self, clock: ManualClock, lease_clock: ManualClock) -> Iterator[MakeEngine]:
         engines: list[MemoryEngine] = []
 
         def make(limits: Limits) -> MemoryEngine:
-            engines.append(MemoryEngine(limits=limits, clock_ms=clock))
+            engines.append(MemoryEngine(limits=limits, clock_ms=clock, lease_clock_ms=lease_clock))
             return engines[-1]
 
         yield make
@@ -34,7 +34,7 @@ class TestMemoryEngine(EngineContract):
 
 class MemoryMachine(EngineMachine):
     def open_engine(self) -> MemoryEngine:
-        return MemoryEngine(limits=LIMITS, clock_ms=self.clock)
+        return MemoryEngine(limits=LIMITS, clock_ms=self.clock, lease_clock_ms=self.lease_clock)
 
     def verify(self, engine: Engine) -> None:
         assert isinstance(engine, MemoryEngine)

@@ -74,8 +74,8 @@ class ThreadedEngine(ProcessEngine):
 
 class TestProcessEngine(EngineContract, PersistenceContract):
     @pytest.fixture
-    def stores(self, tmp_path: Path, clock: ManualClock) -> Iterator[LmdbStores]:
-        open_inner = lmdb_opener(clock)
+    def stores(self, tmp_path: Path, clock: ManualClock, lease_clock: ManualClock) -> Iterator[LmdbStores]:
+        open_inner = lmdb_opener(clock, lease_clock)
         stores = LmdbStores(tmp_path, lambda data_dir, limits: ThreadedEngine(data_dir, limits, open_inner))
         yield stores
         stores.close_and_verify()

@@ -130,7 +130,7 @@ def test_a_workflow_that_lost_a_row_does_not_look_like_a_new_one(
     data_dir = tmp_path / "data"
     shutil.copytree(whole_store, data_dir)
     engine = open_on(data_dir)
-    workflow = engine.get_workflow("default", "w1")
+    workflow = engine.get_workflow("default", "w1").workflow
     engine.close()
     key = keys.workflow(workflow.internal_id) if table == keys.WORKFLOW else keys.scope(workflow.name_id, "")
     env = lmdb.open(str(data_dir / "store"), create=False, map_size=1 << 30)

@@ -47,10 +47,15 @@ class LmdbStores:
             assert verify_store(data_dir).problems == []
 
 
-def lmdb_opener(clock: ManualClock, *, lmdb_format: int = 0) -> OpenEngine:
-    """Return what opens an LMDB engine with a clock in the test's hand."""
+def lmdb_opener(clock: ManualClock, lease_clock: ManualClock, *, lmdb_format: int = 0) -> OpenEngine:
+    """Return what opens an LMDB engine with clocks in the test's hand."""
     return lambda data_dir, limits: LmdbEngine.open(
-        data_dir, limits=limits, clock_ms=clock, map_size_bytes=MAP_SIZE_BYTES, lmdb_format=lmdb_format
+        data_dir,
+        limits=limits,
+        clock_ms=clock,
+        lease_clock_ms=lease_clock,
+        map_size_bytes=MAP_SIZE_BYTES,
+        lmdb_format=lmdb_format,
     )
 
 

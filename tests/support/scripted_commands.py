@@ -57,7 +57,7 @@ def batches() -> list[list[Command]]:
 def show(engine: Engine) -> str:
     """Return all that readers see, without what differs between two equal histories."""
     shown: dict[str, Any] = {}
-    for workflow in engine.list_workflows(list_workflows_query()).workflows:
+    for workflow in [each.workflow for each in engine.list_workflows(list_workflows_query()).workflows]:
         query = list_query(workflow.workflow_id, newest_first=False, selection=Selection(), bytes_max=1 << 30)
         shown[workflow.workflow_id] = [
             workflow.head_checkpoint_id,

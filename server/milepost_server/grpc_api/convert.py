@@ -16,10 +16,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milepost.v1 import checkpoint_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2 as store_pb
+from milepost.v1 import lease_pb2 as lease_pb
 from milepost_server import rules
 from milepost_server.errors import InvalidFieldError, StoreError
 from milepost_server.limits import KIB, Limits
 from milepost_server.model import (
+    AcquireLeaseCommand,
     AppendRecordsAnswer,
     AppendRecordsCommand,
     CheckpointFilter,
@@ -30,6 +32,7 @@ from milepost_server.model import (
     EntryHistoryQuery,
     ForkCommand,
     ForkMode,
+    LeaseState,
     ListAnswer,
     ListQuery,
     ListWorkflowsQuery,
@@ -39,6 +42,8 @@ from milepost_server.model import (
     NewEntry,
     PruneCommand,
     Record,
+    ReleaseLeaseCommand,
+    RenewLeaseCommand,
     SaveAnswer,
     SaveCommand,
     Selection,
@@ -112,6 +117,10 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
     if on_conflict not in {store_pb.ON_CONFLICT_UNSPECIFIED, store_pb.ON_CONFLICT_REPLACE}:
         raise InvalidFieldError(f"{field}on_conflict", "must be a known value", on_conflict)
     is_replace = on_conflict == store_pb.ON_CONFLICT_REPLACE
+    lease_token = request.lease_token
+    release_lease = request.release_lease
+    if lease_token or release_lease:
+        _check_lease_token(lease_token, is_needed=release_lease, field=field)
     replaces_digest = _optional_digest(request, "replaces_digest", field)
     if replaces_digest is not None and not is_replace:
         raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
@@ -161,8 +170,16 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
         expected_head=expected_head,
         is_replace=is_replace,
         replaces_digest=replaces_digest,
+        lease_token=lease_token,
+        release_lease=release_lease,
         size_bytes=request.ByteSize(),
     )
+
+
+def _check_lease_token(token: int, *, is_needed: bool, field: str = "") -> int:
+    if token < 0 or (is_needed and not token):
+        raise InvalidFieldError(f"{field}lease_token", "must be a token that was granted", token)
+    return token
 
 
 def _optional_digest(
@@ -273,6 +290,7 @@ def append_records_from_pb(request: store_pb.AppendRecordsRequest, limits: Limit
         checkpoint_id=checkpoint_id,
         records=_records_from_pb(request.records, "records", limits),
         require_checkpoint=request.require_checkpoint,
+        lease_token=_check_lease_token(request.lease_token, is_needed=False),
         size_bytes=request.ByteSize(),
     )
 
@@ -316,13 +334,67 @@ def list_workflows_from_pb(request: store_pb.ListWorkflowsRequest, limits: Limit
         definition=_optional_id(request, "definition", limits),
         updated_from_ms=_milliseconds(request, "updated_from"),
         updated_before_ms=_milliseconds(request, "updated_before"),
+        is_leased=request.is_leased if request.HasField("is_leased") else None,
+        has_pending_signals=request.has_pending_signals if request.HasField("has_pending_signals") else None,
+        fingerprint=_optional_id(request, "fingerprint", limits),
         page_size=page_size("page_size", request.page_size, limits),
         bytes_max=limits.page_bytes_max,
         rows_examined_max=limits.page_rows_examined_max,
     )
 
 
-def get_workflow_from_pb(request: store_pb.GetWorkflowRequest, limits: Limits) -> tuple[str, str]:
+def acquire_lease_from_pb(request: store_pb.AcquireLeaseRequest, limits: Limits) -> tuple[AcquireLeaseCommand, int]:
+    """Translate and check a request for a lease, and say how long it would wait for one, in milliseconds."""
+    namespace, workflow_id, _ = _address(request, limits)
+    bytes_max = limits.lease_holder_bytes_max
+    holder, request_id = request.holder, request.request_id
+    check_text("holder", holder, limit="lease_holder_bytes_max", bytes_max=bytes_max)
+    check_text("request_id", request_id, limit="lease_holder_bytes_max", bytes_max=bytes_max)
+    ttl_ms = request.ttl_ms or limits.lease_ttl_default_ms
+    if not limits.lease_ttl_min_ms <= ttl_ms <= limits.lease_ttl_max_ms:
+        rule = f"must be 0 or {limits.lease_ttl_min_ms} to {limits.lease_ttl_max_ms}"
+        raise InvalidFieldError("ttl_ms", rule, ttl_ms)
+    wait_ms = request.wait_ms
+    if not 0 <= wait_ms <= limits.lease_wait_max_ms:
+        raise InvalidFieldError("wait_ms", f"must be 0 to {limits.lease_wait_max_ms}", wait_ms)
+    command = AcquireLeaseCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        holder=holder,
+        ttl_ms=ttl_ms,
+        request_id=request_id,
+        size_bytes=request.ByteSize(),
+    )
+    return command, wait_ms
+
+
+def renew_lease_from_pb(request: store_pb.RenewLeaseRequest, limits: Limits) -> RenewLeaseCommand:
+    """Translate and check a renewal."""
+    namespace, workflow_id, _ = _address(request, limits)
+    token = _check_lease_token(request.lease_token, is_needed=True)
+    return RenewLeaseCommand(
+        namespace=namespace, workflow_id=workflow_id, lease_token=token, size_bytes=request.ByteSize()
+    )
+
+
+def release_lease_from_pb(request: store_pb.ReleaseLeaseRequest, limits: Limits) -> ReleaseLeaseCommand:
+    """Translate and check a release: of a token's lease, or by force of any."""
+    namespace, workflow_id, _ = _address(request, limits)
+    token = _check_lease_token(request.lease_token, is_needed=not request.force)
+    if token and request.force:
+        raise InvalidFieldError("lease_token", "must be 0 with force", token)
+    return ReleaseLeaseCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        lease_token=token,
+        force=request.force,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def workflow_address_from_pb(
+    request: store_pb.GetWorkflowRequest | store_pb.GetLeaseRequest, limits: Limits
+) -> tuple[str, str]:
     """Return the namespace and id of the workflow asked for."""
     namespace, workflow_id, _ = _address(request, limits)
     return namespace, workflow_id
@@ -362,7 +434,12 @@ def fork_from_pb(request: store_pb.ForkWorkflowRequest, limits: Limits) -> ForkC
 def delete_workflow_from_pb(request: store_pb.DeleteWorkflowRequest, limits: Limits) -> DeleteWorkflowCommand:
     """Translate and check the delete of a workflow."""
     namespace, workflow_id, _ = _address(request, limits)
-    return DeleteWorkflowCommand(namespace=namespace, workflow_id=workflow_id, size_bytes=request.ByteSize())
+    return DeleteWorkflowCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        lease_token=_check_lease_token(request.lease_token, is_needed=False),
+        size_bytes=request.ByteSize(),
+    )
 
 
 class RunsToDelete(msgspec.Struct, frozen=True):
@@ -372,6 +449,7 @@ class RunsToDelete(msgspec.Struct, frozen=True):
     workflow_id: str
     run_ids: tuple[str, ...]
     continue_token: str
+    lease_token: int
     size_bytes: int
 
 
@@ -385,17 +463,21 @@ def delete_checkpoints_from_pb(
             "checkpoint_ids", "exactly one of checkpoint_ids and run_ids must be given",
             "both" if run_ids else "neither",
         )  # fmt: skip
+    lease_token = _check_lease_token(request.lease_token, is_needed=False)
     if run_ids:
         check_count("run_ids", len(run_ids), limit="delete_runs_max", allowed=limits.delete_runs_max)
         for number, run_id in enumerate(run_ids):
             _required_id(f"run_ids[{number}]", run_id, limits)
         workflow_id = request.workflow_id
         check_text("workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
+        if lease_token and not workflow_id:
+            raise InvalidFieldError("lease_token", "must be 0 without workflow_id", lease_token)
         return RunsToDelete(
             _namespace(request.namespace, limits),
             workflow_id,
             run_ids,
             request.continue_token,
+            lease_token,
             request.ByteSize(),
         )
     namespace, workflow_id, scope = _address(request, limits)
@@ -412,6 +494,7 @@ def delete_checkpoints_from_pb(
         workflow_id=workflow_id,
         scope=scope,
         checkpoint_ids=checkpoint_ids,
+        lease_token=lease_token,
         size_bytes=request.ByteSize(),
     )
 
@@ -446,6 +529,18 @@ def save_to_pb(answer: SaveAnswer) -> store_pb.SaveResponse:
         revision=answer.revision,
         digest=answer.digest,
         parent_id=answer.parent_id,
+        lease_remaining_ms=answer.lease_remaining_ms,
+    )
+
+
+def lease_to_pb(lease: LeaseState) -> lease_pb.Lease:
+    """Translate a lease."""
+    return lease_pb.Lease(
+        token=lease.token,
+        holder=lease.holder,
+        ttl_ms=lease.ttl_ms,
+        remaining_ms=lease.remaining_ms,
+        grant_time=timestamp(lease.grant_time_ms),
     )
 
 
@@ -539,8 +634,8 @@ def entry_history_to_pb(
     return response
 
 
-def workflow_to_pb(row: WorkflowRow) -> pb.Workflow:
-    """Translate a workflow."""
+def workflow_to_pb(row: WorkflowRow, lease: LeaseState | None = None) -> pb.Workflow:
+    """Translate a workflow, and the lease that is live."""
     status: Any = row.status
     return pb.Workflow(
         namespace=row.namespace,
@@ -560,6 +655,9 @@ def workflow_to_pb(row: WorkflowRow) -> pb.Workflow:
         revision=row.revision,
         incarnation=row.incarnation,
         forked_from_workflow_id=row.forked_from,
+        lease=lease_to_pb(lease) if lease is not None else None,
+        pending_signal_count=row.pending_signal_count,
+        fingerprint=row.fingerprint,
     )
 
 

@@ -151,6 +151,8 @@ def generic_handler(
     """
     handlers = {}
     for method in service.methods:
+        if not hasattr(servicer, method.name):
+            continue
         assert not method.client_streaming, method.full_name
         assert not method.server_streaming, method.full_name
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(

@@ -87,6 +87,7 @@ class GrpcFront:
         self._server = make_grpc_server(
             limits=limits, interceptors=interceptors, concurrent_calls_max=concurrent_calls_max
         )
+        self._service = service
         self._gate = handlers.CallGate()
         handler = handlers.generic_handler(
             _SERVICE,
@@ -146,6 +147,7 @@ class GrpcFront:
         # We refuse new calls ourselves, with a reason: gRPC would end those that it has received and not begun as
         # CANCELLED, which says nothing of a retry. It is stopped when no more come, or after a second at most.
         self._gate.close()
+        self._service.begin_drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gate.wait_idle(), grace_s)
         for _ in range(REFUSING_ROUNDS_MAX):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.errors import StoreError
@@ -19,6 +19,9 @@ from milepost_server.model import DeleteIdsCommand
 from milepost_server.service import CheckpointService
 
 _T = TypeVar("_T")
+
+ANSWER_MARGIN_S: Final = 0.1
+"""How long before its deadline a call that waits for something gives up, to say so."""
 
 
 class CheckpointStoreServicer:
@@ -87,14 +90,15 @@ class CheckpointStoreServicer:
         query = convert.list_workflows_from_pb(request, self._limits)
         answer, token = await self._service.list_workflows(query, page_token=request.page_token)
         return pb.ListWorkflowsResponse(
-            workflows=[convert.workflow_to_pb(row) for row in answer.workflows], next_page_token=token
+            workflows=[convert.workflow_to_pb(each.workflow, each.lease) for each in answer.workflows],
+            next_page_token=token,
         )
 
     async def GetWorkflow(self, request: pb.GetWorkflowRequest, context: Context) -> pb.GetWorkflowResponse:
         """Read one workflow."""
-        namespace, workflow_id = convert.get_workflow_from_pb(request, self._limits)
-        row = await self._service.get_workflow(namespace, workflow_id)
-        return pb.GetWorkflowResponse(workflow=convert.workflow_to_pb(row))
+        namespace, workflow_id = convert.workflow_address_from_pb(request, self._limits)
+        answer = await self._service.get_workflow(namespace, workflow_id)
+        return pb.GetWorkflowResponse(workflow=convert.workflow_to_pb(answer.workflow, answer.lease))
 
     async def ForkWorkflow(self, request: pb.ForkWorkflowRequest, context: Context) -> pb.ForkWorkflowResponse:
         """Make a workflow of another's history."""
@@ -119,6 +123,7 @@ class CheckpointStoreServicer:
             wanted.workflow_id,
             wanted.run_ids,
             continue_token=wanted.continue_token,
+            lease_token=wanted.lease_token,
             size_bytes=wanted.size_bytes,
         )
         return pb.DeleteCheckpointsResponse(deleted=deleted, done=not token, continue_token=token)
@@ -128,6 +133,34 @@ class CheckpointStoreServicer:
         command = convert.prune_from_pb(request, self._limits)
         deleted, token = await self._service.prune(command, continue_token=request.continue_token)
         return pb.PruneWorkflowResponse(deleted=deleted, done=not token, continue_token=token)
+
+    async def AcquireLease(self, request: pb.AcquireLeaseRequest, context: Context) -> pb.AcquireLeaseResponse:
+        """Take a lease, or wait for it."""
+        command, wait_ms = convert.acquire_lease_from_pb(request, self._limits)
+        answer = await self._service.leases.acquire(command, wait_s=_within_deadline(wait_ms / 1000, context))
+        return pb.AcquireLeaseResponse(lease=convert.lease_to_pb(answer.lease), replayed=answer.is_replayed)
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
+        """Keep a lease."""
+        answer = await self._service.leases.renew(convert.renew_lease_from_pb(request, self._limits))
+        return pb.RenewLeaseResponse(lease=convert.lease_to_pb(answer.lease))
+
+    async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
+        """Give a lease back, or take it away."""
+        answer = await self._service.leases.release(convert.release_lease_from_pb(request, self._limits))
+        return pb.ReleaseLeaseResponse(released=answer.released)
+
+    async def GetLease(self, request: pb.GetLeaseRequest, context: Context) -> pb.GetLeaseResponse:
+        """Read who has a lease."""
+        namespace, workflow_id = convert.workflow_address_from_pb(request, self._limits)
+        lease = await self._service.leases.get(namespace, workflow_id)
+        return pb.GetLeaseResponse(lease=convert.lease_to_pb(lease) if lease is not None else None)
+
+
+def _within_deadline(wait_s: float, context: Context) -> float:
+    """Return how long a call may wait so that its answer, also a refusal, still comes within its deadline."""
+    left_s: float | None = context.time_remaining()
+    return wait_s if left_s is None else max(0.0, min(wait_s, left_s - ANSWER_MARGIN_S))
 
 
 async def _translate(size_bytes: int, function: Callable[[], _T]) -> _T:

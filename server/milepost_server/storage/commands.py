@@ -2,7 +2,7 @@
 
 Every function takes a `WriteTransaction` and a command, and answers or raises a `StoreError`. All that can be refused
 is refused before the first write; even so an engine undoes whatever a failing command wrote. Order of a Save's checks:
-stub and replay, expected_head, base and parent, limits and quota, write.
+stub and replay, lease, expected_head, base and parent, limits and quota, write.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from milepost_server.errors import (
 from milepost_server.limits import Limits
 from milepost_server.model import (
     AbandonForkCommand,
+    AcquireLeaseCommand,
     Answer,
     AppendRecordsAnswer,
     AppendRecordsCommand,
@@ -42,14 +43,18 @@ from milepost_server.model import (
     Record,
     RecordGroupRow,
     RecordOutcome,
+    ReleaseLeaseCommand,
+    RenewLeaseCommand,
     SaveAnswer,
     SaveCommand,
     ScopeRow,
     SweepAnswer,
     SweepCommand,
+    WorkflowChange,
     WorkflowRow,
 )
-from milepost_server.storage import lookups
+from milepost_server.rules import LeaseUse
+from milepost_server.storage import leases, lookups
 from milepost_server.storage.port import NameRow, ReadTransaction, ResolvedState, StateChange, WriteTransaction
 
 ROOT_ORDINAL = 0
@@ -92,6 +97,7 @@ def _save_new(
     workflow: WorkflowRow | None,
     scope: ScopeRow | None,
 ) -> SaveAnswer:
+    fence = leases.check(txn, name, command.workflow_id, command.lease_token)
     head_id, head_sequence = lookups.head_of(workflow, scope)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     parent_id = head_id if command.parent_id is None else command.parent_id
@@ -148,6 +154,7 @@ def _save_new(
         current_step=row.current_step if is_root else workflow.current_step,
         head_checkpoint_id=row.checkpoint_id if is_root else workflow.head_checkpoint_id,
         head_sequence=sequence if is_root else workflow.head_sequence,
+        fingerprint=row.fingerprint if is_root else workflow.fingerprint,
     )
     txn.put_workflow(workflow)
     return SaveAnswer(
@@ -159,7 +166,18 @@ def _save_new(
         row.create_time_ms,
         workflow.revision,
         row.digest,
+        workflow.incarnation,
+        workflow.definition,
+        _settle_lease(txn, command, name, fence),
     )
+
+
+def _settle_lease(txn: WriteTransaction, command: SaveCommand, name: NameRow, fence: leases.Fence) -> int:
+    """Renew, release or end the lease as a Save that was made does; return how long it still runs."""
+    if command.release_lease or fence.use is LeaseUse.OUTLIVED:
+        leases.end(txn, name)
+        return 0
+    return leases.renew(txn, name, fence)
 
 
 def _save_existing(
@@ -175,13 +193,14 @@ def _save_existing(
     head_id, head_sequence = lookups.head_of(workflow, scope)
     sent_digest = rules.digest_sent(command)
     if sent_digest == existing.sent_digest:
-        return rules.replay_answer(existing, head_id, workflow.revision)
+        return _replay(txn, command, name, workflow, existing, head_id)
     parent_id = existing.parent_id if command.parent_id is None else command.parent_id
     base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
     content = _resolve_again(txn, command, parent_id, base, parent, workflow, existing)
     if content.digest == existing.digest:
-        return rules.replay_answer(existing, head_id, workflow.revision)
+        return _replay(txn, command, name, workflow, existing, head_id)
     rules.check_replace(command, existing)
+    fence = leases.check(txn, name, command.workflow_id, command.lease_token)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
     if parent_id != existing.parent_id:
         _check_parent(txn, command, parent_id, parent, name, scope)
@@ -226,7 +245,23 @@ def _save_existing(
         row.create_time_ms,
         workflow.revision,
         row.digest,
+        workflow.incarnation,
+        workflow.definition,
+        _settle_lease(txn, command, name, fence),
     )
+
+
+def _replay(
+    txn: ReadTransaction,
+    command: SaveCommand,
+    name: NameRow,
+    workflow: WorkflowRow,
+    existing: CheckpointRow,
+    head_id: str,
+) -> SaveAnswer:
+    """Answer a Save that had been stored before, whoever holds the lease by now. It renews nothing."""
+    left_ms = leases.remaining_ms(txn, name, command.lease_token)
+    return rules.replay_answer(existing, head_id, workflow, left_ms)
 
 
 def _find_base_and_parent(
@@ -340,6 +375,7 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
     is_live = id_row is not None and workflow is not None and lookups.is_live(id_row, workflow)
     if id_row is not None and not is_live:
         raise rules.refuse_deleted(command.checkpoint_id, id_row.sequence)
+    fence = leases.check(txn, name, command.workflow_id, command.lease_token)
     if not is_live and command.require_checkpoint:
         raise PreconditionError(
             "RECORD_CHECKPOINT_MISSING",
@@ -354,8 +390,11 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
     outcomes, created_count = _put_records(
         txn, workflow, scope.ordinal, command.checkpoint_id, command.records, limits, is_waiting=not is_live
     )
+    sequence = id_row.sequence if id_row is not None else 0
     if all(outcome is RecordOutcome.EXISTING for outcome in outcomes):
-        return AppendRecordsAnswer(outcomes, workflow.revision)
+        return AppendRecordsAnswer(
+            outcomes, workflow.revision, workflow.incarnation, workflow.definition, sequence, is_replayed=True
+        )
     waiting_count = workflow.waiting_record_count + (0 if is_live else created_count)
     if waiting_count > limits.waiting_records_max:
         raise ResourceError(
@@ -371,7 +410,9 @@ def append_records(txn: WriteTransaction, command: AppendRecordsCommand, limits:
         )
     workflow = _replace(workflow, revision=workflow.revision + 1, waiting_record_count=waiting_count)
     txn.put_workflow(workflow)
-    return AppendRecordsAnswer(outcomes, workflow.revision)
+    leases.end_outlived(txn, name, fence)
+    leases.renew(txn, name, fence)
+    return AppendRecordsAnswer(outcomes, workflow.revision, workflow.incarnation, workflow.definition, sequence)
 
 
 def _put_records(
@@ -441,17 +482,26 @@ def delete_workflow(txn: WriteTransaction, command: DeleteWorkflowCommand, limit
     """Unlink a workflow: one small commit, whatever its size."""
     name = txn.find_name(command.namespace, command.workflow_id)
     workflow = lookups.present_workflow(txn, name)
-    if name is None or workflow is None:
+    if name is None or (workflow is None and not name.has_lease):
+        # Nothing is there to be guarded, so a repeated delete is none whose lease was lost.
+        return DeleteWorkflowAnswer(False, 0)
+    leases.check(txn, name, command.workflow_id, command.lease_token)
+    if name.has_lease:
+        name = leases.end(txn, name)
+    if workflow is None:
+        txn.forget_name_if_unused(name)
         return DeleteWorkflowAnswer(False, 0)
     # A fork that is being made under this name began before the workflow was saved: it must not be published now.
     txn.put_name(_replace(name, internal_id=0, building_id=0))
     txn.discard_workflow(workflow, forget_ids=False)
-    return DeleteWorkflowAnswer(rules.is_visible(workflow), workflow.checkpoint_count)
+    gone = _replace(workflow, revision=workflow.revision + 1)
+    return DeleteWorkflowAnswer(rules.is_visible(workflow), workflow.checkpoint_count, rules.change_of(gone))
 
 
 def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits) -> BulkAnswer:
     """Delete checkpoints of one scope by id, passing over those that are not there."""
     name, workflow = lookups.require_workflow(txn, command.namespace, command.workflow_id)
+    fence = leases.check(txn, name, command.workflow_id, command.lease_token)
     scope = txn.find_scope(name.name_id, command.scope)
     if scope is None:
         return BulkAnswer(0, None)
@@ -460,15 +510,18 @@ def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits)
         row = lookups.find_checkpoint(txn, name, workflow, scope, checkpoint_id)
         if row is not None:
             rows.append(row)
-    _delete_rows(txn, name, workflow, rows)
-    return BulkAnswer(len(rows), None)
+    if not rows:
+        return BulkAnswer(0, None)
+    name = leases.end_outlived(txn, name, fence)
+    return BulkAnswer(len(rows), None, (_delete_rows(txn, name, workflow, rows),))
 
 
 def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits) -> BulkAnswer:
     """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace."""
     only_id = 0
     if command.workflow_id:
-        _, only = lookups.require_workflow(txn, command.namespace, command.workflow_id)
+        only_name, only = lookups.require_workflow(txn, command.namespace, command.workflow_id)
+        leases.check(txn, only_name, command.workflow_id, command.lease_token)
         only_id = only.internal_id
     namespace_id = txn.find_namespace(command.namespace)
     if namespace_id is None:
@@ -487,14 +540,18 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
             position = (internal_id, sequence)
             break
     deleted = 0
+    changes: list[WorkflowChange] = []
     for internal_id, rows in rows_by_workflow.items():
         workflow = txn.get_workflow(internal_id)
         name = txn.find_name(workflow.namespace, workflow.workflow_id) if workflow is not None else None
         if workflow is None or name is None or name.internal_id != internal_id:
             continue
-        _delete_rows(txn, name, workflow, rows)
+        if not only_id and leases.state_of(txn, name, live_only=True) is not None:
+            continue
+        fence = leases.check(txn, name, workflow.workflow_id, command.lease_token)
+        changes.append(_delete_rows(txn, leases.end_outlived(txn, name, fence), workflow, rows))
         deleted += len(rows)
-    return BulkAnswer(deleted, position)
+    return BulkAnswer(deleted, position, tuple(changes))
 
 
 def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:
@@ -526,9 +583,10 @@ def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkA
             rows.append(row)
         if position is not None:
             break
-    if not command.is_dry_run:
-        _delete_rows(txn, name, workflow, rows)
-    return BulkAnswer(len(rows), position)
+    changes: tuple[WorkflowChange, ...] = ()
+    if rows and not command.is_dry_run:
+        changes = (_delete_rows(txn, name, workflow, rows),)
+    return BulkAnswer(len(rows), position, changes)
 
 
 def _split_scope(
@@ -575,10 +633,10 @@ def _needed_ancestors(
     return needed
 
 
-def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, rows: list[CheckpointRow]) -> None:
+def _delete_rows(
+    txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, rows: list[CheckpointRow]
+) -> WorkflowChange:
     """Delete checkpoints of one workflow: leave stubs, let go of their states, and find the heads anew."""
-    if not rows:
-        return
     counts: dict[str, int] = {}
     for row in rows:
         txn.delete_checkpoint(workflow, row)
@@ -620,6 +678,7 @@ def _delete_rows(txn: WriteTransaction, name: NameRow, workflow: WorkflowRow, ro
         if scope_name == "":
             workflow = rules.with_head(workflow, head)
     txn.put_workflow(workflow)
+    return rules.change_of(workflow)
 
 
 def _newest(txn: ReadTransaction, workflow: WorkflowRow, scope_ordinal: int) -> CheckpointRow | None:
@@ -647,6 +706,8 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
             f"target_workflow_id: workflow {command.target_workflow_id!r} exists already",
             {"workflow_id": command.target_workflow_id},
         )
+    # Whoever has taken the lease of the target before it exists is the one to make it.
+    fence = leases.check(txn, target_name, command.target_workflow_id, 0)
     source_name, source = lookups.require_workflow(txn, command.namespace, command.workflow_id)
     if command.position:
         target_id, source_id, next_sequence = command.position
@@ -668,6 +729,7 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
         first = lookups.require_checkpoint(txn, source_name, source, command.scope, command.checkpoint_id)
         next_sequence = first.sequence
         target_name, target = _create_building(txn, command, source, source_text, target_name, limits, first)
+    target_name = leases.end_outlived(txn, target_name, fence)
     return _copy_slice(txn, command, limits, source_name, source, target_name, target, next_sequence)
 
 
@@ -813,8 +875,7 @@ def abandon_fork(txn: WriteTransaction, command: AbandonForkCommand, limits: Lim
 
 def sweep(txn: WriteTransaction, command: SweepCommand, limits: Limits) -> SweepAnswer:
     """Free one slice of what was deleted."""
-    rows_freed, has_more = txn.sweep(min(command.rows_max, limits.slice_rows_max), limits)
-    return SweepAnswer(rows_freed, has_more)
+    return txn.sweep(min(command.rows_max, limits.slice_rows_max), limits)
 
 
 def probe(txn: WriteTransaction, command: ProbeCommand, limits: Limits) -> ProbeAnswer:
@@ -868,6 +929,9 @@ _COMMANDS: dict[type, Callable[[Any, Any, Limits], Answer]] = {
     PruneCommand: prune,
     ForkCommand: fork,
     AbandonForkCommand: abandon_fork,
+    AcquireLeaseCommand: leases.acquire,
+    RenewLeaseCommand: leases.renew_lease,
+    ReleaseLeaseCommand: leases.release,
     SweepCommand: sweep,
     ProbeCommand: probe,
 }

@@ -48,6 +48,7 @@ from milepost_server.model import (
 from milepost_server.storage.port import CommandLane, Engine, LoadLane
 from milepost_server.storage.read_lanes import ReadLane, run_each
 from milepost_server.storage.thread_lane import ThreadLane
+from milepost_server.store_queue import CommitListener
 
 _logger = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ class Committer:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
 
+        self._listeners: list[CommitListener] = []
         self._state = _State.SERVING
         self._is_read_broken = False
         self._queues: dict[str, deque[_Pending]] = {}
@@ -294,6 +296,10 @@ class Committer:
         """
         self._check_readable()
         return self._scans.submit(partial(self._read_guarded, function))
+
+    def listen(self, listener: CommitListener) -> None:
+        """Tell a listener of commits from now on."""
+        self._listeners.append(listener)
 
     async def close(self) -> None:
         """Commit what was accepted, answer it, and end the threads. The engine stays open."""
@@ -437,13 +443,15 @@ class Committer:
         if not batch:
             # All that was queued has been given up by its callers.
             return
+        commands = [pending.command for pending in batch]
         try:
-            outcomes = await self._execute([pending.command for pending in batch], batch)
+            outcomes = await self._execute(commands, batch)
         except StorageFailedError as error:
             _logger.error("the storage failed in a commit of %d commands: %s", len(batch), error)
             self._fail(batch)
             await self._recover()
             return
+        self._tell(commands, outcomes)
         self._settle(batch, outcomes)
         if not self._is_sweep_wanted and any(_leaves_trash(pending.command) for pending in batch):
             self._is_sweep_wanted = True
@@ -476,13 +484,15 @@ class Committer:
         return outcomes
 
     async def _sweep(self) -> None:
+        command = SweepCommand(rows_max=self._config.sweep_rows_max)
         try:
-            outcome = (await self._execute([SweepCommand(rows_max=self._config.sweep_rows_max)], ()))[0]
+            outcome = (await self._execute([command], ()))[0]
         except StorageFailedError as error:
             _logger.error("the storage failed while sweeping: %s", error)
             self._fail([])
             await self._recover()
             return
+        self._tell([command], [outcome])
         now_s = self._clock()
         self._sweep_forced_due_s = now_s + SWEEP_UNDER_LOAD_S
         # After an error the timer tries again: the trash can wait.
@@ -503,6 +513,8 @@ class Committer:
         self._queued_bytes = 0
         self._settle(batch, [_outcome_unknown() for _ in batch])
         self._settle(queued, [_not_serving(_State.FAILED) for _ in queued])
+        for listener in self._listeners:
+            listener.on_failure()
         self._on_health(False)
 
     async def _recover(self) -> None:
@@ -538,6 +550,14 @@ class Committer:
                 await self._wake.wait()
             finally:
                 timer.cancel()
+
+    def _tell(self, commands: Sequence[Command], outcomes: Sequence[Answer | StoreError]) -> None:
+        for listener in self._listeners:
+            try:
+                listener.on_commit(commands, outcomes)
+            except Exception:
+                # A defect: whoever waits for the commit must be answered all the same.
+                _logger.exception("a listener of commits failed")
 
     @staticmethod
     def _settle(batch: Sequence[_Pending], outcomes: Sequence[Answer | StoreError]) -> None:

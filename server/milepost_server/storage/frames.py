@@ -71,6 +71,13 @@ class WorkflowQuery(msgspec.Struct, frozen=True, array_like=True):
     workflow_id: str
 
 
+class LeaseQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Read a workflow's lease."""
+
+    namespace: str
+    workflow_id: str
+
+
 class FilteredList(msgspec.Struct, frozen=True, array_like=True):
     """A list with a filter for metadata, as JSON: MessagePack ends at 64 bits, JSON's integers do not."""
 
@@ -99,8 +106,10 @@ KINDS: Final[tuple[type, ...]] = (
     model.ListWorkflowsAnswer,
     model.EntryHistoryQuery,
     model.EntryHistoryAnswer,
-    model.WorkflowRow,
+    model.WorkflowAnswer,
+    model.LeaseQueryAnswer,
     WorkflowQuery,
+    LeaseQuery,
     FilteredList,
     StatisticsQuery,
     StatisticsAnswer,

@@ -6,8 +6,8 @@ one counter for all that has one, so no two owners share a prefix. 0 owns what b
 | owner | tables |
 |---|---|
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
-| namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run |
-| name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids |
+| namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run · `k` counters |
+| name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids · `l` the lease |
 | incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope |
 | incarnation | `g` record groups · `r`, `R` records and their pieces |
 | itself | `c` a checkpoint · `N`, `n` a state node and its pieces · `V`, `v` a value and its pieces |
@@ -46,9 +46,11 @@ DUE = b"d"
 BUILDING = b"b"
 NAME = b"w"
 RUN = b"u"
+COUNTERS = b"k"
 SCOPE = b"s"
 SCOPE_NUMBER = b"S"
 ID = b"i"
+LEASE = b"l"
 WORKFLOW = b"W"
 CHECKPOINT = b"c"
 SEQUENCE = b"q"
@@ -69,9 +71,11 @@ TABLE_NAMES = {
     BUILDING: "building",
     NAME: "names",
     RUN: "runs",
+    COUNTERS: "counters",
     SCOPE: "scopes",
     SCOPE_NUMBER: "scope_numbers",
     ID: "ids",
+    LEASE: "leases",
     WORKFLOW: "workflows",
     CHECKPOINT: "checkpoints",
     SEQUENCE: "sequences",

@@ -26,12 +26,14 @@ from milepost_server.errors import ResourceError, StorageFailedError, StoreError
 from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
 from milepost_server.model import (
     AbandonForkCommand,
+    AcquireLeaseCommand,
     Answer,
     AppendRecordsCommand,
     Command,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     ForkCommand,
+    LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -40,9 +42,10 @@ from milepost_server.model import (
     LoadQuery,
     ProbeCommand,
     SaveCommand,
-    WorkflowRow,
+    WorkflowAnswer,
 )
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
+from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
 from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
 from milepost_server.storage.port import CommandLane, LoadLane
@@ -56,7 +59,7 @@ _logger = logging.getLogger(__name__)
 
 LOW_DISK_DEFAULT_BYTES = 256 * MIB
 
-_GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand)
+_GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand, AcquireLeaseCommand)
 """Commands that are refused while the disk is nearly full; deletes are not among them."""
 
 
@@ -68,14 +71,25 @@ def system_clock_ms() -> int:
 class LmdbEngine:
     """A store in a data directory. Implements `Engine`."""
 
-    def __init__(self, env: LmdbEnv, *, limits: Limits, clock_ms: Callable[[], int], low_disk_bytes: int) -> None:
+    def __init__(
+        self,
+        env: LmdbEnv,
+        *,
+        limits: Limits,
+        clock_ms: Callable[[], int],
+        lease_clock_ms: Callable[[], int],
+        low_disk_bytes: int,
+    ) -> None:
         self._env = env
+        self._timers = LeaseTimers(lease_clock_ms)
         self._limits = limits
         self._clock_ms = clock_ms
         self._low_disk_bytes = low_disk_bytes
         self._resolved = ResolvedStates()
         self._is_in_reserve = False
-        self._next_id = self._read_next_id()
+        meta = self._read_meta()
+        self._next_id = meta.next_id
+        self._lease_epoch = meta.lease_epoch
         self._abandon_forks()
 
     @classmethod
@@ -85,6 +99,7 @@ class LmdbEngine:
         *,
         limits: Limits = DEFAULT_LIMITS,
         clock_ms: Callable[[], int] = system_clock_ms,
+        lease_clock_ms: Callable[[], int] = boot_clock_ms,
         map_size_bytes: int = lmdb_env.MAP_SIZE_DEFAULT_BYTES,
         map_size_max_bytes: int = lmdb_env.MAP_SIZE_MAX_BYTES,
         low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
@@ -97,6 +112,7 @@ class LmdbEngine:
             data_dir: The directory; made if missing.
             limits: Bounds that commands are held to.
             clock_ms: Time of commits, in milliseconds since the epoch.
+            lease_clock_ms: The time in which leases run, in milliseconds that only grow.
             map_size_bytes: Address space to begin with; doubled when it is full.
             map_size_max_bytes: Address space at most: past it, saves are refused with STORE_FULL.
             low_disk_bytes: Free disk space below which saves are refused with DISK_LOW.
@@ -114,7 +130,9 @@ class LmdbEngine:
             server_pid=server_pid,
         )
         try:
-            return cls(env, limits=limits, clock_ms=clock_ms, low_disk_bytes=low_disk_bytes)
+            return cls(
+                env, limits=limits, clock_ms=clock_ms, lease_clock_ms=lease_clock_ms, low_disk_bytes=low_disk_bytes
+            )
         except BaseException:
             env.close()
             raise
@@ -154,7 +172,13 @@ class LmdbEngine:
         next_id = self._next_id
         parent = self._begin()
         txn = LmdbWriteTransaction(
-            parent, next_id=next_id, now_ms=self._clock_ms(), limits=self._limits, resolved=self._resolved
+            parent,
+            next_id=next_id,
+            now_ms=self._clock_ms(),
+            limits=self._limits,
+            resolved=self._resolved,
+            timers=self._timers,
+            lease_epoch=self._lease_epoch,
         )
         try:
             for command in commands_:
@@ -167,7 +191,7 @@ class LmdbEngine:
                 results.append(self._run_in_child(parent, txn, command))
             if txn.next_id != next_id:
                 txn.enter(parent)
-                txn.write(META_KEY, MetaRow(lmdb_env.STORE_FORMAT, self._env.identity.store_id, txn.next_id))
+                txn.write(META_KEY, self._meta_row(txn.next_id))
         except BaseException:
             parent.abort()
             raise
@@ -175,6 +199,7 @@ class LmdbEngine:
             # Whether the batch is stored or not, no number that it gave is given again in this process.
             self._next_id = txn.next_id
         self._commit(parent)
+        self._timers.apply(txn.timer_changes)
         return results
 
     def _begin(self) -> lmdb_env.Transaction:
@@ -214,6 +239,7 @@ class LmdbEngine:
             child.abort()
             raise
         child.commit()
+        txn.keep_timers()
         return answer
 
     def _commit(self, parent: lmdb_env.Transaction) -> None:
@@ -230,15 +256,21 @@ class LmdbEngine:
         """See `Engine`."""
         self._env.reopen()
         self._resolved = ResolvedStates()
-        self._next_id = max(self._next_id, self._read_next_id())
+        self._timers.restart()
+        meta = self._read_meta()
+        self._next_id = max(self._next_id, meta.next_id)
+        self._lease_epoch = meta.lease_epoch
         results = self.execute([ProbeCommand()])
         for result in results:
             if isinstance(result, StoreError):
                 raise StorageFailedError(f"the store was reopened, but a commit fails: {result}") from result
 
-    def _read_next_id(self) -> int:
+    def _read_meta(self) -> MetaRow:
         with self._reading() as txn:
-            return txn.read_required(META_KEY, MetaRow).next_id
+            return txn.read_required(META_KEY, MetaRow)
+
+    def _meta_row(self, next_id: int) -> MetaRow:
+        return MetaRow(lmdb_env.STORE_FORMAT, self._env.identity.store_id, next_id, self._lease_epoch)
 
     def _abandon_forks(self) -> None:
         """Throw away targets of forks that a crash cut short: nobody has seen them."""
@@ -275,7 +307,7 @@ class LmdbEngine:
             except lmdb_env.EngineError as error:
                 raise UnavailableError("NOT_SERVING", f"the storage is not readable at the moment: {error}") from error
             try:
-                yield LmdbReadTransaction(raw)
+                yield LmdbReadTransaction(raw, self._timers)
             except lmdb_env.EngineError as error:
                 raise records.damaged(META_KEY, f"LMDB cannot read on: {error}") from error
             finally:
@@ -304,10 +336,15 @@ class LmdbEngine:
         with self._reading() as txn:
             return queries.list_checkpoints(txn, query)
 
-    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """See `Engine`."""
         with self._reading() as txn:
             return queries.get_workflow(txn, namespace, workflow_id)
+
+    def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
+        """See `Engine`."""
+        with self._reading() as txn:
+            return queries.get_lease(txn, namespace, workflow_id)
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """See `Engine`."""

@@ -119,6 +119,9 @@ class MetaRow(msgspec.Struct, frozen=True, array_like=True):
     format: int
     store_id: str
     next_id: int = 1
+    lease_epoch: int = 0
+    """The upper half of every lease token. A restored store has a higher one, so that it repeats none of those that
+    were granted after the backup was made."""
 
 
 META_KEY = keys.meta(b"store")

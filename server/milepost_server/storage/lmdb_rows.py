@@ -16,6 +16,13 @@ class NamespaceRow(msgspec.Struct, frozen=True, array_like=True):
     name: str
 
 
+class CountersRow(msgspec.Struct, frozen=True, array_like=True):
+    """What a namespace has counted; it stays whatever is deleted."""
+
+    lease_count: int = 0
+    """Leases that were ever granted: the lower half of the newest token."""
+
+
 class NodeHead(msgspec.Struct, frozen=True, array_like=True):
     """The head of a state node: a keyframe (`prior_id` 0), or a delta on the node before it."""
 
@@ -105,6 +112,7 @@ class DueKind(enum.IntEnum):
 
     STUBS = 1
     WAITING_RECORDS = 2
+    LEASE = 3
 
 
 class DueRow(msgspec.Struct, frozen=True, array_like=True):
@@ -123,3 +131,5 @@ class DueRow(msgspec.Struct, frozen=True, array_like=True):
     """Stubs: the key at which the next slice goes on; empty at the start."""
     next_due_ms: int = 0
     """Stubs: when the first of those that were kept so far is due."""
+    lease_token: int = 0
+    """The lease of a workflow that had not come when it was granted."""

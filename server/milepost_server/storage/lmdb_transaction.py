@@ -14,14 +14,18 @@ from milepost_server.model import (
     CheckpointRow,
     EntryRef,
     IdRow,
+    LeaseRow,
     Record,
     RecordGroupRow,
     ScopeRow,
+    SweepAnswer,
     Value,
     WorkflowRow,
 )
 from milepost_server.storage import keys, long_keys, pieces, records, sweeper
+from milepost_server.storage.lease_timers import LeaseTimers, Timer, TimerChanges
 from milepost_server.storage.lmdb_rows import (
+    CountersRow,
     DueKind,
     DueRow,
     NamespaceRow,
@@ -41,6 +45,9 @@ SCAN_ROWS = 256
 """Rows that a scan takes at a time; between two times the transaction may change."""
 RESOLVED_ITEMS_MAX = 100_000
 """Entries and steps that the writer keeps resolved, over all states."""
+
+LEASE_EPOCH_SHIFT = 32
+"""A token is the store's epoch, shifted by so many bits, and the number of the lease in its namespace."""
 
 T = TypeVar("T")
 
@@ -92,8 +99,9 @@ def _weight(state: ResolvedState) -> int:
 class LmdbReadTransaction:
     """One snapshot of the store."""
 
-    def __init__(self, txn: Transaction) -> None:
+    def __init__(self, txn: Transaction, timers: LeaseTimers) -> None:
         self._txn = txn
+        self._timers = timers
 
     # Rows.
 
@@ -187,6 +195,14 @@ class LmdbReadTransaction:
         after_bytes = None if after is None else after.encode()
         for _, key, row in long_keys.walk(self, namespace_id, prefix.encode(), after_bytes):
             yield records.decode(key, row, NameRow)
+
+    def find_lease(self, name_id: int) -> LeaseRow | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.prefix(name_id, keys.LEASE), LeaseRow)
+
+    def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
+        """See `ReadTransaction`."""
+        return self._timers.remaining_ms(name_id, lease, self._timers.now_ms())
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """See `ReadTransaction`."""
@@ -314,10 +330,24 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     """The writer's view. `enter` points it at the child transaction of the command that runs."""
 
     def __init__(
-        self, txn: Transaction, *, next_id: int, now_ms: int, limits: Limits, resolved: ResolvedStates
+        self,
+        txn: Transaction,
+        *,
+        next_id: int,
+        now_ms: int,
+        limits: Limits,
+        resolved: ResolvedStates,
+        timers: LeaseTimers,
+        lease_epoch: int,
     ) -> None:
-        super().__init__(txn)
+        super().__init__(txn, timers)
         self.next_id = next_id
+        self._lease_epoch = lease_epoch
+        self._lease_now_ms = timers.now_ms()
+        self._timer_changes: dict[int, Timer | None] = {}
+        """Of the commands that were made."""
+        self._command_timers: dict[int, Timer | None] = {}
+        """The same, and of the command that runs."""
         self._now_ms = now_ms
         self._limits = limits
         self._resolved = resolved
@@ -325,6 +355,18 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def enter(self, txn: Transaction) -> None:
         """Let what follows happen in `txn`."""
         self._txn = txn
+        if self._command_timers != self._timer_changes:
+            self._command_timers = dict(self._timer_changes)
+
+    def keep_timers(self) -> None:
+        """Take what the command did to timers for made."""
+        if self._command_timers:
+            self._timer_changes = dict(self._command_timers)
+
+    @property
+    def timer_changes(self) -> TimerChanges:
+        """What the commands that were made did to timers."""
+        return self._timer_changes
 
     @property
     def now_ms(self) -> int:
@@ -395,6 +437,46 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """See `WriteTransaction`."""
         key = long_keys.make(self, row.namespace_id, row.workflow_id.encode(), self.new_id)
         self.write(key, row)
+
+    def forget_name_if_unused(self, row: NameRow) -> None:
+        """See `WriteTransaction`."""
+        prefix = keys.prefix(row.name_id, keys.ID)
+        if row.internal_id or row.building_id or row.has_lease or next(self.scan(prefix, prefix), None) is not None:
+            return
+        sweeper.forget_name(self, row)
+
+    def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
+        """See `ReadTransaction`."""
+        return self._timers.remaining_ms(name_id, lease, self._lease_now_ms, self._command_timers)
+
+    def next_lease_token(self, namespace_id: int) -> int:
+        """See `WriteTransaction`."""
+        key = keys.prefix(namespace_id, keys.COUNTERS)
+        counters = self.read(key, CountersRow) or CountersRow()
+        count = counters.lease_count + 1
+        self.write(key, _replace(counters, lease_count=count))
+        return (self._lease_epoch << LEASE_EPOCH_SHIFT) + count
+
+    def put_lease(self, name_id: int, row: LeaseRow) -> None:
+        """See `WriteTransaction`."""
+        self.write(keys.prefix(name_id, keys.LEASE), row)
+        self.renew_lease(name_id, row)
+
+    def renew_lease(self, name_id: int, row: LeaseRow) -> None:
+        """See `WriteTransaction`."""
+        self._command_timers[name_id] = Timer(row.token, self._lease_now_ms + row.ttl_ms)
+
+    def delete_lease(self, name_id: int) -> None:
+        """See `WriteTransaction`."""
+        self._txn.delete(keys.prefix(name_id, keys.LEASE))
+        self._command_timers[name_id] = None
+
+    def schedule_lease_expiry(self, name: NameRow) -> None:
+        """See `WriteTransaction`."""
+        lease = self.read_required(keys.prefix(name.name_id, keys.LEASE), LeaseRow)
+        due_ms = self._now_ms + self._limits.unused_lease_ttl_ms
+        due = DueRow(DueKind.LEASE, name.name_id, name.namespace_id, name.workflow_id, lease_token=lease.token)
+        self.put_due(due_ms, due)
 
     def put_workflow(self, row: WorkflowRow) -> None:
         """See `WriteTransaction`."""
@@ -620,7 +702,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """Have something looked at when its time has come."""
         self.write(keys.ordered(keys.STORE, keys.DUE, due_ms, self.new_id()), row)
 
-    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
         """See `WriteTransaction`."""
         return sweeper.sweep(self, rows_max, limits)
 

@@ -29,6 +29,8 @@ from milepost_server.model import (
     EntryHistoryQuery,
     EntryRef,
     IdRow,
+    LeaseQueryAnswer,
+    LeaseRow,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -39,10 +41,14 @@ from milepost_server.model import (
     Record,
     RecordGroupRow,
     ScopeRow,
+    SweepAnswer,
     Value,
+    WorkflowAnswer,
+    WorkflowChange,
     WorkflowRow,
 )
 from milepost_server.storage import commands, queries
+from milepost_server.storage.lease_timers import LeaseTimers, Timer, boot_clock_ms
 from milepost_server.storage.port import CommandLane, LoadLane, NameRow, ResolvedState, StateChange
 
 if TYPE_CHECKING:
@@ -105,6 +111,14 @@ class Tables:
         """By internal id, then (scope ordinal, checkpoint_id), then (task_id, index)."""
         self.waiting_due_ms: dict[tuple[int, int, str], int] = {}
         """By (internal id, scope ordinal, checkpoint_id)."""
+        self.leases: dict[int, LeaseRow] = {}
+        """By name id."""
+        self.timers: dict[int, Timer | None] = {}
+        """By name id: when a lease expires."""
+        self.lease_counts: dict[int, int] = {}
+        """By namespace id: leases that were ever granted."""
+        self.lease_due_ms: dict[int, int] = {}
+        """By name id: when the lease of a workflow that has not come is looked at."""
         self.building: dict[int, None] = {}
         """Internal ids of the incarnations that forks are making."""
 
@@ -112,10 +126,12 @@ class Tables:
 class MemoryTransaction:
     """A view of the tables that can be changed, and changed back."""
 
-    def __init__(self, tables: Tables, limits: Limits, now_ms: int) -> None:
+    def __init__(self, tables: Tables, limits: Limits, now_ms: int, timers: LeaseTimers) -> None:
         self._tables = tables
         self._limits = limits
         self._now_ms = now_ms
+        self._timers = timers
+        self._lease_now_ms = timers.now_ms()
         self._undo: list[Callable[[], object]] = []
 
     def mark(self) -> int:
@@ -174,6 +190,14 @@ class MemoryTransaction:
             and (after is None or row.workflow_id.encode() > after.encode())
         ]
         return iter(sorted(found, key=lambda row: row.workflow_id.encode()))
+
+    def find_lease(self, name_id: int) -> LeaseRow | None:
+        """Return the newest lease of a name that has not ended."""
+        return self._tables.leases.get(name_id)
+
+    def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
+        """Return how long a lease still runs; 0 if it has expired."""
+        return self._timers.remaining_ms(name_id, lease, self._lease_now_ms, self._tables.timers)
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """Return a scope of a name, as it was last put."""
@@ -282,6 +306,39 @@ class MemoryTransaction:
     def put_name(self, row: NameRow) -> None:
         """Store a name."""
         self._put(self._tables.names, (row.namespace_id, row.workflow_id), row)
+
+    def forget_name_if_unused(self, row: NameRow) -> None:
+        """Remove a name that stands for nothing: no incarnation, no checkpoint id, no lease."""
+        if row.internal_id or row.building_id or row.has_lease or self._tables.ids.get(row.name_id):
+            return
+        self._remove(self._tables.names, (row.namespace_id, row.workflow_id))
+        self._remove(self._tables.scopes, row.name_id)
+        self._remove(self._tables.ids, row.name_id)
+
+    def next_lease_token(self, namespace_id: int) -> int:
+        """Return a number larger than every token given in the namespace before."""
+        count = self._tables.lease_counts.get(namespace_id, 0) + 1
+        self._put(self._tables.lease_counts, namespace_id, count)
+        return count
+
+    def put_lease(self, name_id: int, row: LeaseRow) -> None:
+        """Store a lease, and let it run its full ttl from now."""
+        self._put(self._tables.leases, name_id, row)
+        self.renew_lease(name_id, row)
+
+    def renew_lease(self, name_id: int, row: LeaseRow) -> None:
+        """Let a lease run its full ttl from now."""
+        self._put(self._tables.timers, name_id, Timer(row.token, self._lease_now_ms + row.ttl_ms))
+
+    def delete_lease(self, name_id: int) -> None:
+        """End a lease."""
+        self._remove(self._tables.leases, name_id)
+        self._remove(self._tables.timers, name_id)
+        self._remove(self._tables.lease_due_ms, name_id)
+
+    def schedule_lease_expiry(self, name: NameRow) -> None:
+        """See to it that the lease of a workflow that never comes is forgotten some time after it has expired."""
+        self._put(self._tables.lease_due_ms, name.name_id, self._now_ms + self._limits.unused_lease_ttl_ms)
 
     def put_workflow(self, row: WorkflowRow) -> None:
         """Store an incarnation."""
@@ -407,16 +464,35 @@ class MemoryTransaction:
 
     # Time.
 
-    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
         """Drop what is past its time, all of it at once: what was discarded has gone already."""
         freed = 0
+        changes: list[WorkflowChange] = []
         for name in list(self._tables.names.values()):
             if 0 < name.stub_due_ms <= self._now_ms:
                 freed += self._expire_stubs(name, limits)
+        for name in list(self._tables.names.values()):
+            if self._tables.lease_due_ms.get(name.name_id, self._now_ms + 1) <= self._now_ms:
+                freed += self._expire_lease(name)
         for key, due_ms in list(self._tables.waiting_due_ms.items()):
             if due_ms <= self._now_ms:
-                freed += self._expire_waiting(*key)
-        return freed, False
+                freed += self._expire_waiting(*key, changes)
+        return SweepAnswer(freed, False, tuple(changes))
+
+    def _expire_lease(self, name: NameRow) -> int:
+        """Forget an expired lease whose workflow never came."""
+        lease = self._tables.leases[name.name_id]
+        self._remove(self._tables.lease_due_ms, name.name_id)
+        if name.internal_id:
+            return 0
+        if name.building_id or self.lease_remaining_ms(name.name_id, lease):
+            self.schedule_lease_expiry(name)
+            return 0
+        self.delete_lease(name.name_id)
+        name = _replace(name, has_lease=False)
+        self.put_name(name)
+        self.forget_name_if_unused(name)
+        return 1
 
     def _expire_stubs(self, name: NameRow, limits: Limits) -> int:
         """Forget outlived stubs; forget the name too, once nothing is left that it stands for."""
@@ -426,15 +502,14 @@ class MemoryTransaction:
         for key in outlived:
             self._remove(ids, key)
             del stubs[key]
-        if ids or name.internal_id or name.building_id:
-            self.put_name(_replace(name, stub_due_ms=min(stubs.values(), default=0)))
-        else:
-            self._remove(self._tables.names, (name.namespace_id, name.workflow_id))
-            self._remove(self._tables.scopes, name.name_id)
-            self._remove(self._tables.ids, name.name_id)
+        name = _replace(name, stub_due_ms=min(stubs.values(), default=0))
+        self.put_name(name)
+        self.forget_name_if_unused(name)
         return len(outlived)
 
-    def _expire_waiting(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> int:
+    def _expire_waiting(
+        self, internal_id: int, scope_ordinal: int, checkpoint_id: str, changes: list[WorkflowChange]
+    ) -> int:
         """Drop records whose checkpoint has not come, and a workflow that had nothing else."""
         group = self.find_record_group(internal_id, scope_ordinal, checkpoint_id)
         if group is None or not group.is_waiting:
@@ -442,12 +517,16 @@ class MemoryTransaction:
             return 0
         self.discard_records(internal_id, scope_ordinal, checkpoint_id)
         workflow = self._tables.workflows[internal_id]
-        workflow = _replace(workflow, waiting_record_count=workflow.waiting_record_count - group.record_count)
+        left_count = workflow.waiting_record_count - group.record_count
+        workflow = _replace(workflow, waiting_record_count=left_count, revision=workflow.revision + 1)
+        changes.append(rules.change_of(workflow))
         if rules.is_visible(workflow) or workflow.waiting_record_count:
             self.put_workflow(workflow)
         else:
-            name = self._tables.names[workflow.namespace_id, workflow.workflow_id]
-            self.put_name(_replace(name, internal_id=0))
+            name = _replace(self._tables.names[workflow.namespace_id, workflow.workflow_id], internal_id=0)
+            self.put_name(name)
+            if name.has_lease:
+                self.schedule_lease_expiry(name)
             self.discard_workflow(workflow, forget_ids=False)
         return group.record_count
 
@@ -455,13 +534,21 @@ class MemoryTransaction:
 class MemoryEngine:
     """A store in memory. Nothing of it survives the process."""
 
-    def __init__(self, *, limits: Limits = DEFAULT_LIMITS, clock_ms: Callable[[], int] = _wall_clock_ms) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        clock_ms: Callable[[], int] = _wall_clock_ms,
+        lease_clock_ms: Callable[[], int] = boot_clock_ms,
+    ) -> None:
         """Make an empty store.
 
         Args:
             limits: Bounds of what is stored.
             clock_ms: The time, in milliseconds since the epoch.
+            lease_clock_ms: The time in which leases run, in milliseconds that only grow.
         """
+        self._timers = LeaseTimers(lease_clock_ms)
         self._limits = limits
         self._clock_ms = clock_ms
         self._tables = Tables()
@@ -471,7 +558,7 @@ class MemoryEngine:
     def execute(self, batch: Sequence[Command]) -> Sequence[Answer | StoreError]:
         """Run commands in order; each sees what those before it did, and one that fails leaves nothing."""
         with self._lock:
-            txn = MemoryTransaction(self._tables, self._limits, self._clock_ms())
+            txn = MemoryTransaction(self._tables, self._limits, self._clock_ms(), self._timers)
             try:
                 return [self._run(txn, command) for command in batch]
             except BaseException:
@@ -512,9 +599,13 @@ class MemoryEngine:
         """Read one page of a workflow's checkpoints."""
         return self._read(queries.list_checkpoints, query)
 
-    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow."""
         return self._read(queries.get_workflow, namespace, workflow_id)
+
+    def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
+        """Read a workflow's lease, without its token."""
+        return self._read(queries.get_lease, namespace, workflow_id)
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """Read one page of a namespace's workflows."""
@@ -526,7 +617,8 @@ class MemoryEngine:
 
     def _read(self, read: Callable[Concatenate[MemoryTransaction, _P], _V], *args: _P.args, **kwargs: _P.kwargs) -> _V:
         with self._lock:
-            return read(MemoryTransaction(self._tables, self._limits, self._clock_ms()), *args, **kwargs)
+            txn = MemoryTransaction(self._tables, self._limits, self._clock_ms(), self._timers)
+            return read(txn, *args, **kwargs)
 
     def statistics(self) -> Mapping[str, int]:
         """Return counts of what is stored; nothing here was discarded and not yet freed."""
@@ -540,6 +632,7 @@ class MemoryEngine:
                 "ids": sum(map(len, tables.ids.values())),
                 "nodes": len(tables.nodes),
                 "values": len(tables.values),
+                "leases": len(tables.leases),
                 "records": sum(len(group) for groups in tables.records.values() for group in groups.values()),
             }
 

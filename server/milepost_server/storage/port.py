@@ -27,6 +27,8 @@ from milepost_server.model import (
     EntryHistoryQuery,
     EntryRef,
     IdRow,
+    LeaseQueryAnswer,
+    LeaseRow,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -37,7 +39,9 @@ from milepost_server.model import (
     Record,
     RecordGroupRow,
     ScopeRow,
+    SweepAnswer,
     Value,
+    WorkflowAnswer,
     WorkflowRow,
 )
 
@@ -58,6 +62,8 @@ class NameRow(msgspec.Struct, frozen=True, array_like=True):
     """The incarnation that a fork is making; 0 while there is none."""
     stub_due_ms: int = 0
     """When the next look for outlived stubs of deleted checkpoints is due; 0 where none is."""
+    has_lease: bool = False
+    """There is a lease, live or expired. Kept here too so that a change without one need not look for it."""
 
 
 class ResolvedState(msgspec.Struct):
@@ -94,6 +100,15 @@ class ReadTransaction(Protocol):
 
     def get_workflow(self, internal_id: int) -> WorkflowRow | None:
         """Return one incarnation."""
+
+    def find_lease(self, name_id: int) -> LeaseRow | None:
+        """Return the newest lease of a name, live or expired, that has not ended."""
+
+    def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
+        """Return how long a lease still runs; 0 if it has expired.
+
+        Time is that of the engine since its start, in which every lease gets its full ttl anew.
+        """
 
     def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
         """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
@@ -155,8 +170,26 @@ class WriteTransaction(ReadTransaction, Protocol):
     def put_name(self, row: NameRow) -> None:
         """Store a name."""
 
+    def forget_name_if_unused(self, row: NameRow) -> None:
+        """Remove a name that stands for nothing: no incarnation, no checkpoint id, no lease."""
+
     def put_workflow(self, row: WorkflowRow) -> None:
         """Store an incarnation."""
+
+    def next_lease_token(self, namespace_id: int) -> int:
+        """Return a number larger than every token given in the namespace before, whatever was deleted since."""
+
+    def put_lease(self, name_id: int, row: LeaseRow) -> None:
+        """Store a lease in the place of the one before it, and let it run its full ttl from now."""
+
+    def renew_lease(self, name_id: int, row: LeaseRow) -> None:
+        """Let a lease run its full ttl from now. Only in memory, and like all changes once the commit is done."""
+
+    def delete_lease(self, name_id: int) -> None:
+        """End a lease."""
+
+    def schedule_lease_expiry(self, name: NameRow) -> None:
+        """See to it that the lease of a workflow that never comes is forgotten some time after it has expired."""
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """Store a scope."""
@@ -204,8 +237,8 @@ class WriteTransaction(ReadTransaction, Protocol):
     def note_building(self, internal_id: int, *, is_building: bool) -> None:
         """Remember (or forget) that an incarnation is being made, so that a restart throws it away."""
 
-    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
-        """Free up to about `rows_max` rows of what was discarded or is past its time; return (freed, is there more)."""
+    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
+        """Free up to about `rows_max` rows of what was discarded or is past its time."""
 
 
 class CommandLane(Protocol):
@@ -268,8 +301,11 @@ class Engine(Protocol):
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """Read one page of a workflow's checkpoints."""
 
-    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow."""
+
+    def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
+        """Read a workflow's lease, without its token."""
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """Read one page of a namespace's workflows."""

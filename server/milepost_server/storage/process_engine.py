@@ -31,6 +31,7 @@ from milepost_server.model import (
     Command,
     EntryHistoryAnswer,
     EntryHistoryQuery,
+    LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -38,7 +39,7 @@ from milepost_server.model import (
     LoadAnswer,
     LoadQuery,
     ProbeCommand,
-    WorkflowRow,
+    WorkflowAnswer,
 )
 from milepost_server.storage import frames
 from milepost_server.storage.lmdb_engine import LOW_DISK_DEFAULT_BYTES
@@ -251,9 +252,13 @@ class ProcessEngine:
         """See `Engine`."""
         return cast("ListAnswer", self._ask_one(query))
 
-    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowRow:
+    def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """See `Engine`."""
-        return cast("WorkflowRow", self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
+        return cast("WorkflowAnswer", self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
+
+    def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
+        """See `Engine`."""
+        return cast("LeaseQueryAnswer", self._ask_one(frames.LeaseQuery(namespace, workflow_id)))
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """See `Engine`."""

@@ -147,6 +147,8 @@ def _answer(engine: Engine, query: Any) -> Any:
                 return engine.list_checkpoints(query)
             case frames.WorkflowQuery():
                 return engine.get_workflow(query.namespace, query.workflow_id)
+            case frames.LeaseQuery():
+                return engine.get_lease(query.namespace, query.workflow_id)
             case ListWorkflowsQuery():
                 return engine.list_workflows(query)
             case EntryHistoryQuery():

@@ -19,6 +19,7 @@ from milepost_server.model import (
     EntryHistoryQuery,
     EntryRef,
     EntryVersion,
+    LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -30,9 +31,10 @@ from milepost_server.model import (
     ScopeRow,
     Selection,
     Value,
+    WorkflowAnswer,
     WorkflowRow,
 )
-from milepost_server.storage import lookups
+from milepost_server.storage import leases, lookups
 from milepost_server.storage.port import NameRow, ReadTransaction
 
 CHECKPOINT_WIRE_BYTES = 256
@@ -125,9 +127,15 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
     )
 
 
-def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> WorkflowRow:
-    """Read one workflow."""
-    return lookups.require_workflow(txn, namespace, workflow_id)[1]
+def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> WorkflowAnswer:
+    """Read one workflow, and the lease that is live."""
+    name, workflow = lookups.require_workflow(txn, namespace, workflow_id)
+    return WorkflowAnswer(workflow, leases.state_of(txn, name, live_only=True))
+
+
+def get_lease(txn: ReadTransaction, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
+    """Read a workflow's lease, also while it has expired and nobody else has acted."""
+    return LeaseQueryAnswer(leases.state_of(txn, txn.find_name(namespace, workflow_id), live_only=False))
 
 
 def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
@@ -135,7 +143,7 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
     namespace_id = txn.find_namespace(query.namespace)
     if namespace_id is None:
         return ListWorkflowsAnswer(workflows=(), after_workflow_id=None)
-    found: list[WorkflowRow] = []
+    found: list[WorkflowAnswer] = []
     bytes_left = query.bytes_max
     examined = 0
     after = query.after_workflow_id
@@ -159,9 +167,14 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
             definition=query.definition,
             updated_from_ms=query.updated_from_ms,
             updated_before_ms=query.updated_before_ms,
+            has_pending_signals=query.has_pending_signals,
+            fingerprint=query.fingerprint,
         ):
             continue
-        found.append(workflow)
+        lease = leases.state_of(txn, name, live_only=True)
+        if query.is_leased is not None and (lease is not None) is not query.is_leased:
+            continue
+        found.append(WorkflowAnswer(workflow, lease))
         bytes_left -= (
             WORKFLOW_WIRE_BYTES
             + len(workflow.workflow_id.encode())

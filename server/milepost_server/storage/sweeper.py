@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from milepost_server import rules
 from milepost_server.limits import Limits
-from milepost_server.model import CheckpointRow, IdRow, RecordGroupRow, WorkflowRow
+from milepost_server.model import (
+    CheckpointRow,
+    IdRow,
+    LeaseRow,
+    RecordGroupRow,
+    SweepAnswer,
+    WorkflowChange,
+    WorkflowRow,
+)
 from milepost_server.storage import keys, long_keys, records
 from milepost_server.storage.lmdb_rows import (
     DueKind,
@@ -29,9 +38,10 @@ if TYPE_CHECKING:
 _replace = msgspec.structs.replace
 
 
-def sweep(txn: LmdbWriteTransaction, rows_max: int, limits: Limits) -> tuple[int, bool]:
+def sweep(txn: LmdbWriteTransaction, rows_max: int, limits: Limits) -> SweepAnswer:
     """Free up to about `rows_max` rows; return how many, and whether there is more to do now."""
     freed = 0
+    changes: list[WorkflowChange] = []
     while freed < rows_max:
         trash_prefix = keys.prefix(keys.STORE, keys.TRASH)
         first = next(txn.scan(trash_prefix, trash_prefix), None)
@@ -40,9 +50,12 @@ def sweep(txn: LmdbWriteTransaction, rows_max: int, limits: Limits) -> tuple[int
             continue
         due = _first_due(txn)
         if due is None:
-            return freed, False
-        freed += _look_at(txn, due[0], due[1], rows_max - freed, limits)
-    return freed, True
+            return SweepAnswer(freed, False, tuple(changes))
+        count, change = _look_at(txn, due[0], due[1], rows_max - freed, limits)
+        freed += count
+        if change is not None:
+            changes.append(change)
+    return SweepAnswer(freed, True, tuple(changes))
 
 
 def _first_due(txn: LmdbWriteTransaction) -> tuple[bytes, DueRow] | None:
@@ -146,20 +159,44 @@ def _forget_id(txn: LmdbWriteTransaction, workflow: WorkflowRow, row: Checkpoint
 # What is due.
 
 
-def _look_at(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
+def _look_at(
+    txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits
+) -> tuple[int, WorkflowChange | None]:
+    """Return how many rows were freed, and which workflow that readers see was changed by it."""
     if due.kind == DueKind.WAITING_RECORDS:
         return _drop_waiting_records(txn, key, due)
-    return _expire_stubs(txn, key, due, rows_max, limits)
+    if due.kind == DueKind.LEASE:
+        return _forget_lease(txn, key, due), None
+    return _expire_stubs(txn, key, due, rows_max, limits), None
 
 
-def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) -> int:
+def _forget_lease(txn: LmdbWriteTransaction, key: bytes, due: DueRow) -> int:
+    """Forget an expired lease whose workflow never came, and the name with it."""
+    txn.delete(key)
+    name = txn.find_name_in(due.namespace_id, due.workflow_id)
+    if name is None or name.name_id != due.name_id or name.internal_id or not name.has_lease:
+        return 1
+    lease = txn.read_required(keys.prefix(name.name_id, keys.LEASE), LeaseRow)
+    if lease.token != due.lease_token:
+        return 1
+    if name.building_id or txn.lease_remaining_ms(name.name_id, lease):
+        txn.schedule_lease_expiry(name)
+        return 1
+    txn.delete_lease(name.name_id)
+    name = _replace(name, has_lease=False)
+    txn.put_name(name)
+    txn.forget_name_if_unused(name)
+    return 3
+
+
+def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) -> tuple[int, WorkflowChange | None]:
     """Drop records whose checkpoint has not come, and their workflow if it has nothing else."""
     txn.delete(key)
     group_key = keys.group(due.internal_id, due.scope_ordinal, due.digest)
     group = txn.read(group_key, RecordGroupRow)
     workflow = txn.get_workflow(due.internal_id)
     if group is None or workflow is None or not group.is_waiting:
-        return 1
+        return 1, None
     # At once, and not at leisure: the id is not a stub, so records of the same keys may be appended again at any time.
     # It is bounded all the same, by `waiting_records_max` and `records_bytes_max`.
     prefix = keys.records_prefix(due.internal_id, keys.RECORD, due.scope_ordinal, due.digest)
@@ -171,9 +208,12 @@ def _drop_waiting_records(txn: LmdbWriteTransaction, key: bytes, due: DueRow) ->
     name = txn.find_name_in(workflow.namespace_id, workflow.workflow_id)
     is_unused = left_count == 0 and workflow.last_sequence == 0
     if name is not None and is_unused and name.internal_id == workflow.internal_id:
-        txn.put_name(_replace(name, internal_id=0))
+        name = _replace(name, internal_id=0)
+        txn.put_name(name)
+        if name.has_lease:
+            txn.schedule_lease_expiry(name)
         txn.discard_workflow(workflow, forget_ids=True)
-    return freed + 3
+    return freed + 3, rules.change_of(workflow)
 
 
 def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: int, limits: Limits) -> int:
@@ -200,8 +240,8 @@ def _expire_stubs(txn: LmdbWriteTransaction, key: bytes, due: DueRow, rows_max: 
     if name is None or name.name_id != due.name_id:
         return freed
     is_empty = next(txn.scan(prefix, prefix), None) is None
-    if is_empty and not name.internal_id and not name.building_id:
-        return freed + _forget_name(txn, name)
+    if is_empty and not name.internal_id and not name.building_id and not name.has_lease:
+        return freed + forget_name(txn, name)
     if next_due_ms and not due.internal_id and not name.stub_due_ms:
         txn.put_name(_replace(name, stub_due_ms=next_due_ms))
         txn.put_due(next_due_ms, _replace(due, position=b"", next_due_ms=0))
@@ -221,7 +261,7 @@ def _stub_due_ms(row: IdRow, due: DueRow, limits: Limits) -> int | None:
     return 0 if due.internal_id and row.internal_id == due.internal_id else None
 
 
-def _forget_name(txn: LmdbWriteTransaction, name: NameRow) -> int:
+def forget_name(txn: LmdbWriteTransaction, name: NameRow) -> int:
     """Drop a name that stands for nothing any more, with its scopes."""
     freed = 1
     for table in (keys.SCOPE, keys.SCOPE_NUMBER):

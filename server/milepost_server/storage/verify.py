@@ -8,7 +8,8 @@ every row's checksum and key; then what rows say of one another. What it proves:
   orphan;
 - every value has the bytes that its digest says, every state the entries, steps, sizes and hashes that its checkpoint
   says;
-- ids, order, runs, heads and counters agree with the checkpoints that are there.
+- ids, order, runs, heads and counters agree with the checkpoints that are there;
+- every lease is its name's, and its token one that the namespace has given.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import StoreError
-from milepost_server.model import CheckpointRow, EntryRef, IdRow, RecordGroupRow, ScopeRow, WorkflowRow
+from milepost_server.model import CheckpointRow, EntryRef, IdRow, LeaseRow, RecordGroupRow, ScopeRow, WorkflowRow
 from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records
+from milepost_server.storage.lease_timers import LeaseTimers
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
 from milepost_server.storage.lmdb_rows import (
+    CountersRow,
     DueKind,
     DueRow,
     NameBranch,
@@ -38,7 +41,7 @@ from milepost_server.storage.lmdb_rows import (
     TrashRow,
     ValueHead,
 )
-from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, apply_node
+from milepost_server.storage.lmdb_transaction import LEASE_EPOCH_SHIFT, LmdbReadTransaction, apply_node
 from milepost_server.storage.port import NameRow, ResolvedState
 
 PROBLEMS_MAX = 1_000
@@ -77,7 +80,7 @@ def verify_store(data_dir: Path) -> VerifyReport:
             # LMDB's own code is not let near a file whose structure is broken.
             return report
         with lmdb_env.reading_offline(data_dir) as txn:
-            _Check(LmdbReadTransaction(txn), report).run()
+            _Check(LmdbReadTransaction(txn, LeaseTimers()), report).run()
         report.counts["file_bytes"] = (data_dir / "store" / "data.mdb").stat().st_size
         return report
     finally:
@@ -93,6 +96,9 @@ class _Check:
         self._report = report
         self._counts: Counter[str] = Counter()
         self._next_id = 0
+        self._lease_epoch = 0
+        self._counters: dict[int, CountersRow] = {}
+        self._leases: dict[int, LeaseRow] = {}
         self._namespace_ids: set[int] = set()
         self._names: dict[int, NameRow] = {}
         self._workflows: dict[int, WorkflowRow] = {}
@@ -118,7 +124,8 @@ class _Check:
     def run(self) -> None:
         """Walk the rows, then hold what they say against each other."""
         try:
-            self._next_id = self._txn.read_required(META_KEY, MetaRow).next_id
+            meta = self._txn.read_required(META_KEY, MetaRow)
+            self._next_id, self._lease_epoch = meta.next_id, meta.lease_epoch
         except StoreError as error:
             self._report.add(error.message)
             return
@@ -129,6 +136,7 @@ class _Check:
                 self._report.add(error.message)
         self._place_checkpoints()
         self._check_names()
+        self._check_leases()
         self._check_checkpoints()
         self._check_scopes()
         self._check_workflows()
@@ -207,6 +215,10 @@ class _Check:
         elif table == keys.BUILDING:
             records.unseal(key, row)
             self._building.add(next(keys.numbers_of(key, 1)))
+        elif table == keys.COUNTERS:
+            self._counters[owner] = records.decode(key, row, CountersRow)
+        elif table == keys.LEASE:
+            self._leases[owner] = records.decode(key, row, LeaseRow)
         else:
             self._report.add(f"row {key.hex()}: there is no such table")
 
@@ -243,6 +255,27 @@ class _Check:
                     self._report.add(f"name {name.workflow_id!r}: its incarnation {internal_id} is missing")
             if name.building_id and name.building_id not in self._building:
                 self._report.add(f"name {name.workflow_id!r}: a fork to it is not noted as under construction")
+
+    def _check_leases(self) -> None:
+        """Every lease is the newest of its name, and no token is beyond what its namespace has counted."""
+        for namespace_id in self._counters.keys() - self._namespace_ids:
+            self._report.add(f"counters of namespace {namespace_id}: there is no such namespace")
+        tokens: set[tuple[int, int]] = set()
+        for name_id, lease in self._leases.items():
+            name = self._names.get(name_id)
+            where = f"lease {lease.token} of name {name_id}"
+            if name is None or not name.has_lease:
+                self._report.add(f"{where}: its name does not say so")
+                continue
+            count = self._counters.get(name.namespace_id, CountersRow()).lease_count
+            if not 0 < lease.token <= (self._lease_epoch << LEASE_EPOCH_SHIFT) + count:
+                self._report.add(f"{where}: its namespace has granted {count} leases in epoch {self._lease_epoch}")
+            if (name.namespace_id, lease.token) in tokens:
+                self._report.add(f"{where}: its token was given twice")
+            tokens.add((name.namespace_id, lease.token))
+        for name in self._names.values():
+            if name.has_lease and name.name_id not in self._leases:
+                self._report.add(f"name {name.workflow_id!r}: its lease is missing")
 
     def _place_checkpoints(self) -> None:
         """Find the workflow of each checkpoint by the sequence row that leads to it."""
@@ -363,6 +396,8 @@ class _Check:
                 ("head", workflow.head_checkpoint_id, told.head_checkpoint_id),
                 ("status", workflow.status, told.status),
                 ("current_step", workflow.current_step, told.current_step),
+                # A row from before there was this field has none.
+                ("fingerprint", workflow.fingerprint or told.fingerprint, told.fingerprint),
             ):
                 if said != found:
                     self._report.add(f"{where}: {what} is {said!r}, the checkpoints say {found!r}")
@@ -385,9 +420,14 @@ class _Check:
     def _check_due(self) -> None:
         """Whatever is to be dropped when its time has come is noted as due."""
         noted = {(row.kind, row.name_id, row.internal_id, row.scope_ordinal, row.digest) for row in self._due}
+        noted_leases = {(row.name_id, row.lease_token) for row in self._due if row.kind == DueKind.LEASE}
         for name in self._names.values():
             if name.stub_due_ms and (DueKind.STUBS, name.name_id, 0, 0, b"") not in noted:
                 self._report.add(f"name {name.workflow_id!r}: no look for its outlived stubs is noted")
+            lease = self._leases.get(name.name_id)
+            is_unused = lease is not None and not name.internal_id
+            if lease is not None and is_unused and (name.name_id, lease.token) not in noted_leases:
+                self._report.add(f"name {name.workflow_id!r}: no look for the lease of a workflow to come is noted")
         for name_id, _, text, row in self._ids:
             known = self._names.get(name_id)
             is_past = known is not None and row.internal_id not in (known.internal_id, known.building_id)

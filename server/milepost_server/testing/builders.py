@@ -14,6 +14,7 @@ from milepost_server.errors import NotFoundError, StoreError
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import (
     AbandonForkCommand,
+    AcquireLeaseCommand,
     Answer,
     AppendRecordsAnswer,
     AppendRecordsCommand,
@@ -29,6 +30,8 @@ from milepost_server.model import (
     ForkAnswer,
     ForkCommand,
     ForkMode,
+    LeaseAnswer,
+    LeaseState,
     ListAnswer,
     ListQuery,
     ListWorkflowsAnswer,
@@ -38,6 +41,9 @@ from milepost_server.model import (
     NewEntry,
     PruneCommand,
     Record,
+    ReleaseLeaseAnswer,
+    ReleaseLeaseCommand,
+    RenewLeaseCommand,
     SaveAnswer,
     SaveCommand,
     Selection,
@@ -51,6 +57,8 @@ from milepost_server.model import (
 from milepost_server.storage.port import Engine
 
 NAMESPACE = "default"
+LEASE_TTL_MS = 10_000
+"""How long a lease runs where a test does not care."""
 SLICES_MAX = 10_000
 """A bulk command that has not ended after so many slices never will."""
 
@@ -122,6 +130,8 @@ class SaveOptions(TypedDict, total=False):
     expected_head: str | None
     is_replace: bool
     replaces_digest: bytes | None
+    lease_token: int
+    release_lease: bool
 
 
 def save(
@@ -139,6 +149,7 @@ def append(
     scope: str = "",
     require_checkpoint: bool = False,
     namespace: str = NAMESPACE,
+    lease_token: int = 0,
 ) -> AppendRecordsCommand:
     """Return an AppendRecords."""
     return AppendRecordsCommand(
@@ -148,17 +159,46 @@ def append(
         checkpoint_id=checkpoint_id,
         records=records,
         require_checkpoint=require_checkpoint,
+        lease_token=lease_token,
     )
 
 
-def delete_workflow(workflow_id: str, *, namespace: str = NAMESPACE) -> DeleteWorkflowCommand:
+def delete_workflow(workflow_id: str, *, namespace: str = NAMESPACE, lease_token: int = 0) -> DeleteWorkflowCommand:
     """Return a DeleteWorkflow."""
-    return DeleteWorkflowCommand(namespace=namespace, workflow_id=workflow_id)
+    return DeleteWorkflowCommand(namespace=namespace, workflow_id=workflow_id, lease_token=lease_token)
 
 
-def delete_ids(workflow_id: str, *checkpoint_ids: str, scope: str = "", namespace: str = NAMESPACE) -> DeleteIdsCommand:
+def delete_ids(
+    workflow_id: str, *checkpoint_ids: str, scope: str = "", namespace: str = NAMESPACE, lease_token: int = 0
+) -> DeleteIdsCommand:
     """Return a DeleteCheckpoints by id."""
-    return DeleteIdsCommand(namespace=namespace, workflow_id=workflow_id, scope=scope, checkpoint_ids=checkpoint_ids)
+    return DeleteIdsCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        scope=scope,
+        checkpoint_ids=checkpoint_ids,
+        lease_token=lease_token,
+    )
+
+
+class AcquireOptions(TypedDict, total=False):
+    """How an AcquireLease may differ from one of a holder "h", for ten seconds."""
+
+    namespace: str
+    holder: str
+    ttl_ms: int
+    request_id: str
+
+
+def acquire_lease(workflow_id: str, **options: Unpack[AcquireOptions]) -> AcquireLeaseCommand:
+    """Return an AcquireLease."""
+    filled: AcquireOptions = {"namespace": NAMESPACE, "holder": "h", "ttl_ms": LEASE_TTL_MS, **options}
+    return AcquireLeaseCommand(workflow_id=workflow_id, **filled)
+
+
+def release_lease(workflow_id: str, token: int = 0, *, force: bool = False) -> ReleaseLeaseCommand:
+    """Return a ReleaseLease."""
+    return ReleaseLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token, force=force)
 
 
 class ForkOptions(TypedDict, total=False):
@@ -253,6 +293,9 @@ class ListWorkflowsOptions(TypedDict, total=False):
     bytes_max: int
     rows_examined_max: int
     after_workflow_id: str | None
+    is_leased: bool | None
+    has_pending_signals: bool | None
+    fingerprint: str | None
 
 
 def list_workflows_query(**options: Unpack[ListWorkflowsOptions]) -> ListWorkflowsQuery:
@@ -353,20 +396,29 @@ class Store:
         *records: Record,
         scope: str = "",
         require_checkpoint: bool = False,
+        lease_token: int = 0,
     ) -> AppendRecordsAnswer:
         """Append records."""
-        command = append(workflow_id, checkpoint_id, *records, scope=scope, require_checkpoint=require_checkpoint)
+        command = append(
+            workflow_id,
+            checkpoint_id,
+            *records,
+            scope=scope,
+            require_checkpoint=require_checkpoint,
+            lease_token=lease_token,
+        )
         return self.run(command, AppendRecordsAnswer)
 
-    def delete_workflow(self, workflow_id: str) -> DeleteWorkflowAnswer:
+    def delete_workflow(self, workflow_id: str, *, lease_token: int = 0) -> DeleteWorkflowAnswer:
         """Delete a workflow."""
-        return self.run(delete_workflow(workflow_id), DeleteWorkflowAnswer)
+        return self.run(delete_workflow(workflow_id, lease_token=lease_token), DeleteWorkflowAnswer)
 
-    def delete_ids(self, workflow_id: str, *checkpoint_ids: str, scope: str = "") -> int:
+    def delete_ids(self, workflow_id: str, *checkpoint_ids: str, scope: str = "", lease_token: int = 0) -> int:
         """Delete checkpoints by id; return how many there were."""
-        return self.run(delete_ids(workflow_id, *checkpoint_ids, scope=scope), BulkAnswer).deleted
+        command = delete_ids(workflow_id, *checkpoint_ids, scope=scope, lease_token=lease_token)
+        return self.run(command, BulkAnswer).deleted
 
-    def delete_run(self, run_id: str, *, time_ms_max: int, workflow_id: str = "") -> int:
+    def delete_run(self, run_id: str, *, time_ms_max: int, workflow_id: str = "", lease_token: int = 0) -> int:
         """Delete all checkpoints of a run, slice by slice; return how many there were."""
         deleted = 0
         position: tuple[int, ...] = ()
@@ -378,6 +430,7 @@ class Store:
                     run_id=run_id,
                     position=position,
                     time_ms_max=time_ms_max,
+                    lease_token=lease_token,
                 ),
                 BulkAnswer,
             )
@@ -476,7 +529,27 @@ class Store:
 
     def get_workflow(self, workflow_id: str) -> WorkflowRow:
         """Read a workflow."""
-        return self.engine.get_workflow(NAMESPACE, workflow_id)
+        return self.engine.get_workflow(NAMESPACE, workflow_id).workflow
+
+    def shown_lease(self, workflow_id: str) -> LeaseState | None:
+        """Read the lease that a workflow shows: the live one."""
+        return self.engine.get_workflow(NAMESPACE, workflow_id).lease
+
+    def get_lease(self, workflow_id: str) -> LeaseState | None:
+        """Read a lease, live or expired."""
+        return self.engine.get_lease(NAMESPACE, workflow_id).lease
+
+    def acquire(self, workflow_id: str, **options: Unpack[AcquireOptions]) -> LeaseAnswer:
+        """Take a lease."""
+        return self.run(acquire_lease(workflow_id, **options), LeaseAnswer)
+
+    def renew(self, workflow_id: str, token: int) -> LeaseAnswer:
+        """Renew a lease."""
+        return self.run(RenewLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token), LeaseAnswer)
+
+    def release(self, workflow_id: str, token: int = 0, *, force: bool = False) -> bool:
+        """Release or break a lease; tell whether there was one."""
+        return self.run(release_lease(workflow_id, token, force=force), ReleaseLeaseAnswer).released
 
     def list_workflows(self, **options: Unpack[ListWorkflowsOptions]) -> ListWorkflowsAnswer:
         """Read one page of workflows."""
@@ -484,7 +557,7 @@ class Store:
 
     def workflow_ids(self, **options: Unpack[ListWorkflowsOptions]) -> list[str]:
         """Read one page of workflows; return their ids."""
-        return [workflow.workflow_id for workflow in self.list_workflows(**options).workflows]
+        return [answer.workflow.workflow_id for answer in self.list_workflows(**options).workflows]
 
     def history(self, workflow_id: str, *entry_keys: str, **options: Unpack[HistoryOptions]) -> EntryHistoryAnswer:
         """Read one page of what entries were."""

@@ -17,6 +17,7 @@ from collections import Counter
 from milepost_server.testing.contracts.batches import BatchContract
 from milepost_server.testing.contracts.deleting import DeletingContract
 from milepost_server.testing.contracts.forking import ForkingContract
+from milepost_server.testing.contracts.leases import LeasesContract
 from milepost_server.testing.contracts.persistence import PersistenceContract
 from milepost_server.testing.contracts.reading import ReadingContract
 from milepost_server.testing.contracts.records import RecordsContract
@@ -33,6 +34,7 @@ class EngineContract(
     ReadingContract,
     DeletingContract,
     ForkingContract,
+    LeasesContract,
     BatchContract,
 ):
     """What any engine must do."""

@@ -172,6 +172,7 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
+        self.lease_clock = ManualClock(now_ms=1_000)
         self.model = StoreModel(LIMITS)
         self.sent: list[SaveCommand] = []
 

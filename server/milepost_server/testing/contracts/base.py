@@ -23,7 +23,12 @@ class ContractBase:
         return ManualClock()
 
     @pytest.fixture
-    def make_engine(self, clock: ManualClock) -> MakeEngine:
+    def lease_clock(self) -> ManualClock:
+        """Return the clock in which the leases of every engine run."""
+        return ManualClock(now_ms=1_000)
+
+    @pytest.fixture
+    def make_engine(self, clock: ManualClock, lease_clock: ManualClock) -> MakeEngine:
         """Return a function that makes an empty engine with given limits; its teardown proves the store whole."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from milepost_server.errors import StoreError
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import ProbeAnswer, ProbeCommand
 from milepost_server.storage.port import Engine
-from milepost_server.testing.builders import ManualClock, Store, is_found, record, refused
+from milepost_server.testing.builders import LEASE_TTL_MS, ManualClock, Store, is_found, record, refused
 from milepost_server.testing.contracts.base import ContractBase, OpenStore
 
 Restart = Callable[[Engine], Engine]
@@ -56,6 +56,48 @@ class PersistenceContract(ContractBase):
         restart(store)
         with refused("CHECKPOINT_DELETED"):
             store.save("w", "a")
+
+    def test_a_lease_gets_its_full_time_after_a_restart(
+        self, store: Store, restart: Callable[[Store], None], lease_clock: ManualClock
+    ) -> None:
+        expired = store.acquire("v").lease.token
+        lease_clock.advance(LEASE_TTL_MS)
+        token = store.acquire("w").lease.token
+        lease_clock.advance(LEASE_TTL_MS - 1)
+        restart(store)
+        lease_clock.advance(LEASE_TTL_MS - 1)
+        for workflow_id in ("v", "w"):
+            with refused("LEASE_HELD"):
+                store.acquire(workflow_id)
+        store.renew("w", token)
+        lease_clock.advance(1)
+        assert store.acquire("v").lease.token > expired
+        with refused("LEASE_HELD"):
+            store.acquire("w")
+
+    def test_no_token_is_given_again_after_a_restart(
+        self, store: Store, restart: Callable[[Store], None], clock: ManualClock
+    ) -> None:
+        seen = [0]
+        for number in range(4):
+            store.save("w", str(number))
+            seen.append(store.acquire("w").lease.token)
+            store.delete_workflow("w", lease_token=seen[-1])
+            clock.advance(2 * DEFAULT_LIMITS.replay_window_ms)
+            store.sweep()
+            restart(store)
+            assert store.count("names") == 0
+        assert seen == sorted(set(seen))
+        for token in seen[1:]:
+            with refused("LEASE_LOST"):
+                store.save("w", "late", lease_token=token)
+
+    def test_the_same_request_has_its_lease_after_a_restart(
+        self, store: Store, restart: Callable[[Store], None]
+    ) -> None:
+        token = store.acquire("w", request_id="r").lease.token
+        restart(store)
+        assert store.acquire("w", request_id="r").lease.token == token
 
     def test_sequences_go_on_after_a_restart(self, store: Store, restart: Callable[[Store], None]) -> None:
         store.save_line("w", "a", "b")

@@ -418,7 +418,7 @@ class ListWorkflowsContract(ContractBase):
         for _ in range(PAGES_MAX):
             answer = store.list_workflows(page_size=page_size, after_workflow_id=after)
             assert len(answer.workflows) <= page_size
-            found += [workflow.workflow_id for workflow in answer.workflows]
+            found += [each.workflow.workflow_id for each in answer.workflows]
             after = answer.after_workflow_id
             if after is None:
                 break
@@ -494,7 +494,7 @@ class ListWorkflowsContract(ContractBase):
             store.save(f"{number:02}" + "x" * 1_000, "a")
         answer = store.list_workflows(bytes_max=5_000)
         assert 1 <= len(answer.workflows) <= 6
-        assert answer.after_workflow_id == answer.workflows[-1].workflow_id
+        assert answer.after_workflow_id == answer.workflows[-1].workflow.workflow_id
 
 
 class EntryHistoryContract(ContractBase):

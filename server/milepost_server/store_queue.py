@@ -1,0 +1,44 @@
+"""What the services want of the queue before an engine: to run commands and reads, and to be told what was committed.
+
+`storage.committer.Committer` is it; its bounds and failures are told there.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from milepost_server.errors import StoreError
+from milepost_server.model import Answer, Command, LoadAnswer, LoadQuery
+
+_T = TypeVar("_T")
+
+
+class CommitListener(Protocol):
+    """Hears of every commit, in order, on the event loop, just before those who wait for it do."""
+
+    def on_commit(self, commands: Sequence[Command], outcomes: Sequence[Answer | StoreError]) -> None:
+        """Note what was committed; also commands whose callers have gone. Must return at once, and raise nothing."""
+
+    def on_failure(self) -> None:
+        """Note that the storage has failed: a batch may have been committed that is never told."""
+
+
+class StoreQueue(Protocol):
+    """Runs commands and reads."""
+
+    def submit(self, command: Command, *, namespace: str) -> Future[Answer]:
+        """Queue a command."""
+
+    def submit_many(self, commands: Sequence[Command], *, namespace: str) -> Future[list[Answer | StoreError]]:
+        """Queue commands in order, all or none."""
+
+    def load(self, query: LoadQuery) -> Future[LoadAnswer]:
+        """Read one checkpoint, together with the others that wait."""
+
+    def scan(self, function: Callable[[], _T]) -> Future[_T]:
+        """Run a read that may take long."""
+
+    def listen(self, listener: CommitListener) -> None:
+        """Tell of commits from now on."""
