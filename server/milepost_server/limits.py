@@ -88,6 +88,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Length of a lease's holder and of its request_id, each."""
     unused_lease_ttl_ms: int = DAY_MS
     """How long after its grant the expired lease of a workflow that never came is forgotten, in milliseconds."""
+    pending_signals_max: int = 1_000
+    """Signals of one workflow that no Save has consumed yet."""
+    signal_value_bytes_max: int = 64 * KIB
+    """Size of a signal's value."""
+    consumed_signals_max: int = 1_000
+    """Signals that one Save consumes."""
+    pending_signals_shown_max: int = 100
+    """Pending signals that Save, Load and RenewLease name; ListSignals has all."""
+    manifest_bytes_max: int = MIB
+    """Size of a definition's manifest."""
+    manifests_max: int = 10_000
+    """Manifests of one namespace."""
     namespaces_max: int = 1_000
     """Namespaces of the store."""
     slice_rows_max: int = 1_000

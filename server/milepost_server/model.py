@@ -221,6 +221,35 @@ class RecordGroupRow(msgspec.Struct, frozen=True, array_like=True):
     create_time_ms: int
 
 
+class Signal(msgspec.Struct, frozen=True, array_like=True):
+    """A message to a workflow from outside, pending until a Save consumes it."""
+
+    number: int
+    """The order in which signals came."""
+    signal_id: str
+    name: str
+    value: Value | None
+    create_time_ms: int
+
+
+class PendingSignal(msgspec.Struct, frozen=True, array_like=True):
+    """A pending signal without its content."""
+
+    number: int
+    signal_id: str
+    name: str
+
+
+class SignalIdRow(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a signal_id: pending, or a stub of what was consumed."""
+
+    number: int
+    digest: bytes
+    """16 bytes that stand for name and content."""
+    consumed_time_ms: int = 0
+    """0 while it is pending."""
+
+
 class LeaseRow(msgspec.Struct, frozen=True, array_like=True):
     """The newest lease of a workflow's name, live or expired, until someone else acts.
 
@@ -279,6 +308,9 @@ class SaveCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     lease_token: int = 0
     """0: none. The same in every command that has it."""
     release_lease: bool = False
+    consumed_signals: tuple[str, ...] = ()
+    manifest: str = ""
+    """The text that `fingerprint` is the digest of; "": not sent."""
     size_bytes: int = 0
     """Size of the request, for the queue's budget."""
 
@@ -299,6 +331,9 @@ class SaveAnswer(msgspec.Struct, frozen=True, array_like=True):
     """The workflow's; like the incarnation it is there for those who watch."""
     lease_remaining_ms: int = 0
     """0 where the Save had no lease, or has released it."""
+    pending_signal_count: int = 0
+    pending_signals: tuple[PendingSignal, ...] = ()
+    """The oldest of them."""
 
 
 class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -464,6 +499,8 @@ class LeaseAnswer(msgspec.Struct, frozen=True, array_like=True):
     """It had been granted to the same request before."""
     change: WorkflowChange | None = None
     """`None` where the workflow does not exist, or did not change."""
+    pending_signal_count: int = 0
+    pending_signals: tuple[PendingSignal, ...] = ()
 
 
 class ReleaseLeaseCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -481,6 +518,27 @@ class ReleaseLeaseAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     released: bool
     change: WorkflowChange | None = None
+
+
+class SendSignalCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Store a signal."""
+
+    namespace: str
+    workflow_id: str
+    signal_id: str
+    name: str
+    value: Value | None = None
+    size_bytes: int = 0
+
+
+class SendSignalAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a signal."""
+
+    is_replayed: bool
+    is_consumed: bool
+    revision: int
+    incarnation: str
+    definition: str
 
 
 class SweepCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -520,6 +578,7 @@ Command = (
     | AcquireLeaseCommand
     | RenewLeaseCommand
     | ReleaseLeaseCommand
+    | SendSignalCommand
     | SweepCommand
     | ProbeCommand
 )
@@ -531,6 +590,7 @@ Answer = (
     | ForkAnswer
     | LeaseAnswer
     | ReleaseLeaseAnswer
+    | SendSignalAnswer
     | SweepAnswer
     | ProbeAnswer
 )
@@ -576,6 +636,8 @@ class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     workflow: WorkflowRow
     head_checkpoint_id: str
     checkpoint: LoadedCheckpoint
+    pending_signals: tuple[PendingSignal, ...] = ()
+    """The oldest of them; `workflow` counts all."""
 
 
 class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -711,3 +773,30 @@ class EntryHistoryAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=T
     bytes_left: int = 0
     is_full: bool = False
     """The page has all that fits it, whatever rows there are still to look at."""
+
+
+class ListSignalsQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Read one page of a workflow's pending signals. There are never more than one transaction may look at."""
+
+    namespace: str
+    workflow_id: str
+    name: str | None
+    page_size: int
+    bytes_max: int
+    incarnation: str = ""
+    after_number: int = 0
+
+
+class ListSignalsAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One page."""
+
+    workflow: WorkflowRow
+    signals: tuple[Signal, ...]
+    position: int | None
+    """The number of the last signal of the page; `None` on the last page."""
+
+
+class DefinitionAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """A definition's manifest, as it was first sent."""
+
+    manifest: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import msgspec
 
@@ -22,10 +22,12 @@ from milepost_server.model import (
     LeaseRow,
     LeaseState,
     NewEntry,
+    PendingSignal,
     Record,
     RecordGroupRow,
     SaveAnswer,
     SaveCommand,
+    SignalIdRow,
     Status,
     Value,
     WorkflowChange,
@@ -412,6 +414,30 @@ def is_ancestor(parent_sequence: int, row: CheckpointRow) -> bool:
     return parent_sequence < row.sequence
 
 
+# Signals and manifests.
+
+
+def digest_signal(name: str, value: Value | None) -> bytes:
+    """Return the 16 bytes that stand for a signal's name and content."""
+    content = (name, digest_value(value) if value is not None else None)
+    return blake2b(_encode(content), digest_size=16).digest()
+
+
+def check_same_signal(signal_id: str, digest: bytes, known: SignalIdRow) -> None:
+    """Refuse a signal whose id is taken by another, pending or consumed."""
+    if known.digest != digest:
+        raise StoreError(
+            "SIGNAL_EXISTS",
+            f"signal {signal_id!r} was sent before with another name or value",
+            {"signal_id": signal_id},
+        )
+
+
+def digest_manifest(manifest: str) -> str:
+    """Return the fingerprint of a manifest."""
+    return sha256(manifest.encode()).hexdigest()
+
+
 # Leases.
 
 
@@ -485,7 +511,11 @@ def _lease_lost(workflow_id: str) -> PreconditionError:
 
 
 def replay_answer(
-    row: CheckpointRow, head_checkpoint_id: str, workflow: WorkflowRow, lease_remaining_ms: int
+    row: CheckpointRow,
+    head_checkpoint_id: str,
+    workflow: WorkflowRow,
+    lease_remaining_ms: int,
+    pending_signals: tuple[PendingSignal, ...],
 ) -> SaveAnswer:
     """Answer a Save that had been stored before."""
     return SaveAnswer(
@@ -500,6 +530,8 @@ def replay_answer(
         workflow.incarnation,
         workflow.definition,
         lease_remaining_ms,
+        workflow.pending_signal_count,
+        pending_signals,
     )
 
 

@@ -26,6 +26,7 @@ from milepost_server.model import (
     AppendRecordsCommand,
     BulkAnswer,
     Command,
+    DefinitionAnswer,
     DeleteIdsCommand,
     DeleteRunCommand,
     DeleteWorkflowAnswer,
@@ -36,6 +37,8 @@ from milepost_server.model import (
     ForkCommand,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
@@ -44,6 +47,8 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     Selection,
+    SendSignalAnswer,
+    SendSignalCommand,
     WorkflowAnswer,
 )
 from milepost_server.storage.port import Engine
@@ -276,6 +281,33 @@ class CheckpointService:
         """Read one workflow, and the lease that is live."""
         engine = self._engine
         return await self._queue.scan(lambda: engine.get_workflow(namespace, workflow_id))
+
+    async def send_signal(self, command: SendSignalCommand) -> SendSignalAnswer:
+        """Store a signal."""
+        return await self._run(command, command.namespace, SendSignalAnswer)
+
+    async def list_signals(self, query: ListSignalsQuery, *, page_token: str) -> tuple[ListSignalsAnswer, str]:
+        """Read one page of pending signals, and return it with the token of the next, "" after the last."""
+        query_hash = hash_query(query.namespace, query.workflow_id, query.name)
+        if page_token:
+            token = decode_token("page_token", page_token, kind="signals", query_hash=query_hash)
+            query = _replace(query, incarnation=token.incarnation, after_number=token.position[0])
+        engine = self._engine
+        answer = await self._queue.scan(lambda: engine.list_signals(query))
+        if answer.position is None:
+            return answer, ""
+        token = Token(
+            kind="signals",
+            query_hash=query_hash,
+            position=(answer.position,),
+            incarnation=answer.workflow.incarnation,
+        )
+        return answer, encode_token(token)
+
+    async def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
+        """Read a definition's manifest."""
+        engine = self._engine
+        return await self._queue.scan(lambda: engine.get_definition(namespace, fingerprint))
 
     async def list_checkpoints(self, query: ListQuery, *, page_token: str) -> tuple[ListAnswer, str]:
         """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""

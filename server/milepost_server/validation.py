@@ -18,6 +18,7 @@ import zstandard
 from milepost_server.errors import InvalidFieldError, LimitExceededError
 from milepost_server.limits import Limits
 from milepost_server.model import Compression, Record, Value, ValueKind
+from milepost_server.rules import digest_manifest
 
 FOUND_CHARACTERS_MAX: Final = 80
 """How much of a wrong value an error repeats."""
@@ -113,6 +114,17 @@ def check_metadata(field: str, text: str, limits: Limits) -> None:
         msgspec.json.decode(encoded)
     except msgspec.MsgspecError as error:
         raise InvalidFieldError(field, "must be JSON that can be read", str(error)) from error
+
+
+def check_manifest(field: str, text: str, fingerprint: str, limits: Limits) -> None:
+    """Check that a definition's manifest is JSON within its size, and what its fingerprint stands for."""
+    encoded = text.encode()
+    check_count(field, len(encoded), limit="manifest_bytes_max", allowed=limits.manifest_bytes_max, unit="bytes")
+    check_json(field, encoded, limit="json_depth_max", depth_max=limits.json_depth_max)
+    if fingerprint != digest_manifest(text):
+        raise InvalidFieldError(
+            field, "must be a text whose SHA-256, in lower-case hexadecimal, is `fingerprint`", shown(fingerprint)
+        )
 
 
 # Values.

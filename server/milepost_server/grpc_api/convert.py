@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milepost.v1 import checkpoint_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2 as store_pb
 from milepost.v1 import lease_pb2 as lease_pb
+from milepost.v1 import signal_pb2 as signal_pb
 from milepost_server import rules
 from milepost_server.errors import InvalidFieldError, StoreError
 from milepost_server.limits import KIB, Limits
@@ -35,11 +36,14 @@ from milepost_server.model import (
     LeaseState,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsQuery,
     LoadAnswer,
     LoadedCheckpoint,
     LoadQuery,
     NewEntry,
+    PendingSignal,
     PruneCommand,
     Record,
     ReleaseLeaseCommand,
@@ -47,6 +51,7 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     Selection,
+    SendSignalCommand,
     Status,
     Value,
     ValueKind,
@@ -56,6 +61,7 @@ from milepost_server.service import RefusedItem
 from milepost_server.validation import (
     check_count,
     check_labels,
+    check_manifest,
     check_metadata,
     check_name,
     check_records,
@@ -121,6 +127,12 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
     release_lease = request.release_lease
     if lease_token or release_lease:
         _check_lease_token(lease_token, is_needed=release_lease, field=field)
+    consumed_signals = tuple(request.consumed_signals)
+    if consumed_signals:
+        _check_consumed_signals(consumed_signals, limits, field)
+    manifest = request.manifest
+    if manifest:
+        check_manifest(f"{field}manifest", manifest, names["fingerprint"], limits)
     replaces_digest = _optional_digest(request, "replaces_digest", field)
     if replaces_digest is not None and not is_replace:
         raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
@@ -172,6 +184,8 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
         replaces_digest=replaces_digest,
         lease_token=lease_token,
         release_lease=release_lease,
+        consumed_signals=consumed_signals,
+        manifest=manifest,
         size_bytes=request.ByteSize(),
     )
 
@@ -392,6 +406,47 @@ def release_lease_from_pb(request: store_pb.ReleaseLeaseRequest, limits: Limits)
     )
 
 
+def send_signal_from_pb(request: store_pb.SendSignalRequest, limits: Limits) -> SendSignalCommand:
+    """Translate and check a signal."""
+    namespace, workflow_id, _ = _address(request, limits)
+    signal_id = _required_id("signal_id", request.signal_id, limits)
+    name = _required_id("name", request.name, limits)
+    value: Value | None = None
+    if request.HasField("value"):
+        value = _value_from_pb(request.value, "value")
+        size_bytes, allowed = len(value.payload), limits.signal_value_bytes_max
+        check_count("value", size_bytes, limit="signal_value_bytes_max", allowed=allowed, unit="bytes")
+        check_values({"value": value}, limits)
+    return SendSignalCommand(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        signal_id=signal_id,
+        name=name,
+        value=value,
+        size_bytes=request.ByteSize(),
+    )
+
+
+def list_signals_from_pb(
+    request: store_pb.ListSignalsRequest, limits: Limits
+) -> tuple[ListSignalsQuery, frozenset[int]]:
+    """Translate a list of signals, and say which compressions its caller accepts."""
+    namespace, workflow_id, _ = _address(request, limits)
+    query = ListSignalsQuery(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        name=_optional_id(request, "name", limits),
+        page_size=page_size("page_size", request.page_size, limits),
+        bytes_max=limits.page_bytes_max,
+    )
+    return query, _accepted(request.accept_compression)
+
+
+def get_definition_from_pb(request: store_pb.GetDefinitionRequest, limits: Limits) -> tuple[str, str]:
+    """Return the namespace and the fingerprint asked for."""
+    return _namespace(request.namespace, limits), _required_id("fingerprint", request.fingerprint, limits)
+
+
 def workflow_address_from_pb(
     request: store_pb.GetWorkflowRequest | store_pb.GetLeaseRequest, limits: Limits
 ) -> tuple[str, str]:
@@ -530,7 +585,28 @@ def save_to_pb(answer: SaveAnswer) -> store_pb.SaveResponse:
         digest=answer.digest,
         parent_id=answer.parent_id,
         lease_remaining_ms=answer.lease_remaining_ms,
+        pending_signals=pending_signals_to_pb(answer.pending_signals) if answer.pending_signals else None,
+        pending_signal_count=answer.pending_signal_count,
     )
+
+
+def pending_signals_to_pb(pending: Iterable[PendingSignal]) -> list[signal_pb.PendingSignal]:
+    """Translate pending signals, without their content."""
+    return [signal_pb.PendingSignal(signal_id=each.signal_id, name=each.name) for each in pending]
+
+
+def list_signals_to_pb(
+    answer: ListSignalsAnswer, next_page_token: str, values: ValueWriter
+) -> store_pb.ListSignalsResponse:
+    """Translate a page of signals."""
+    response = store_pb.ListSignalsResponse(next_page_token=next_page_token)
+    for signal in answer.signals:
+        message = response.signals.add(
+            signal_id=signal.signal_id, name=signal.name, create_time=timestamp(signal.create_time_ms)
+        )
+        if signal.value is not None:
+            values.write(message.value, signal.value)
+    return response
 
 
 def lease_to_pb(lease: LeaseState) -> lease_pb.Lease:
@@ -556,6 +632,8 @@ def load_to_pb(answer: LoadAnswer, query: LoadQuery, values: ValueWriter) -> sto
         checkpoint=checkpoint_to_pb(answer.workflow, answer.checkpoint, query.selection, values),
         head_checkpoint_id=answer.head_checkpoint_id,
         revision=answer.workflow.revision,
+        pending_signals=pending_signals_to_pb(answer.pending_signals),
+        pending_signal_count=answer.workflow.pending_signal_count,
     )
 
 
@@ -782,6 +860,13 @@ def _check_history_entries(keys: Sequence[str], limits: Limits, field: str) -> N
         allowed=limits.history_entries_bytes_max,
         unit="bytes",
     )
+
+
+def _check_consumed_signals(signal_ids: Sequence[str], limits: Limits, field: str) -> None:
+    name = f"{field}consumed_signals"
+    check_count(name, len(signal_ids), limit="consumed_signals_max", allowed=limits.consumed_signals_max)
+    for number, signal_id in enumerate(signal_ids):
+        _required_id(f"{name}[{number}]", signal_id, limits)
 
 
 def _check_keys(field: str, keys: Sequence[str], count_max: int, limit: str, limits: Limits) -> None:

@@ -143,7 +143,11 @@ class CheckpointStoreServicer:
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
         """Keep a lease."""
         answer = await self._service.leases.renew(convert.renew_lease_from_pb(request, self._limits))
-        return pb.RenewLeaseResponse(lease=convert.lease_to_pb(answer.lease))
+        return pb.RenewLeaseResponse(
+            lease=convert.lease_to_pb(answer.lease),
+            pending_signals=convert.pending_signals_to_pb(answer.pending_signals),
+            pending_signal_count=answer.pending_signal_count,
+        )
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
         """Give a lease back, or take it away."""
@@ -155,6 +159,25 @@ class CheckpointStoreServicer:
         namespace, workflow_id = convert.workflow_address_from_pb(request, self._limits)
         lease = await self._service.leases.get(namespace, workflow_id)
         return pb.GetLeaseResponse(lease=convert.lease_to_pb(lease) if lease is not None else None)
+
+    async def SendSignal(self, request: pb.SendSignalRequest, context: Context) -> pb.SendSignalResponse:
+        """Send a signal to a workflow."""
+        answer = await self._service.send_signal(convert.send_signal_from_pb(request, self._limits))
+        return pb.SendSignalResponse(replayed=answer.is_replayed, consumed=answer.is_consumed, revision=answer.revision)
+
+    async def ListSignals(self, request: pb.ListSignalsRequest, context: Context) -> pb.ListSignalsResponse:
+        """Read one page of a workflow's pending signals."""
+        query, accepted = convert.list_signals_from_pb(request, self._limits)
+        answer, token = await self._service.list_signals(query, page_token=request.page_token)
+        values = ValueWriter(accepted, self._limits)
+        size_bytes = sum(len(each.value.payload) for each in answer.signals if each.value is not None)
+        return await _translate(size_bytes, lambda: convert.list_signals_to_pb(answer, token, values))
+
+    async def GetDefinition(self, request: pb.GetDefinitionRequest, context: Context) -> pb.GetDefinitionResponse:
+        """Read a definition's manifest."""
+        namespace, fingerprint = convert.get_definition_from_pb(request, self._limits)
+        answer = await self._service.get_definition(namespace, fingerprint)
+        return pb.GetDefinitionResponse(manifest=answer.manifest)
 
 
 def _within_deadline(wait_s: float, context: Context) -> float:

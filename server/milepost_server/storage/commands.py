@@ -48,13 +48,14 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     ScopeRow,
+    SendSignalCommand,
     SweepAnswer,
     SweepCommand,
     WorkflowChange,
     WorkflowRow,
 )
 from milepost_server.rules import LeaseUse
-from milepost_server.storage import leases, lookups
+from milepost_server.storage import leases, lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction, ResolvedState, StateChange, WriteTransaction
 
 ROOT_ORDINAL = 0
@@ -106,6 +107,7 @@ def _save_new(
     rules.check_definition(workflow, command.definition)
     content = _resolve(txn, command, parent_id, base, parent, workflow)
     rules.check_content_limits(command, content, limits)
+    is_manifest_new = _is_manifest_new(txn, command, limits)
     if workflow is None or name is None:
         name, workflow = _create_workflow(txn, command.namespace, command.workflow_id, name, limits)
     if scope is None:
@@ -155,8 +157,11 @@ def _save_new(
         head_checkpoint_id=row.checkpoint_id if is_root else workflow.head_checkpoint_id,
         head_sequence=sequence if is_root else workflow.head_sequence,
         fingerprint=row.fingerprint if is_root else workflow.fingerprint,
+        pending_signal_count=signals.consume(txn, workflow, command.consumed_signals),
     )
     txn.put_workflow(workflow)
+    if is_manifest_new:
+        txn.put_manifest(workflow.namespace_id, command.fingerprint, command.manifest)
     return SaveAnswer(
         row.checkpoint_id,
         sequence,
@@ -169,7 +174,29 @@ def _save_new(
         workflow.incarnation,
         workflow.definition,
         _settle_lease(txn, command, name, fence),
+        workflow.pending_signal_count,
+        signals.pending(txn, workflow, limits),
     )
+
+
+def _is_manifest_new(txn: ReadTransaction, command: SaveCommand, limits: Limits) -> bool:
+    """Tell whether a Save brings a manifest that is to be stored; refuse one more than a namespace may have."""
+    if not command.manifest:
+        return False
+    namespace_id = txn.find_namespace(command.namespace)
+    if namespace_id is None:
+        return True
+    if txn.has_manifest(namespace_id, command.fingerprint):
+        return False
+    count = txn.manifest_count(namespace_id) + 1
+    if count > limits.manifests_max:
+        raise ResourceError(
+            "QUOTA_EXCEEDED",
+            f"manifest: it would be number {count} of namespace {command.namespace!r}, at most "
+            f"{limits.manifests_max} are allowed (manifests_max)",
+            {"limit": "manifests_max", "allowed": limits.manifests_max, "found": count, "unit": "manifests"},
+        )
+    return True
 
 
 def _settle_lease(txn: WriteTransaction, command: SaveCommand, name: NameRow, fence: leases.Fence) -> int:
@@ -193,12 +220,12 @@ def _save_existing(
     head_id, head_sequence = lookups.head_of(workflow, scope)
     sent_digest = rules.digest_sent(command)
     if sent_digest == existing.sent_digest:
-        return _replay(txn, command, name, workflow, existing, head_id)
+        return _replay(txn, command, limits, name, workflow, existing, head_id)
     parent_id = existing.parent_id if command.parent_id is None else command.parent_id
     base, parent = _find_base_and_parent(txn, command, parent_id, name, workflow, scope)
     content = _resolve_again(txn, command, parent_id, base, parent, workflow, existing)
     if content.digest == existing.digest:
-        return _replay(txn, command, name, workflow, existing, head_id)
+        return _replay(txn, command, limits, name, workflow, existing, head_id)
     rules.check_replace(command, existing)
     fence = leases.check(txn, name, command.workflow_id, command.lease_token)
     rules.check_expected_head(command.expected_head, head_id, head_sequence)
@@ -208,6 +235,7 @@ def _save_existing(
         rules.check_parent_is_older(parent_id, parent.sequence, existing.sequence)
     rules.check_definition(workflow, command.definition)
     rules.check_content_limits(command, content, limits)
+    is_manifest_new = _is_manifest_new(txn, command, limits)
     node_id = _put_state(txn, workflow.family_id, content)
     row = rules.build_row(
         command,
@@ -232,7 +260,10 @@ def _save_existing(
         stored_bytes=workflow.stored_bytes + row.stored_bytes - existing.stored_bytes,
         definition=workflow.definition or command.definition,
         labels=workflow.labels if command.labels is None else command.labels,
+        pending_signal_count=signals.consume(txn, workflow, command.consumed_signals),
     )
+    if is_manifest_new:
+        txn.put_manifest(workflow.namespace_id, command.fingerprint, command.manifest)
     if row.checkpoint_id == workflow.head_checkpoint_id and command.scope == "":
         workflow = _replace(rules.with_head(workflow, row), update_time_ms=txn.now_ms)
     txn.put_workflow(workflow)
@@ -248,20 +279,23 @@ def _save_existing(
         workflow.incarnation,
         workflow.definition,
         _settle_lease(txn, command, name, fence),
+        workflow.pending_signal_count,
+        signals.pending(txn, workflow, limits),
     )
 
 
 def _replay(
     txn: ReadTransaction,
     command: SaveCommand,
+    limits: Limits,
     name: NameRow,
     workflow: WorkflowRow,
     existing: CheckpointRow,
     head_id: str,
 ) -> SaveAnswer:
-    """Answer a Save that had been stored before, whoever holds the lease by now. It renews nothing."""
+    """Answer a Save that had been stored before, whoever holds the lease by now. It renews and consumes nothing."""
     left_ms = leases.remaining_ms(txn, name, command.lease_token)
-    return rules.replay_answer(existing, head_id, workflow, left_ms)
+    return rules.replay_answer(existing, head_id, workflow, left_ms, signals.pending(txn, workflow, limits))
 
 
 def _find_base_and_parent(
@@ -932,6 +966,7 @@ _COMMANDS: dict[type, Callable[[Any, Any, Limits], Answer]] = {
     AcquireLeaseCommand: leases.acquire,
     RenewLeaseCommand: leases.renew_lease,
     ReleaseLeaseCommand: leases.release,
+    SendSignalCommand: signals.send,
     SweepCommand: sweep,
     ProbeCommand: probe,
 }

@@ -78,6 +78,13 @@ class LeaseQuery(msgspec.Struct, frozen=True, array_like=True):
     workflow_id: str
 
 
+class DefinitionQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Read a definition's manifest."""
+
+    namespace: str
+    fingerprint: str
+
+
 class FilteredList(msgspec.Struct, frozen=True, array_like=True):
     """A list with a filter for metadata, as JSON: MessagePack ends at 64 bits, JSON's integers do not."""
 
@@ -108,8 +115,12 @@ KINDS: Final[tuple[type, ...]] = (
     model.EntryHistoryAnswer,
     model.WorkflowAnswer,
     model.LeaseQueryAnswer,
+    model.ListSignalsQuery,
+    model.ListSignalsAnswer,
+    model.DefinitionAnswer,
     WorkflowQuery,
     LeaseQuery,
+    DefinitionQuery,
     FilteredList,
     StatisticsQuery,
     StatisticsAnswer,

@@ -7,9 +7,11 @@ one counter for all that has one, so no two owners share a prefix. 0 owns what b
 |---|---|
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
 | namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run · `k` counters |
+| namespace | `f`, `F` manifests by fingerprint and their pieces |
 | name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids · `l` the lease |
 | incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope |
 | incarnation | `g` record groups · `r`, `R` records and their pieces |
+| incarnation | `x`, `X` pending signals by number and their pieces · `y` signal ids |
 | itself | `c` a checkpoint · `N`, `n` a state node and its pieces · `V`, `v` a value and its pieces |
 
 What a Save adds in bulk (its values, its node, its checkpoint) owns itself and has just been given its number, so it
@@ -58,6 +60,11 @@ ORDER = b"o"
 GROUP = b"g"
 RECORD = b"r"
 RECORD_PIECE = b"R"
+SIGNAL = b"x"
+SIGNAL_PIECE = b"X"
+SIGNAL_ID = b"y"
+MANIFEST = b"f"
+MANIFEST_PIECE = b"F"
 NODE = b"N"
 NODE_PIECE = b"n"
 VALUE = b"V"
@@ -83,6 +90,11 @@ TABLE_NAMES = {
     GROUP: "record_groups",
     RECORD: "records",
     RECORD_PIECE: "record_pieces",
+    SIGNAL: "signals",
+    SIGNAL_PIECE: "signal_pieces",
+    SIGNAL_ID: "signal_ids",
+    MANIFEST: "manifests",
+    MANIFEST_PIECE: "manifest_pieces",
     NODE: "nodes",
     NODE_PIECE: "node_pieces",
     VALUE: "values",
@@ -138,6 +150,16 @@ def scope(name_id: int, name: str) -> bytes:
 def checkpoint_id(name_id: int, scope_ordinal: int, text: str) -> bytes:
     """Return the key of a checkpoint id."""
     return _ONE.pack(name_id, ID, scope_ordinal) + text.encode()
+
+
+def signal_id(internal_id: int, text: str) -> bytes:
+    """Return the key of a signal id."""
+    return _OWNER.pack(internal_id, SIGNAL_ID) + text.encode()
+
+
+def manifest(namespace_id: int, fingerprint: str) -> bytes:
+    """Return the key of a definition's manifest."""
+    return _OWNER.pack(namespace_id, MANIFEST) + fingerprint.encode()
 
 
 def run_prefix(namespace_id: int, run_id: str) -> bytes:

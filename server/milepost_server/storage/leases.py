@@ -24,7 +24,7 @@ from milepost_server.model import (
     WorkflowRow,
 )
 from milepost_server.rules import LeaseUse
-from milepost_server.storage import lookups
+from milepost_server.storage import lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction, WriteTransaction
 
 _replace = msgspec.structs.replace
@@ -108,7 +108,11 @@ def renew_lease(txn: WriteTransaction, command: RenewLeaseCommand, limits: Limit
     assert name is not None
     assert lease is not None
     txn.renew_lease(name.name_id, lease)
-    return LeaseAnswer(rules.lease_state(lease, lease.ttl_ms, with_token=True), False)
+    state = rules.lease_state(lease, lease.ttl_ms, with_token=True)
+    workflow = lookups.present_workflow(txn, name)
+    if workflow is None:
+        return LeaseAnswer(state, False)
+    return LeaseAnswer(state, False, None, workflow.pending_signal_count, signals.pending(txn, workflow, limits))
 
 
 def release(txn: WriteTransaction, command: ReleaseLeaseCommand, limits: Limits) -> ReleaseLeaseAnswer:

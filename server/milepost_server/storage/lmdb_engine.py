@@ -30,18 +30,22 @@ from milepost_server.model import (
     Answer,
     AppendRecordsCommand,
     Command,
+    DefinitionAnswer,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     ForkCommand,
     LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
     ProbeCommand,
     SaveCommand,
+    SendSignalCommand,
     WorkflowAnswer,
 )
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
@@ -59,7 +63,7 @@ _logger = logging.getLogger(__name__)
 
 LOW_DISK_DEFAULT_BYTES = 256 * MIB
 
-_GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand, AcquireLeaseCommand)
+_GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand, AcquireLeaseCommand, SendSignalCommand)
 """Commands that are refused while the disk is nearly full; deletes are not among them."""
 
 
@@ -316,7 +320,7 @@ class LmdbEngine:
     def load(self, query: LoadQuery) -> LoadAnswer:
         """See `Engine`."""
         with self._reading() as txn:
-            return queries.load(txn, query)
+            return queries.load(txn, query, self._limits)
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """See `Engine`."""
@@ -340,6 +344,16 @@ class LmdbEngine:
         """See `Engine`."""
         with self._reading() as txn:
             return queries.get_workflow(txn, namespace, workflow_id)
+
+    def list_signals(self, query: ListSignalsQuery) -> ListSignalsAnswer:
+        """See `Engine`."""
+        with self._reading() as txn:
+            return queries.list_signals(txn, query)
+
+    def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
+        """See `Engine`."""
+        with self._reading() as txn:
+            return queries.get_definition(txn, namespace, fingerprint)
 
     def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
         """See `Engine`."""

@@ -21,6 +21,7 @@ class CountersRow(msgspec.Struct, frozen=True, array_like=True):
 
     lease_count: int = 0
     """Leases that were ever granted: the lower half of the newest token."""
+    manifest_count: int = 0
 
 
 class NodeHead(msgspec.Struct, frozen=True, array_like=True):
@@ -77,6 +78,27 @@ class RecordHead(msgspec.Struct, frozen=True, array_like=True):
     tail: bytes
 
 
+class SignalHead(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a pending signal."""
+
+    signal_id: str
+    name: str
+    create_time_ms: int
+    kind: int
+    """0 where it has no value."""
+    codec: str
+    compression: int
+    size_bytes: int
+    tail: bytes
+
+
+class ManifestHead(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a definition's manifest."""
+
+    size_bytes: int
+    tail: bytes
+
+
 class NameBranch(msgspec.Struct, frozen=True, array_like=True):
     """Where names go on that are longer than one key."""
 
@@ -113,6 +135,7 @@ class DueKind(enum.IntEnum):
     STUBS = 1
     WAITING_RECORDS = 2
     LEASE = 3
+    SIGNAL_STUB = 4
 
 
 class DueRow(msgspec.Struct, frozen=True, array_like=True):
@@ -128,7 +151,7 @@ class DueRow(msgspec.Struct, frozen=True, array_like=True):
     digest: bytes = b""
     """The checkpoint id of records."""
     position: bytes = b""
-    """Stubs: the key at which the next slice goes on; empty at the start."""
+    """Stubs: the key at which the next slice goes on; empty at the start. Signals: the key of the id."""
     next_due_ms: int = 0
     """Stubs: when the first of those that were kept so far is due."""
     lease_token: int = 0

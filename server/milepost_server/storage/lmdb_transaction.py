@@ -15,9 +15,12 @@ from milepost_server.model import (
     EntryRef,
     IdRow,
     LeaseRow,
+    PendingSignal,
     Record,
     RecordGroupRow,
     ScopeRow,
+    Signal,
+    SignalIdRow,
     SweepAnswer,
     Value,
     WorkflowRow,
@@ -28,10 +31,12 @@ from milepost_server.storage.lmdb_rows import (
     CountersRow,
     DueKind,
     DueRow,
+    ManifestHead,
     NamespaceRow,
     NodeBody,
     NodeHead,
     RecordHead,
+    SignalHead,
     TrashKind,
     TrashRow,
     ValueHead,
@@ -203,6 +208,44 @@ class LmdbReadTransaction:
     def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
         """See `ReadTransaction`."""
         return self._timers.remaining_ms(name_id, lease, self._timers.now_ms())
+
+    def find_signal_id(self, internal_id: int, signal_id: str) -> SignalIdRow | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.signal_id(internal_id, signal_id), SignalIdRow)
+
+    def pending_signals(self, internal_id: int, after_number: int) -> Iterator[PendingSignal]:
+        """See `ReadTransaction`."""
+        start = keys.numbered(internal_id, keys.SIGNAL, after_number + 1)
+        for key, row in self.scan(start, keys.prefix(internal_id, keys.SIGNAL)):
+            head = records.decode(key, row, SignalHead)
+            yield PendingSignal(next(keys.numbers_of(key, 1)), head.signal_id, head.name)
+
+    def get_signal(self, internal_id: int, number: int) -> Signal:
+        """See `ReadTransaction`."""
+        key = keys.numbered(internal_id, keys.SIGNAL, number)
+        head = self.read_required(key, SignalHead)
+        payload = self._read_body(key, keys.SIGNAL_PIECE, head.size_bytes, head.tail)
+        value = Value(head.kind, payload, head.codec, head.compression) if head.kind else None
+        return Signal(number, head.signal_id, head.name, value, head.create_time_ms)
+
+    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+        """See `ReadTransaction`."""
+        key = keys.manifest(namespace_id, fingerprint)
+        head = self.read(key, ManifestHead)
+        if head is None:
+            return None
+        return self._read_body(key, keys.MANIFEST_PIECE, head.size_bytes, head.tail).decode()
+
+    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+        """See `ReadTransaction`."""
+        return self._txn.get(keys.manifest(namespace_id, fingerprint)) is not None
+
+    def manifest_count(self, namespace_id: int) -> int:
+        """See `ReadTransaction`."""
+        return self._counters(namespace_id).manifest_count
+
+    def _counters(self, namespace_id: int) -> CountersRow:
+        return self.read(keys.prefix(namespace_id, keys.COUNTERS), CountersRow) or CountersRow()
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """See `ReadTransaction`."""
@@ -451,10 +494,9 @@ class LmdbWriteTransaction(LmdbReadTransaction):
 
     def next_lease_token(self, namespace_id: int) -> int:
         """See `WriteTransaction`."""
-        key = keys.prefix(namespace_id, keys.COUNTERS)
-        counters = self.read(key, CountersRow) or CountersRow()
+        counters = self._counters(namespace_id)
         count = counters.lease_count + 1
-        self.write(key, _replace(counters, lease_count=count))
+        self.write(keys.prefix(namespace_id, keys.COUNTERS), _replace(counters, lease_count=count))
         return (self._lease_epoch << LEASE_EPOCH_SHIFT) + count
 
     def put_lease(self, name_id: int, row: LeaseRow) -> None:
@@ -477,6 +519,50 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         due_ms = self._now_ms + self._limits.unused_lease_ttl_ms
         due = DueRow(DueKind.LEASE, name.name_id, name.namespace_id, name.workflow_id, lease_token=lease.token)
         self.put_due(due_ms, due)
+
+    def put_signal(self, internal_id: int, signal: Signal, id_row: SignalIdRow) -> None:
+        """See `WriteTransaction`."""
+        key = keys.numbered(internal_id, keys.SIGNAL, signal.number)
+        value = signal.value or Value(0, b"")
+        payload = value.payload
+        tail = payload[pieces.covered(len(payload)) :]
+        head = SignalHead(
+            signal.signal_id,
+            signal.name,
+            signal.create_time_ms,
+            value.kind,
+            value.codec,
+            value.compression,
+            len(payload),
+            tail,
+        )
+        self.write(key, head)
+        self._append_pieces(key, keys.SIGNAL_PIECE, payload)
+        self.write(keys.signal_id(internal_id, signal.signal_id), id_row)
+
+    def consume_signal(self, internal_id: int, signal_id: str, stub: SignalIdRow) -> None:
+        """See `WriteTransaction`."""
+        self.delete_signal(keys.numbered(internal_id, keys.SIGNAL, stub.number))
+        id_key = keys.signal_id(internal_id, signal_id)
+        self.write(id_key, stub)
+        due_ms = self._now_ms + self._limits.replay_window_ms
+        self.put_due(due_ms, DueRow(DueKind.SIGNAL_STUB, 0, 0, "", internal_id, position=id_key))
+
+    def delete_signal(self, key: bytes) -> int:
+        """Remove a pending signal with its pieces; return the rows freed."""
+        head = self.read_required(key, SignalHead)
+        self._txn.delete(key)
+        return 1 + self.delete_pieces(key, keys.SIGNAL_PIECE, head.size_bytes)
+
+    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+        """See `WriteTransaction`."""
+        key = keys.manifest(namespace_id, fingerprint)
+        body = manifest.encode()
+        self.write(key, ManifestHead(len(body), body[pieces.covered(len(body)) :]))
+        self._append_pieces(key, keys.MANIFEST_PIECE, body)
+        counters = self._counters(namespace_id)
+        counters = _replace(counters, manifest_count=counters.manifest_count + 1)
+        self.write(keys.prefix(namespace_id, keys.COUNTERS), counters)
 
     def put_workflow(self, row: WorkflowRow) -> None:
         """See `WriteTransaction`."""

@@ -31,9 +31,30 @@ def _find_problems(tables: Tables) -> Iterator[str]:
         yield from (
             f"workflow {workflow.workflow_id!r}: {problem}" for problem in _find_workflow_problems(tables, workflow)
         )
+    yield from _find_lease_problems(tables)
+    for internal_id in tables.signals.keys() | tables.signal_ids.keys():
+        if internal_id not in tables.workflows:
+            yield f"incarnation {internal_id} has signals but does not exist"
     for internal_id in tables.checkpoints.keys() | tables.records.keys() | tables.record_groups.keys():
         if internal_id not in tables.workflows:
             yield f"incarnation {internal_id} has rows but does not exist"
+
+
+def _find_lease_problems(tables: Tables) -> Iterator[str]:
+    names = {name.name_id: name for name in tables.names.values()}
+    for name in names.values():
+        if name.has_lease is not (name.name_id in tables.leases):
+            yield f"name {name.workflow_id!r} says {name.has_lease} of whether it has a lease"
+    for name_id, lease in tables.leases.items():
+        if name_id not in names:
+            yield f"lease {lease.token} has no name"
+        elif not 0 < lease.token <= tables.lease_counts[names[name_id].namespace_id]:
+            yield f"lease {lease.token} was never granted in its namespace"
+        elif not names[name_id].internal_id and name_id not in tables.lease_due_ms:
+            yield f"lease {lease.token} of a workflow to come is never looked at again"
+    for fingerprint, manifest in ((each, text) for found in tables.manifests.values() for each, text in found.items()):
+        if rules.digest_manifest(manifest) != fingerprint:
+            yield f"manifest {fingerprint} is not what its fingerprint says"
 
 
 def _find_sharing_problems(tables: Tables) -> Iterator[str]:
@@ -74,6 +95,7 @@ def _find_workflow_problems(tables: Tables, workflow: WorkflowRow) -> Iterator[s
         "checkpoint_count": len(rows),
         "scope_count": len(by_scope),
         "stored_bytes": sum(row.stored_bytes for row in rows.values()),
+        "pending_signal_count": len(tables.signals.get(workflow.internal_id, {})),
         "waiting_record_count": sum(group.record_count for group in groups.values() if group.is_waiting),
     }
     for field, count in counted.items():
@@ -92,6 +114,12 @@ def _find_workflow_problems(tables: Tables, workflow: WorkflowRow) -> Iterator[s
         place = None if live is None else (live.scope_ordinal, live.checkpoint_id)
         if _is_live(id_row, workflow) and place != (ordinal, checkpoint_id):
             yield f"id {checkpoint_id!r} leads to no checkpoint of its own"
+    pending = {number: signal.signal_id for number, signal in tables.signals.get(workflow.internal_id, {}).items()}
+    known = tables.signal_ids.get(workflow.internal_id, {})
+    if pending != {row.number: signal_id for signal_id, row in known.items() if not row.consumed_time_ms}:
+        yield "its pending signals are not those that its signal ids lead to"
+    if max((row.number for row in known.values()), default=0) > workflow.last_signal_number:
+        yield "a signal is above the last number"
     records = tables.records.get(workflow.internal_id, {})
     if {key for key, group in groups.items() if group.record_count} != {key for key, group in records.items() if group}:
         yield "there are not just as many record groups as groups of records"

@@ -25,6 +25,7 @@ from milepost_server.model import (
     Answer,
     CheckpointRow,
     Command,
+    DefinitionAnswer,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     EntryRef,
@@ -33,14 +34,19 @@ from milepost_server.model import (
     LeaseRow,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
     NewEntry,
+    PendingSignal,
     Record,
     RecordGroupRow,
     ScopeRow,
+    Signal,
+    SignalIdRow,
     SweepAnswer,
     Value,
     WorkflowAnswer,
@@ -119,6 +125,12 @@ class Tables:
         """By namespace id: leases that were ever granted."""
         self.lease_due_ms: dict[int, int] = {}
         """By name id: when the lease of a workflow that has not come is looked at."""
+        self.signals: dict[int, dict[int, Signal]] = {}
+        """Pending ones, by internal id, then number."""
+        self.signal_ids: dict[int, dict[str, SignalIdRow]] = {}
+        """By internal id, then signal_id."""
+        self.manifests: dict[int, dict[str, str]] = {}
+        """By namespace id, then fingerprint."""
         self.building: dict[int, None] = {}
         """Internal ids of the incarnations that forks are making."""
 
@@ -198,6 +210,33 @@ class MemoryTransaction:
     def lease_remaining_ms(self, name_id: int, lease: LeaseRow) -> int:
         """Return how long a lease still runs; 0 if it has expired."""
         return self._timers.remaining_ms(name_id, lease, self._lease_now_ms, self._tables.timers)
+
+    def find_signal_id(self, internal_id: int, signal_id: str) -> SignalIdRow | None:
+        """Return what became of a signal_id."""
+        return self._tables.signal_ids.get(internal_id, {}).get(signal_id)
+
+    def pending_signals(self, internal_id: int, after_number: int) -> Iterator[PendingSignal]:
+        """Yield pending signals in the order they came, from the first one after `after_number`."""
+        found = self._tables.signals.get(internal_id, {})
+        for number in sorted(found):
+            if number > after_number:
+                yield PendingSignal(number, found[number].signal_id, found[number].name)
+
+    def get_signal(self, internal_id: int, number: int) -> Signal:
+        """Return a pending signal whole."""
+        return self._tables.signals[internal_id][number]
+
+    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+        """Return the manifest of a fingerprint."""
+        return self._tables.manifests.get(namespace_id, {}).get(fingerprint)
+
+    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+        """Tell whether a fingerprint's manifest is stored."""
+        return fingerprint in self._tables.manifests.get(namespace_id, {})
+
+    def manifest_count(self, namespace_id: int) -> int:
+        """Return how many manifests a namespace has."""
+        return len(self._tables.manifests.get(namespace_id, {}))
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """Return a scope of a name, as it was last put."""
@@ -344,6 +383,20 @@ class MemoryTransaction:
         """Store an incarnation."""
         self._put(self._tables.workflows, row.internal_id, row)
 
+    def put_signal(self, internal_id: int, signal: Signal, id_row: SignalIdRow) -> None:
+        """Store a pending signal, and what is known of its id."""
+        self._put(self._branch(self._tables.signals, internal_id), signal.number, signal)
+        self._put(self._branch(self._tables.signal_ids, internal_id), signal.signal_id, id_row)
+
+    def consume_signal(self, internal_id: int, signal_id: str, stub: SignalIdRow) -> None:
+        """Remove a pending signal; its id stays for the replay window."""
+        self._remove(self._tables.signals[internal_id], stub.number)
+        self._put(self._tables.signal_ids[internal_id], signal_id, stub)
+
+    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+        """Store the manifest of a fingerprint that has none."""
+        self._put(self._branch(self._tables.manifests, namespace_id), fingerprint, manifest)
+
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """Store a scope."""
         self._put(self._branch(self._tables.scopes, name_id), row.scope, row)
@@ -429,6 +482,8 @@ class MemoryTransaction:
         self._remove(self._tables.checkpoints, row.internal_id)
         self._remove(self._tables.record_groups, row.internal_id)
         self._remove(self._tables.records, row.internal_id)
+        self._remove(self._tables.signals, row.internal_id)
+        self._remove(self._tables.signal_ids, row.internal_id)
         for key in [key for key in self._tables.waiting_due_ms if key[0] == row.internal_id]:
             self._remove(self._tables.waiting_due_ms, key)
         ids = self._tables.ids.get(row.name_id, {})
@@ -477,6 +532,11 @@ class MemoryTransaction:
         for key, due_ms in list(self._tables.waiting_due_ms.items()):
             if due_ms <= self._now_ms:
                 freed += self._expire_waiting(*key, changes)
+        for ids in self._tables.signal_ids.values():
+            for signal_id, row in list(ids.items()):
+                if row.consumed_time_ms and row.consumed_time_ms + limits.replay_window_ms <= self._now_ms:
+                    self._remove(ids, signal_id)
+                    freed += 1
         return SweepAnswer(freed, False, tuple(changes))
 
     def _expire_lease(self, name: NameRow) -> int:
@@ -583,7 +643,7 @@ class MemoryEngine:
 
     def load(self, query: LoadQuery) -> LoadAnswer:
         """Read one checkpoint."""
-        return self._read(queries.load, query)
+        return self._read(queries.load, query, self._limits)
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """See `Engine`."""
@@ -602,6 +662,14 @@ class MemoryEngine:
     def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow."""
         return self._read(queries.get_workflow, namespace, workflow_id)
+
+    def list_signals(self, query: ListSignalsQuery) -> ListSignalsAnswer:
+        """Read one page of a workflow's pending signals."""
+        return self._read(queries.list_signals, query)
+
+    def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
+        """Read the manifest of a fingerprint."""
+        return self._read(queries.get_definition, namespace, fingerprint)
 
     def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
         """Read a workflow's lease, without its token."""
@@ -633,6 +701,9 @@ class MemoryEngine:
                 "nodes": len(tables.nodes),
                 "values": len(tables.values),
                 "leases": len(tables.leases),
+                "signals": sum(map(len, tables.signals.values())),
+                "signal_ids": sum(map(len, tables.signal_ids.values())),
+                "manifests": sum(map(len, tables.manifests.values())),
                 "records": sum(len(group) for groups in tables.records.values() for group in groups.values()),
             }
 

@@ -23,6 +23,7 @@ from milepost_server.model import (
     Answer,
     CheckpointRow,
     Command,
+    DefinitionAnswer,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     EntryRef,
@@ -31,14 +32,19 @@ from milepost_server.model import (
     LeaseRow,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
     NewEntry,
+    PendingSignal,
     Record,
     RecordGroupRow,
     ScopeRow,
+    Signal,
+    SignalIdRow,
     SweepAnswer,
     Value,
     WorkflowAnswer,
@@ -112,6 +118,24 @@ class ReadTransaction(Protocol):
 
     def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
         """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
+
+    def find_signal_id(self, internal_id: int, signal_id: str) -> SignalIdRow | None:
+        """Return what became of a signal_id."""
+
+    def pending_signals(self, internal_id: int, after_number: int) -> Iterator[PendingSignal]:
+        """Yield pending signals in the order they came, from the first one after `after_number`."""
+
+    def get_signal(self, internal_id: int, number: int) -> Signal:
+        """Return a pending signal whole."""
+
+    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+        """Return the manifest of a fingerprint."""
+
+    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+        """Tell whether a fingerprint's manifest is stored."""
+
+    def manifest_count(self, namespace_id: int) -> int:
+        """Return how many manifests a namespace has."""
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """Return a scope of a name, as it was last put: its head may belong to an earlier incarnation."""
@@ -190,6 +214,15 @@ class WriteTransaction(ReadTransaction, Protocol):
 
     def schedule_lease_expiry(self, name: NameRow) -> None:
         """See to it that the lease of a workflow that never comes is forgotten some time after it has expired."""
+
+    def put_signal(self, internal_id: int, signal: Signal, id_row: SignalIdRow) -> None:
+        """Store a pending signal, and what is known of its id."""
+
+    def consume_signal(self, internal_id: int, signal_id: str, stub: SignalIdRow) -> None:
+        """Remove a pending signal; its id stays for the replay window."""
+
+    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+        """Store the manifest of a fingerprint that has none."""
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """Store a scope."""
@@ -303,6 +336,12 @@ class Engine(Protocol):
 
     def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow."""
+
+    def list_signals(self, query: ListSignalsQuery) -> ListSignalsAnswer:
+        """Read one page of a workflow's pending signals."""
+
+    def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
+        """Read the manifest of a fingerprint."""
 
     def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
         """Read a workflow's lease, without its token."""

@@ -29,11 +29,14 @@ from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     Answer,
     Command,
+    DefinitionAnswer,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
@@ -255,6 +258,14 @@ class ProcessEngine:
     def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """See `Engine`."""
         return cast("WorkflowAnswer", self._ask_one(frames.WorkflowQuery(namespace, workflow_id)))
+
+    def list_signals(self, query: ListSignalsQuery) -> ListSignalsAnswer:
+        """See `Engine`."""
+        return cast("ListSignalsAnswer", self._ask_one(query))
+
+    def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
+        """See `Engine`."""
+        return cast("DefinitionAnswer", self._ask_one(frames.DefinitionQuery(namespace, fingerprint)))
 
     def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
         """See `Engine`."""

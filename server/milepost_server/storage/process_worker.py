@@ -23,7 +23,14 @@ import msgspec
 from milepost_server import log_setup
 from milepost_server.errors import StorageFailedError, StoreError
 from milepost_server.limits import MIB, Limits
-from milepost_server.model import EntryHistoryQuery, ListQuery, ListWorkflowsQuery, LoadAnswer, LoadQuery
+from milepost_server.model import (
+    EntryHistoryQuery,
+    ListQuery,
+    ListSignalsQuery,
+    ListWorkflowsQuery,
+    LoadAnswer,
+    LoadQuery,
+)
 from milepost_server.storage import frames
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
@@ -149,6 +156,10 @@ def _answer(engine: Engine, query: Any) -> Any:
                 return engine.get_workflow(query.namespace, query.workflow_id)
             case frames.LeaseQuery():
                 return engine.get_lease(query.namespace, query.workflow_id)
+            case ListSignalsQuery():
+                return engine.list_signals(query)
+            case frames.DefinitionQuery():
+                return engine.get_definition(query.namespace, query.fingerprint)
             case ListWorkflowsQuery():
                 return engine.list_workflows(query)
             case EntryHistoryQuery():

@@ -13,8 +13,10 @@ import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import NotFoundError, StoreError
+from milepost_server.limits import Limits
 from milepost_server.model import (
     CheckpointRow,
+    DefinitionAnswer,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     EntryRef,
@@ -22,6 +24,8 @@ from milepost_server.model import (
     LeaseQueryAnswer,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
     LoadAnswer,
@@ -30,20 +34,23 @@ from milepost_server.model import (
     Record,
     ScopeRow,
     Selection,
+    Signal,
     Value,
     WorkflowAnswer,
     WorkflowRow,
 )
-from milepost_server.storage import leases, lookups
+from milepost_server.storage import leases, lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction
 
 CHECKPOINT_WIRE_BYTES = 256
 """What a checkpoint costs on the wire beside its state, metadata and records, about."""
+SIGNAL_WIRE_BYTES = 640
+"""What a signal costs on the wire beside its value, at most."""
 WORKFLOW_WIRE_BYTES = 256
 """What a workflow costs on the wire beside its texts, about."""
 
 
-def load(txn: ReadTransaction, query: LoadQuery) -> LoadAnswer:
+def load(txn: ReadTransaction, query: LoadQuery, limits: Limits) -> LoadAnswer:
     """Read one checkpoint."""
     name, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
     scope = _find_scope(txn, name, workflow, query.scope)
@@ -54,6 +61,7 @@ def load(txn: ReadTransaction, query: LoadQuery) -> LoadAnswer:
         workflow=workflow,
         head_checkpoint_id=scope.head_checkpoint_id,
         checkpoint=_read_checkpoint(txn, name, workflow, row, query.selection),
+        pending_signals=signals.pending(txn, workflow, limits),
     )
 
 
@@ -136,6 +144,38 @@ def get_workflow(txn: ReadTransaction, namespace: str, workflow_id: str) -> Work
 def get_lease(txn: ReadTransaction, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
     """Read a workflow's lease, also while it has expired and nobody else has acted."""
     return LeaseQueryAnswer(leases.state_of(txn, txn.find_name(namespace, workflow_id), live_only=False))
+
+
+def list_signals(txn: ReadTransaction, query: ListSignalsQuery) -> ListSignalsAnswer:
+    """Read one page of a workflow's pending signals."""
+    _, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
+    _check_incarnation(workflow, query.incarnation)
+    found: list[Signal] = []
+    bytes_left = query.bytes_max
+    for pending in txn.pending_signals(workflow.internal_id, query.after_number):
+        if query.name is not None and pending.name != query.name:
+            continue
+        if len(found) == query.page_size:
+            return ListSignalsAnswer(workflow=workflow, signals=tuple(found), position=found[-1].number)
+        signal = txn.get_signal(workflow.internal_id, pending.number)
+        bytes_left -= SIGNAL_WIRE_BYTES + (len(signal.value.payload) if signal.value is not None else 0)
+        if bytes_left < 0 and found:
+            return ListSignalsAnswer(workflow=workflow, signals=tuple(found), position=found[-1].number)
+        found.append(signal)
+    return ListSignalsAnswer(workflow=workflow, signals=tuple(found), position=None)
+
+
+def get_definition(txn: ReadTransaction, namespace: str, fingerprint: str) -> DefinitionAnswer:
+    """Read the manifest of a fingerprint."""
+    namespace_id = txn.find_namespace(namespace)
+    manifest = txn.find_manifest(namespace_id, fingerprint) if namespace_id is not None else None
+    if manifest is None:
+        raise NotFoundError(
+            "DEFINITION_NOT_FOUND",
+            f"no manifest was stored under fingerprint {fingerprint!r} in namespace {namespace!r}",
+            {"fingerprint": fingerprint},
+        )
+    return DefinitionAnswer(manifest)
 
 
 def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:

@@ -18,6 +18,7 @@ from milepost_server.model import (
     IdRow,
     LeaseRow,
     RecordGroupRow,
+    SignalIdRow,
     SweepAnswer,
     WorkflowChange,
     WorkflowRow,
@@ -119,7 +120,7 @@ def _free_record_rows(txn: LmdbWriteTransaction, prefix: bytes, rows_max: int) -
 
 
 def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_max: int) -> int:
-    """Free an incarnation: its checkpoints with their states, its records, its own row last."""
+    """Free an incarnation: its checkpoints with their states, its records, its signals, its own row last."""
     internal_id = trash.owner_id
     workflow = txn.read_required(keys.workflow(internal_id), WorkflowRow)
     freed = 0
@@ -144,6 +145,12 @@ def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_
     freed += record_freed
     if not is_done:
         return freed
+    for table in (keys.SIGNAL, keys.SIGNAL_ID):
+        table_prefix = keys.prefix(internal_id, table)
+        for row_key, _ in txn.scan(table_prefix, table_prefix):
+            if freed >= rows_max:
+                return freed
+            freed += txn.delete_signal(row_key) if table == keys.SIGNAL else int(txn.delete(row_key))
     txn.delete(keys.workflow(internal_id))
     txn.delete(key)
     return freed + 1
@@ -165,9 +172,20 @@ def _look_at(
     """Return how many rows were freed, and which workflow that readers see was changed by it."""
     if due.kind == DueKind.WAITING_RECORDS:
         return _drop_waiting_records(txn, key, due)
+    if due.kind == DueKind.SIGNAL_STUB:
+        return _forget_signal(txn, key, due, limits), None
     if due.kind == DueKind.LEASE:
         return _forget_lease(txn, key, due), None
     return _expire_stubs(txn, key, due, rows_max, limits), None
+
+
+def _forget_signal(txn: LmdbWriteTransaction, key: bytes, due: DueRow, limits: Limits) -> int:
+    """Forget the id of a signal that was consumed a replay window ago."""
+    txn.delete(key)
+    row = txn.read(due.position, SignalIdRow)
+    if row is not None and row.consumed_time_ms and row.consumed_time_ms + limits.replay_window_ms <= txn.now_ms:
+        txn.delete(due.position)
+    return 2
 
 
 def _forget_lease(txn: LmdbWriteTransaction, key: bytes, due: DueRow) -> int:

@@ -9,7 +9,8 @@ every row's checksum and key; then what rows say of one another. What it proves:
 - every value has the bytes that its digest says, every state the entries, steps, sizes and hashes that its checkpoint
   says;
 - ids, order, runs, heads and counters agree with the checkpoints that are there;
-- every lease is its name's, and its token one that the namespace has given.
+- every lease is its name's, and its token one that the namespace has given;
+- every pending signal is counted and found by its id; every manifest is what its fingerprint stands for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ import msgspec
 
 from milepost_server import rules
 from milepost_server.errors import StoreError
-from milepost_server.model import CheckpointRow, EntryRef, IdRow, LeaseRow, RecordGroupRow, ScopeRow, WorkflowRow
+from milepost_server.model import (
+    CheckpointRow,
+    EntryRef,
+    IdRow,
+    LeaseRow,
+    RecordGroupRow,
+    ScopeRow,
+    SignalIdRow,
+    WorkflowRow,
+)
 from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records
 from milepost_server.storage.lease_timers import LeaseTimers
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
@@ -32,11 +42,13 @@ from milepost_server.storage.lmdb_rows import (
     CountersRow,
     DueKind,
     DueRow,
+    ManifestHead,
     NameBranch,
     NamespaceRow,
     NodeBody,
     NodeHead,
     RecordHead,
+    SignalHead,
     TrashKind,
     TrashRow,
     ValueHead,
@@ -47,6 +59,7 @@ from milepost_server.storage.port import NameRow, ResolvedState
 PROBLEMS_MAX = 1_000
 """Problems that a report lists; a store that has more is beyond listing."""
 RESOLVED_STATES_MAX = 64
+PIECE_TABLES = (keys.NODE_PIECE, keys.VALUE_PIECE, keys.RECORD_PIECE, keys.SIGNAL_PIECE, keys.MANIFEST_PIECE)
 
 T = TypeVar("T")
 
@@ -99,6 +112,10 @@ class _Check:
         self._lease_epoch = 0
         self._counters: dict[int, CountersRow] = {}
         self._leases: dict[int, LeaseRow] = {}
+        self._signals: dict[int, dict[int, str]] = defaultdict(dict)
+        """By incarnation: numbers and ids of pending ones."""
+        self._signal_ids: dict[int, dict[str, SignalIdRow]] = defaultdict(dict)
+        self._manifest_counts: Counter[int] = Counter()
         self._namespace_ids: set[int] = set()
         self._names: dict[int, NameRow] = {}
         self._workflows: dict[int, WorkflowRow] = {}
@@ -141,6 +158,7 @@ class _Check:
         self._check_scopes()
         self._check_workflows()
         self._check_records()
+        self._check_signals()
         self._check_due()
         self._check_pieces()
         self._check_states()
@@ -205,7 +223,7 @@ class _Check:
             value = records.decode(key, row, ValueHead)
             self._values[owner] = value
             self._need_pieces(key, keys.VALUE_PIECE, value.size_bytes)
-        elif table in (keys.NODE_PIECE, keys.VALUE_PIECE, keys.RECORD_PIECE):
+        elif table in PIECE_TABLES:
             records.unseal(key, row)
             self._piece_counts[key[:-2]] += 1
         elif table == keys.TRASH:
@@ -219,6 +237,18 @@ class _Check:
             self._counters[owner] = records.decode(key, row, CountersRow)
         elif table == keys.LEASE:
             self._leases[owner] = records.decode(key, row, LeaseRow)
+        elif table == keys.SIGNAL:
+            signal = records.decode(key, row, SignalHead)
+            self._need_pieces(key, keys.SIGNAL_PIECE, signal.size_bytes)
+            self._signals[owner][next(keys.numbers_of(key, 1))] = signal.signal_id
+        elif table == keys.SIGNAL_ID:
+            self._signal_ids[owner][key[keys.PREFIX_BYTES :].decode()] = records.decode(key, row, SignalIdRow)
+        elif table == keys.MANIFEST:
+            self._need_pieces(key, keys.MANIFEST_PIECE, records.decode(key, row, ManifestHead).size_bytes)
+            self._manifest_counts[owner] += 1
+            fingerprint = key[keys.PREFIX_BYTES :].decode()
+            if rules.digest_manifest(self._txn.find_manifest(owner, fingerprint) or "") != fingerprint:
+                self._report.add(f"manifest {fingerprint} of namespace {owner}: it is not what its fingerprint says")
         else:
             self._report.add(f"row {key.hex()}: there is no such table")
 
@@ -258,8 +288,13 @@ class _Check:
 
     def _check_leases(self) -> None:
         """Every lease is the newest of its name, and no token is beyond what its namespace has counted."""
-        for namespace_id in self._counters.keys() - self._namespace_ids:
+        for namespace_id in (self._counters.keys() | self._manifest_counts.keys()) - self._namespace_ids:
             self._report.add(f"counters of namespace {namespace_id}: there is no such namespace")
+        for namespace_id in self._namespace_ids:
+            said = self._counters.get(namespace_id, CountersRow()).manifest_count
+            if said != self._manifest_counts[namespace_id]:
+                found = self._manifest_counts[namespace_id]
+                self._report.add(f"namespace {namespace_id}: counts {said} manifests, has {found}")
         tokens: set[tuple[int, int]] = set()
         for name_id, lease in self._leases.items():
             name = self._names.get(name_id)
@@ -416,6 +451,30 @@ class _Check:
         for where in self._record_totals:
             if where not in self._groups and where not in discarded and where[0] not in dying:
                 self._report.add(f"records of {where[0]}/{where[1]}/{where[2].hex()}: orphans")
+
+    def _check_signals(self) -> None:
+        """Every pending signal is found by its id, and counted; no id leads to a signal that is not there."""
+        dying = {row.owner_id for row in self._trash if row.kind == TrashKind.WORKFLOW}
+        noted = {row.position for row in self._due if row.kind == DueKind.SIGNAL_STUB}
+        for internal_id in (self._signals.keys() | self._signal_ids.keys()) - self._workflows.keys():
+            self._report.add(f"signals of incarnation {internal_id}: there is no such workflow")
+        for internal_id, workflow in self._workflows.items():
+            if internal_id in dying:
+                continue
+            where = f"workflow {workflow.workflow_id!r} ({internal_id})"
+            pending = self._signals.get(internal_id, {})
+            ids = self._signal_ids.get(internal_id, {})
+            if workflow.pending_signal_count != len(pending):
+                said = workflow.pending_signal_count
+                self._report.add(f"{where}: counts {said} pending signals, has {len(pending)}")
+            if max((row.number for row in ids.values()), default=0) > workflow.last_signal_number:
+                self._report.add(f"{where}: a signal is above the last number {workflow.last_signal_number}")
+            found = {row.number: text for text, row in ids.items() if not row.consumed_time_ms}
+            if found != pending:
+                self._report.add(f"{where}: its pending signals are not those that its signal ids lead to")
+            for text, row in ids.items():
+                if row.consumed_time_ms and keys.signal_id(internal_id, text) not in noted:
+                    self._report.add(f"{where}: the id of consumed signal {text!r} is never looked at again")
 
     def _check_due(self) -> None:
         """Whatever is to be dropped when its time has come is noted as due."""

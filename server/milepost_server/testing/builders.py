@@ -34,8 +34,11 @@ from milepost_server.model import (
     LeaseState,
     ListAnswer,
     ListQuery,
+    ListSignalsAnswer,
+    ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
+    LoadAnswer,
     LoadedCheckpoint,
     LoadQuery,
     NewEntry,
@@ -47,6 +50,9 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     Selection,
+    SendSignalAnswer,
+    SendSignalCommand,
+    Signal,
     Status,
     SweepAnswer,
     SweepCommand,
@@ -132,6 +138,8 @@ class SaveOptions(TypedDict, total=False):
     replaces_digest: bytes | None
     lease_token: int
     release_lease: bool
+    consumed_signals: tuple[str, ...]
+    manifest: str
 
 
 def save(
@@ -199,6 +207,34 @@ def acquire_lease(workflow_id: str, **options: Unpack[AcquireOptions]) -> Acquir
 def release_lease(workflow_id: str, token: int = 0, *, force: bool = False) -> ReleaseLeaseCommand:
     """Return a ReleaseLease."""
     return ReleaseLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token, force=force)
+
+
+def send_signal(
+    workflow_id: str, signal_id: str, name: str = "n", value: Value | None = None, *, namespace: str = NAMESPACE
+) -> SendSignalCommand:
+    """Return a SendSignal."""
+    return SendSignalCommand(namespace=namespace, workflow_id=workflow_id, signal_id=signal_id, name=name, value=value)
+
+
+class ListSignalsOptions(TypedDict, total=False):
+    """How a ListSignals may differ from a first page of all of them."""
+
+    name: str | None
+    page_size: int
+    bytes_max: int
+    incarnation: str
+    after_number: int
+
+
+def list_signals_query(workflow_id: str, **options: Unpack[ListSignalsOptions]) -> ListSignalsQuery:
+    """Return a ListSignals."""
+    filled: ListSignalsOptions = {
+        "name": None,
+        "page_size": DEFAULT_LIMITS.page_size_max,
+        "bytes_max": DEFAULT_LIMITS.page_bytes_max,
+        **options,
+    }
+    return ListSignalsQuery(namespace=NAMESPACE, workflow_id=workflow_id, **filled)
 
 
 class ForkOptions(TypedDict, total=False):
@@ -388,6 +424,30 @@ class Store:
         """Store checkpoints one after another, each the next one's parent, with state {"at": its id}."""
         for checkpoint_id in checkpoint_ids:
             self.save(workflow_id, checkpoint_id, {"at": checkpoint_id}, **options)
+
+    def send(self, workflow_id: str, signal_id: str, name: str = "n", value: Value | None = None) -> SendSignalAnswer:
+        """Send a signal."""
+        return self.run(send_signal(workflow_id, signal_id, name, value), SendSignalAnswer)
+
+    def list_signals(self, workflow_id: str, **options: Unpack[ListSignalsOptions]) -> ListSignalsAnswer:
+        """Read one page of pending signals."""
+        return self.engine.list_signals(list_signals_query(workflow_id, **options))
+
+    def signals(self, workflow_id: str, **options: Unpack[ListSignalsOptions]) -> list[Signal]:
+        """Read one page of pending signals; return them."""
+        return list(self.list_signals(workflow_id, **options).signals)
+
+    def pending(self, workflow_id: str) -> list[str]:
+        """Return the ids of pending signals that a Load tells."""
+        return [each.signal_id for each in self.load_answer(workflow_id).pending_signals]
+
+    def load_answer(self, workflow_id: str) -> LoadAnswer:
+        """Read the root head, and what stands beside it."""
+        return self.engine.load(load_query(workflow_id))
+
+    def definition(self, fingerprint: str, *, namespace: str = NAMESPACE) -> str:
+        """Read a manifest."""
+        return self.engine.get_definition(namespace, fingerprint).manifest
 
     def append(
         self,

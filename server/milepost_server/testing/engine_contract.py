@@ -22,6 +22,7 @@ from milepost_server.testing.contracts.persistence import PersistenceContract
 from milepost_server.testing.contracts.reading import ReadingContract
 from milepost_server.testing.contracts.records import RecordsContract
 from milepost_server.testing.contracts.saving import SavingContract
+from milepost_server.testing.contracts.signals import SignalsContract
 from milepost_server.testing.contracts.state import StateContract
 
 __all__ = ["EngineContract", "PersistenceContract"]
@@ -35,6 +36,7 @@ class EngineContract(
     DeletingContract,
     ForkingContract,
     LeasesContract,
+    SignalsContract,
     BatchContract,
 ):
     """What any engine must do."""
