@@ -214,7 +214,7 @@ async def _serve_engine(config: ServerConfig, addresses: list[Address], engine: 
             front.set_serving(is_serving)
 
     committer = Committer(engine, config=config.queue, on_health=tell_health, observer=tracing)
-    service = CheckpointService(committer, engine, limits=config.limits, lease_waits_max=config.queue.lease_waits_max)
+    service = CheckpointService(committer, engine, limits=config.limits, config=config.queue)
     try:
         front = GrpcFront(
             service,

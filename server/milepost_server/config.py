@@ -52,6 +52,13 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 256
     scan_threads: Annotated[int, Meta(ge=1, le=64, description="Long reads that run at once.")] = 2
     lease_waits_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may wait for leases.")] = 256
+    watches_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may watch at the same time.")] = 1_000
+    watch_events_kept_max: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Events that are kept for watches that go on after a break.")
+    ] = 10_000
+    watch_events_waiting_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Events that may wait to be read by one watch.")
+    ] = 1_000
     sweep_interval_s: Annotated[
         float, Meta(gt=0, description="How often outlived rows are looked for, in seconds.")
     ] = 60.0

@@ -334,6 +334,8 @@ class SaveAnswer(msgspec.Struct, frozen=True, array_like=True):
     pending_signal_count: int = 0
     pending_signals: tuple[PendingSignal, ...] = ()
     """The oldest of them."""
+    is_replaced: bool = False
+    """It has taken the place of other content."""
 
 
 class AppendRecordsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -15,6 +15,7 @@ from typing import Final, TypeVar, cast
 
 import msgspec
 
+from milepost_server.config import QueueConfig
 from milepost_server.errors import PreconditionError, StoreError
 from milepost_server.lease_service import LeaseService
 from milepost_server.limits import Limits
@@ -54,6 +55,7 @@ from milepost_server.model import (
 from milepost_server.storage.port import Engine
 from milepost_server.store_queue import StoreQueue
 from milepost_server.tokens import Token, decode_token, encode_token, hash_query
+from milepost_server.watch_service import WatchService
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class CheckpointService:
         queue: Runs commands and reads; closed by its owner.
         engine: Is only read from here.
         limits: The same that the engine has.
-        lease_waits_max: Calls that may wait for leases.
+        config: How many may wait for leases, and watch.
         clock_ms: Time of day in milliseconds.
     """
 
@@ -94,10 +96,17 @@ class CheckpointService:
         engine: Engine,
         *,
         limits: Limits,
-        lease_waits_max: int,
+        config: QueueConfig,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self.leases = LeaseService(queue, engine, waits_max=lease_waits_max)
+        self.leases = LeaseService(queue, engine, waits_max=config.lease_waits_max)
+        self.watches = WatchService(
+            queue,
+            engine,
+            watches_max=config.watches_max,
+            events_kept_max=config.watch_events_kept_max,
+            events_waiting_max=config.watch_events_waiting_max,
+        )
         self._queue = queue
         self._engine = engine
         self._limits = limits
@@ -113,6 +122,7 @@ class CheckpointService:
     def begin_drain(self) -> None:
         """End what would wait longer than a drain should take."""
         self.leases.end_waits()
+        self.watches.end_watches()
 
     async def close(self) -> None:
         """Wait until forks whose callers have gone are thrown away."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 SERVICE_NAME: Final = "milepost-server"
+WATCH_METHOD: Final = "/milepost.v1.CheckpointStore/Watch"
 COMMIT_SPAN: Final = "milepost.commit"
 COMMAND_COUNT_ATTRIBUTE: Final = "milepost.commit.command_count"
 REASON_ATTRIBUTE: Final = "milepost.reason"
@@ -53,10 +54,13 @@ class Tracing:
 
         self._provider = provider
         self._tracer = provider.get_tracer("milepost_server")
-        # Not health checks: they come every few seconds and say nothing.
+        # Not health checks: they come every few seconds and say nothing. Nor watches: a span of hours says as little.
         make: Callable[..., grpc.aio.ServerInterceptor] = aio_server_interceptor
         self.interceptors: Sequence[grpc.aio.ServerInterceptor] = (
-            make(tracer_provider=provider, filter_=filters.negate(filters.health_check())),
+            make(
+                tracer_provider=provider,
+                filter_=filters.negate(filters.any_of(filters.health_check(), filters.full_method_name(WATCH_METHOD))),
+            ),
         )
 
     def mark_span(self, code: grpc.StatusCode, reason: str) -> None:

@@ -68,7 +68,7 @@ async def traced() -> AsyncIterator[Traced]:
     tracing = Tracing(provider)
     engine = HeldEngine()
     committer = Committer(engine, config=QueueConfig(), observer=tracing)
-    service = CheckpointService(committer, engine, limits=DEFAULT_LIMITS, lease_waits_max=1)
+    service = CheckpointService(committer, engine, limits=DEFAULT_LIMITS, config=QueueConfig())
     front = GrpcFront(
         service,
         limits=DEFAULT_LIMITS,

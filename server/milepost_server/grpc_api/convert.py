@@ -73,6 +73,8 @@ from milepost_server.validation import (
     shown,
     zstd_content_size,
 )
+from milepost_server.watch_events import WatchEvent
+from milepost_server.watch_service import WatchQuery
 
 DEFAULT_NAMESPACE = "default"
 DIGEST_BYTES = 32
@@ -442,6 +444,26 @@ def list_signals_from_pb(
     return query, _accepted(request.accept_compression)
 
 
+def watch_from_pb(request: store_pb.WatchRequest, limits: Limits) -> WatchQuery:
+    """Translate and check what is to be followed."""
+    workflow_id, incarnation = request.workflow_id, request.after_incarnation
+    check_text("workflow_id", workflow_id, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
+    check_text(
+        "after_incarnation", incarnation, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
+    )
+    revision = request.after_revision
+    if incarnation and not workflow_id:
+        raise InvalidFieldError("after_incarnation", "must be empty without workflow_id", shown(incarnation))
+    if revision < 0 or (revision and not incarnation):
+        raise InvalidFieldError("after_revision", "must be 0 without after_incarnation, else not negative", revision)
+    return WatchQuery(
+        namespace=_namespace(request.namespace, limits),
+        workflow_id=workflow_id,
+        after=(incarnation, revision) if incarnation else None,
+        definition=_optional_id(request, "definition", limits),
+    )
+
+
 def get_definition_from_pb(request: store_pb.GetDefinitionRequest, limits: Limits) -> tuple[str, str]:
     """Return the namespace and the fingerprint asked for."""
     return _namespace(request.namespace, limits), _required_id("fingerprint", request.fingerprint, limits)
@@ -593,6 +615,28 @@ def save_to_pb(answer: SaveAnswer) -> store_pb.SaveResponse:
 def pending_signals_to_pb(pending: Iterable[PendingSignal]) -> list[signal_pb.PendingSignal]:
     """Translate pending signals, without their content."""
     return [signal_pb.PendingSignal(signal_id=each.signal_id, name=each.name) for each in pending]
+
+
+def watch_event_to_pb(event: WatchEvent) -> store_pb.WatchResponse:
+    """Translate what one who watches is told."""
+    kind: Any = int(event.kind)
+    status: Any = event.status
+    return store_pb.WatchResponse(
+        kind=kind,
+        workflow_id=event.workflow_id,
+        incarnation=event.incarnation,
+        revision=event.revision,
+        scope=event.scope,
+        checkpoint_id=event.checkpoint_id,
+        sequence=event.sequence,
+        current_step=event.current_step,
+        status=status,
+        definition=event.definition,
+        signal_name=event.signal_name,
+        signal_id=event.signal_id,
+        holder=event.holder,
+        lease_released=event.lease_released,
+    )
 
 
 def list_signals_to_pb(

@@ -31,7 +31,7 @@ LARGE_BYTES_PER_S = 80 * MIB
 """How fast large requests are taken to go through, for what their callers are told to wait."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Method = Callable[[Any, Context], Awaitable[Message]]
+Method = Callable[[Any, Context], Awaitable[Message | None]]
 MarkSpan = Callable[[grpc.StatusCode, str], None]
 """Told the code and the reason of a call that failed, while its span is the current one."""
 
@@ -139,11 +139,11 @@ def generic_handler(
     large_gate: LargeRequestGate,
     mark_span: MarkSpan | None = None,
 ) -> grpc.GenericRpcHandler:
-    """Return the handlers of a service whose methods are all unary.
+    """Return the handlers of a service whose requests are all unary.
 
     Args:
         service: Names the methods and their messages.
-        servicer: Has a coroutine method for each.
+        servicer: Has a coroutine method for each; one with a stream of answers writes them to its context.
         limits: Bounds the size of a request.
         gate: Lets calls in.
         large_gate: Lets large requests in.
@@ -151,11 +151,9 @@ def generic_handler(
     """
     handlers = {}
     for method in service.methods:
-        if not hasattr(servicer, method.name):
-            continue
         assert not method.client_streaming, method.full_name
-        assert not method.server_streaming, method.full_name
-        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
             _wrap(getattr(servicer, method.name), gate, large_gate, mark_span),
             request_deserializer=_deserializer(GetMessageClass(method.input_type), limits, large_gate),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
@@ -200,7 +198,7 @@ def _deserializer(
 
 
 def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_span: MarkSpan | None) -> Method:
-    async def call(request: Message | LargeRequest | StoreError, context: Context) -> Message:
+    async def call(request: Message | LargeRequest | StoreError, context: Context) -> Message | None:
         try:
             try:
                 gate.enter()

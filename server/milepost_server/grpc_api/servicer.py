@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Final, TypeVar
 
 from milepost.v1 import checkpoint_store_pb2 as pb
@@ -172,6 +173,14 @@ class CheckpointStoreServicer:
         values = ValueWriter(accepted, self._limits)
         size_bytes = sum(len(each.value.payload) for each in answer.signals if each.value is not None)
         return await _translate(size_bytes, lambda: convert.list_signals_to_pb(answer, token, values))
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:
+        """Tell of changes as they come, until the caller has enough."""
+        query = convert.watch_from_pb(request, self._limits)
+        # Not a generator: one that is cut off while it is not running is closed whenever it is collected.
+        async with aclosing(self._service.watches.watch(query)) as events:
+            async for event in events:
+                await context.write(convert.watch_event_to_pb(event))
 
     async def GetDefinition(self, request: pb.GetDefinitionRequest, context: Context) -> pb.GetDefinitionResponse:
         """Read a definition's manifest."""

@@ -281,6 +281,7 @@ def _save_existing(
         _settle_lease(txn, command, name, fence),
         workflow.pending_signal_count,
         signals.pending(txn, workflow, limits),
+        True,
     )
 
 
