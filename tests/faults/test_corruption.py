@@ -40,6 +40,8 @@ UNSEEN_BY_READS = {
     "order": "a list of a scope shows what is in its order",
     "sequences": "a list of all scopes shows what is in their order",
     "record_groups": "without it a checkpoint has no records",
+    "signal_ids": "a signal id is looked up here alone, by who sends it again and by who consumes it",
+    "manifests": "a manifest is looked up by its fingerprint alone",
 }
 """Tables in which a deleted row can look to a read as if it had never been there, and why."""
 

@@ -265,7 +265,8 @@ def first_answer(channel: grpc.Channel, method: str) -> Callable[..., object]:
         return unary
 
     def call(payload: bytes, *, timeout: float) -> object:
-        stream: Any = channel.unary_stream(f"/{SERVICE}/{method}")(payload, timeout=timeout)
+        open_stream: Any = channel.unary_stream(f"/{SERVICE}/{method}")
+        stream = open_stream(payload, timeout=timeout)
         try:
             return next(stream)
         finally:

@@ -10,7 +10,7 @@ from milepost_server.model import Status
 from milepost_server.storage import keys
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.port import Engine
-from milepost_server.testing.builders import ManualClock, Store, data_value, record
+from milepost_server.testing.builders import ManualClock, Store, data_value, manifest_of, record
 
 START_MS = 1_700_000_000_000
 
@@ -20,6 +20,7 @@ class EngineOptions(TypedDict, total=False):
 
     limits: Limits
     clock_ms: ManualClock
+    lease_clock_ms: ManualClock
     map_size_bytes: int
     map_size_max_bytes: int
     low_disk_bytes: int
@@ -108,4 +109,11 @@ def fill_every_table(data_dir: Path, *, lmdb_format: int = 0) -> None:
     store.save("w1", "c1", {"a": 1}, namespace="other")
     for number in range(2):
         assert store.fork_slice("w1", f"fork-{number}").position is not None
+    for number, workflow_id in enumerate(("w1", "w2")):
+        for sent in range(3):
+            store.send(workflow_id, f"signal-{sent}", "approve", data_value(PAYLOAD_CHUNKED + workflow_id.encode()))
+        manifest, fingerprint = manifest_of("m" * 5_000 + workflow_id)
+        store.save(workflow_id, "last", {}, consumed_signals=("signal-1",), manifest=manifest, fingerprint=fingerprint)
+        store.acquire(workflow_id, holder=f"holder-{number}")
+    store.acquire("to come")
     engine.close()

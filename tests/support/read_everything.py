@@ -22,8 +22,10 @@ from milepost_server.testing.builders import (
     ManualClock,
     history_query,
     list_query,
+    list_signals_query,
     list_workflows_query,
     load_query,
+    manifest_of,
 )
 from tests.support.fault_engines import LONG_WORKFLOW, START_MS, open_on
 
@@ -65,6 +67,9 @@ def _reads(engine: Engine) -> Iterator[tuple[str, Callable[[], object]]]:
         pages["run-1"] = list_query(workflow_id, filter=of_run)
         history = history_query(workflow_id, "entry-1", "entry-3", "pieces")
         yield f"{name}: get", partial(engine.get_workflow, "default", workflow_id)
+        yield f"{name}: lease", partial(engine.get_lease, "default", workflow_id)
+        yield f"{name}: signals", partial(engine.list_signals, list_signals_query(workflow_id))
+        yield f"{name}: manifest", partial(engine.get_definition, "default", manifest_of("m" * 5_000 + workflow_id)[1])
         yield from ((f"{name}: load {what}", partial(engine.load, query)) for what, query in load.items())
         yield from ((f"{name}: list {what}", partial(engine.list_checkpoints, query)) for what, query in pages.items())
         yield f"{name}: history", partial(engine.entry_history, history)
@@ -79,7 +84,7 @@ def read_store(data_dir: Path) -> dict[str, str]:
     """Open a store, read everything and close it; a store that cannot be opened answers nothing but the reason for
     that."""
     try:
-        engine = open_on(data_dir, clock_ms=ManualClock(READER_CLOCK_MS))
+        engine = open_on(data_dir, clock_ms=ManualClock(READER_CLOCK_MS), lease_clock_ms=ManualClock())
     except DataDirError as error:
         return {"open": f"refused: {error}"}
     except RecordDamagedError as error:

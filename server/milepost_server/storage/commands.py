@@ -161,7 +161,7 @@ def _save_new(
     )
     txn.put_workflow(workflow)
     if is_manifest_new:
-        txn.put_manifest(workflow.namespace_id, command.fingerprint, command.manifest)
+        txn.put_manifest(command.namespace, command.fingerprint, command.manifest)
     return SaveAnswer(
         row.checkpoint_id,
         sequence,
@@ -181,14 +181,9 @@ def _save_new(
 
 def _is_manifest_new(txn: ReadTransaction, command: SaveCommand, limits: Limits) -> bool:
     """Tell whether a Save brings a manifest that is to be stored; refuse one more than a namespace may have."""
-    if not command.manifest:
+    if not command.manifest or txn.has_manifest(command.namespace, command.fingerprint):
         return False
-    namespace_id = txn.find_namespace(command.namespace)
-    if namespace_id is None:
-        return True
-    if txn.has_manifest(namespace_id, command.fingerprint):
-        return False
-    count = txn.manifest_count(namespace_id) + 1
+    count = txn.manifest_count(command.namespace) + 1
     if count > limits.manifests_max:
         raise ResourceError(
             "QUOTA_EXCEEDED",
@@ -263,7 +258,7 @@ def _save_existing(
         pending_signal_count=signals.consume(txn, workflow, command.consumed_signals),
     )
     if is_manifest_new:
-        txn.put_manifest(workflow.namespace_id, command.fingerprint, command.manifest)
+        txn.put_manifest(command.namespace, command.fingerprint, command.manifest)
     if row.checkpoint_id == workflow.head_checkpoint_id and command.scope == "":
         workflow = _replace(rules.with_head(workflow, row), update_time_ms=txn.now_ms)
     txn.put_workflow(workflow)

@@ -6,7 +6,7 @@ one counter for all that has one, so no two owners share a prefix. 0 owns what b
 | owner | tables |
 |---|---|
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
-| namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run · `k` counters |
+| namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run |
 | namespace | `f`, `F` manifests by fingerprint and their pieces |
 | name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids · `l` the lease |
 | incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope |
@@ -48,7 +48,6 @@ DUE = b"d"
 BUILDING = b"b"
 NAME = b"w"
 RUN = b"u"
-COUNTERS = b"k"
 SCOPE = b"s"
 SCOPE_NUMBER = b"S"
 ID = b"i"
@@ -78,7 +77,6 @@ TABLE_NAMES = {
     BUILDING: "building",
     NAME: "names",
     RUN: "runs",
-    COUNTERS: "counters",
     SCOPE: "scopes",
     SCOPE_NUMBER: "scope_numbers",
     ID: "ids",

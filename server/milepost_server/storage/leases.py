@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from milepost_server import rules
+from milepost_server.errors import StoreError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     AcquireLeaseCommand,
@@ -41,8 +42,17 @@ _NO_LEASE = Fence(None, LeaseUse.NONE)
 
 
 def find_lease(txn: ReadTransaction, name: NameRow | None) -> LeaseRow | None:
-    """Return the lease of a name."""
-    return txn.find_lease(name.name_id) if name is not None and name.has_lease else None
+    """Return the lease of a name: that its row is missing is damage, never 'no lease'."""
+    if name is None or not name.has_lease:
+        return None
+    lease = txn.find_lease(name.name_id)
+    if lease is None:
+        raise StoreError(
+            "RECORD_DAMAGED",
+            f"the lease of workflow {name.workflow_id!r} is missing though its name has one",
+            {"table": "leases", "key": f"{name.name_id:016x}"},
+        )
+    return lease
 
 
 def check(txn: ReadTransaction, name: NameRow | None, workflow_id: str, token: int) -> Fence:
@@ -91,7 +101,9 @@ def acquire(txn: WriteTransaction, command: AcquireLeaseCommand, limits: Limits)
     namespace_id = txn.intern_namespace(command.namespace, limits.namespaces_max)
     if name is None:
         name = NameRow(txn.new_id(), namespace_id, command.workflow_id)
-    lease = LeaseRow(txn.next_lease_token(namespace_id), command.holder, command.ttl_ms, command.request_id, txn.now_ms)
+    lease = LeaseRow(
+        txn.next_lease_token(command.namespace), command.holder, command.ttl_ms, command.request_id, txn.now_ms
+    )
     txn.put_lease(name.name_id, lease)
     if not name.has_lease:
         name = _replace(name, has_lease=True)

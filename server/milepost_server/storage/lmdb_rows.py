@@ -10,15 +10,10 @@ from milepost_server.model import EntryRef
 
 
 class NamespaceRow(msgspec.Struct, frozen=True, array_like=True):
-    """A namespace's number."""
+    """A namespace's number, and what it has counted; the row stays whatever is deleted."""
 
     namespace_id: int
     name: str
-
-
-class CountersRow(msgspec.Struct, frozen=True, array_like=True):
-    """What a namespace has counted; it stays whatever is deleted."""
-
     lease_count: int = 0
     """Leases that were ever granted: the lower half of the newest token."""
     manifest_count: int = 0

@@ -28,7 +28,6 @@ from milepost_server.model import (
 from milepost_server.storage import keys, long_keys, pieces, records, sweeper
 from milepost_server.storage.lease_timers import LeaseTimers, Timer, TimerChanges
 from milepost_server.storage.lmdb_rows import (
-    CountersRow,
     DueKind,
     DueRow,
     ManifestHead,
@@ -178,8 +177,11 @@ class LmdbReadTransaction:
 
     def find_namespace(self, namespace: str) -> int | None:
         """See `ReadTransaction`."""
-        row = self.read(keys.namespace(namespace), NamespaceRow)
+        row = self._find_namespace(namespace)
         return None if row is None else row.namespace_id
+
+    def _find_namespace(self, namespace: str) -> NamespaceRow | None:
+        return self.read(keys.namespace(namespace), NamespaceRow)
 
     def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
         """See `ReadTransaction`."""
@@ -228,24 +230,28 @@ class LmdbReadTransaction:
         value = Value(head.kind, payload, head.codec, head.compression) if head.kind else None
         return Signal(number, head.signal_id, head.name, value, head.create_time_ms)
 
-    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+    def find_manifest(self, namespace: str, fingerprint: str) -> str | None:
         """See `ReadTransaction`."""
+        namespace_id = self.find_namespace(namespace)
+        return None if namespace_id is None else self.find_manifest_in(namespace_id, fingerprint)
+
+    def find_manifest_in(self, namespace_id: int, fingerprint: str) -> str | None:
+        """Return the manifest of a fingerprint, by the namespace's number."""
         key = keys.manifest(namespace_id, fingerprint)
         head = self.read(key, ManifestHead)
         if head is None:
             return None
         return self._read_body(key, keys.MANIFEST_PIECE, head.size_bytes, head.tail).decode()
 
-    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+    def has_manifest(self, namespace: str, fingerprint: str) -> bool:
         """See `ReadTransaction`."""
-        return self._txn.get(keys.manifest(namespace_id, fingerprint)) is not None
+        namespace_id = self.find_namespace(namespace)
+        return namespace_id is not None and self._txn.get(keys.manifest(namespace_id, fingerprint)) is not None
 
-    def manifest_count(self, namespace_id: int) -> int:
+    def manifest_count(self, namespace: str) -> int:
         """See `ReadTransaction`."""
-        return self._counters(namespace_id).manifest_count
-
-    def _counters(self, namespace_id: int) -> CountersRow:
-        return self.read(keys.prefix(namespace_id, keys.COUNTERS), CountersRow) or CountersRow()
+        row = self._find_namespace(namespace)
+        return 0 if row is None else row.manifest_count
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """See `ReadTransaction`."""
@@ -492,11 +498,12 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """See `ReadTransaction`."""
         return self._timers.remaining_ms(name_id, lease, self._lease_now_ms, self._command_timers)
 
-    def next_lease_token(self, namespace_id: int) -> int:
+    def next_lease_token(self, namespace: str) -> int:
         """See `WriteTransaction`."""
-        counters = self._counters(namespace_id)
-        count = counters.lease_count + 1
-        self.write(keys.prefix(namespace_id, keys.COUNTERS), _replace(counters, lease_count=count))
+        key = keys.namespace(namespace)
+        row = self.read_required(key, NamespaceRow)
+        count = row.lease_count + 1
+        self.write(key, _replace(row, lease_count=count))
         return (self._lease_epoch << LEASE_EPOCH_SHIFT) + count
 
     def put_lease(self, name_id: int, row: LeaseRow) -> None:
@@ -554,15 +561,15 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self._txn.delete(key)
         return 1 + self.delete_pieces(key, keys.SIGNAL_PIECE, head.size_bytes)
 
-    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+    def put_manifest(self, namespace: str, fingerprint: str, manifest: str) -> None:
         """See `WriteTransaction`."""
-        key = keys.manifest(namespace_id, fingerprint)
+        namespace_key = keys.namespace(namespace)
+        row = self.read_required(namespace_key, NamespaceRow)
+        key = keys.manifest(row.namespace_id, fingerprint)
         body = manifest.encode()
         self.write(key, ManifestHead(len(body), body[pieces.covered(len(body)) :]))
         self._append_pieces(key, keys.MANIFEST_PIECE, body)
-        counters = self._counters(namespace_id)
-        counters = _replace(counters, manifest_count=counters.manifest_count + 1)
-        self.write(keys.prefix(namespace_id, keys.COUNTERS), counters)
+        self.write(namespace_key, _replace(row, manifest_count=row.manifest_count + 1))
 
     def put_workflow(self, row: WorkflowRow) -> None:
         """See `WriteTransaction`."""

@@ -140,3 +140,13 @@ def require_checkpoint(
 def leads_to_parent(workflow: WorkflowRow, row: CheckpointRow, id_row: IdRow | None) -> bool:
     """Tell whether the id of a checkpoint's parent leads to the one that was meant, and that one is there."""
     return id_row is not None and is_live(id_row, workflow) and rules.is_ancestor(id_row.sequence, row)
+
+
+def check_signal_count(workflow: WorkflowRow, found: int, expected: int) -> None:
+    """Refuse to answer fewer pending signals than there are: that one is missing is damage."""
+    if found != expected:
+        raise StoreError(
+            "RECORD_DAMAGED",
+            f"workflow {workflow.workflow_id!r} has {found} pending signals stored, not {expected}",
+            {"table": "signals", "key": f"{workflow.internal_id:016x}"},
+        )

@@ -42,13 +42,14 @@ def _find_problems(tables: Tables) -> Iterator[str]:
 
 def _find_lease_problems(tables: Tables) -> Iterator[str]:
     names = {name.name_id: name for name in tables.names.values()}
+    lease_counts = {tables.namespaces[namespace]: count for namespace, count in tables.lease_counts.items()}
     for name in names.values():
         if name.has_lease is not (name.name_id in tables.leases):
             yield f"name {name.workflow_id!r} says {name.has_lease} of whether it has a lease"
     for name_id, lease in tables.leases.items():
         if name_id not in names:
             yield f"lease {lease.token} has no name"
-        elif not 0 < lease.token <= tables.lease_counts[names[name_id].namespace_id]:
+        elif not 0 < lease.token <= lease_counts[names[name_id].namespace_id]:
             yield f"lease {lease.token} was never granted in its namespace"
         elif not names[name_id].internal_id and name_id not in tables.lease_due_ms:
             yield f"lease {lease.token} of a workflow to come is never looked at again"

@@ -121,16 +121,16 @@ class Tables:
         """By name id."""
         self.timers: dict[int, Timer | None] = {}
         """By name id: when a lease expires."""
-        self.lease_counts: dict[int, int] = {}
-        """By namespace id: leases that were ever granted."""
+        self.lease_counts: dict[str, int] = {}
+        """By namespace: leases that were ever granted."""
         self.lease_due_ms: dict[int, int] = {}
         """By name id: when the lease of a workflow that has not come is looked at."""
         self.signals: dict[int, dict[int, Signal]] = {}
         """Pending ones, by internal id, then number."""
         self.signal_ids: dict[int, dict[str, SignalIdRow]] = {}
         """By internal id, then signal_id."""
-        self.manifests: dict[int, dict[str, str]] = {}
-        """By namespace id, then fingerprint."""
+        self.manifests: dict[str, dict[str, str]] = {}
+        """By namespace, then fingerprint."""
         self.building: dict[int, None] = {}
         """Internal ids of the incarnations that forks are making."""
 
@@ -226,17 +226,17 @@ class MemoryTransaction:
         """Return a pending signal whole."""
         return self._tables.signals[internal_id][number]
 
-    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+    def find_manifest(self, namespace: str, fingerprint: str) -> str | None:
         """Return the manifest of a fingerprint."""
-        return self._tables.manifests.get(namespace_id, {}).get(fingerprint)
+        return self._tables.manifests.get(namespace, {}).get(fingerprint)
 
-    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+    def has_manifest(self, namespace: str, fingerprint: str) -> bool:
         """Tell whether a fingerprint's manifest is stored."""
-        return fingerprint in self._tables.manifests.get(namespace_id, {})
+        return fingerprint in self._tables.manifests.get(namespace, {})
 
-    def manifest_count(self, namespace_id: int) -> int:
+    def manifest_count(self, namespace: str) -> int:
         """Return how many manifests a namespace has."""
-        return len(self._tables.manifests.get(namespace_id, {}))
+        return len(self._tables.manifests.get(namespace, {}))
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
         """Return a scope of a name, as it was last put."""
@@ -354,10 +354,10 @@ class MemoryTransaction:
         self._remove(self._tables.scopes, row.name_id)
         self._remove(self._tables.ids, row.name_id)
 
-    def next_lease_token(self, namespace_id: int) -> int:
+    def next_lease_token(self, namespace: str) -> int:
         """Return a number larger than every token given in the namespace before."""
-        count = self._tables.lease_counts.get(namespace_id, 0) + 1
-        self._put(self._tables.lease_counts, namespace_id, count)
+        count = self._tables.lease_counts.get(namespace, 0) + 1
+        self._put(self._tables.lease_counts, namespace, count)
         return count
 
     def put_lease(self, name_id: int, row: LeaseRow) -> None:
@@ -393,9 +393,9 @@ class MemoryTransaction:
         self._remove(self._tables.signals[internal_id], stub.number)
         self._put(self._tables.signal_ids[internal_id], signal_id, stub)
 
-    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+    def put_manifest(self, namespace: str, fingerprint: str, manifest: str) -> None:
         """Store the manifest of a fingerprint that has none."""
-        self._put(self._branch(self._tables.manifests, namespace_id), fingerprint, manifest)
+        self._put(self._branch(self._tables.manifests, namespace), fingerprint, manifest)
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """Store a scope."""

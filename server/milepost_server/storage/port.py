@@ -128,13 +128,13 @@ class ReadTransaction(Protocol):
     def get_signal(self, internal_id: int, number: int) -> Signal:
         """Return a pending signal whole."""
 
-    def find_manifest(self, namespace_id: int, fingerprint: str) -> str | None:
+    def find_manifest(self, namespace: str, fingerprint: str) -> str | None:
         """Return the manifest of a fingerprint."""
 
-    def has_manifest(self, namespace_id: int, fingerprint: str) -> bool:
+    def has_manifest(self, namespace: str, fingerprint: str) -> bool:
         """Tell whether a fingerprint's manifest is stored."""
 
-    def manifest_count(self, namespace_id: int) -> int:
+    def manifest_count(self, namespace: str) -> int:
         """Return how many manifests a namespace has."""
 
     def find_scope(self, name_id: int, scope: str) -> ScopeRow | None:
@@ -200,7 +200,7 @@ class WriteTransaction(ReadTransaction, Protocol):
     def put_workflow(self, row: WorkflowRow) -> None:
         """Store an incarnation."""
 
-    def next_lease_token(self, namespace_id: int) -> int:
+    def next_lease_token(self, namespace: str) -> int:
         """Return a number larger than every token given in the namespace before, whatever was deleted since."""
 
     def put_lease(self, name_id: int, row: LeaseRow) -> None:
@@ -221,7 +221,7 @@ class WriteTransaction(ReadTransaction, Protocol):
     def consume_signal(self, internal_id: int, signal_id: str, stub: SignalIdRow) -> None:
         """Remove a pending signal; its id stays for the replay window."""
 
-    def put_manifest(self, namespace_id: int, fingerprint: str, manifest: str) -> None:
+    def put_manifest(self, namespace: str, fingerprint: str, manifest: str) -> None:
         """Store the manifest of a fingerprint that has none."""
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:

@@ -152,7 +152,10 @@ def list_signals(txn: ReadTransaction, query: ListSignalsQuery) -> ListSignalsAn
     _check_incarnation(workflow, query.incarnation)
     found: list[Signal] = []
     bytes_left = query.bytes_max
-    for pending in txn.pending_signals(workflow.internal_id, query.after_number):
+    waiting = list(txn.pending_signals(workflow.internal_id, query.after_number))
+    if not query.after_number:
+        lookups.check_signal_count(workflow, len(waiting), workflow.pending_signal_count)
+    for pending in waiting:
         if query.name is not None and pending.name != query.name:
             continue
         if len(found) == query.page_size:
@@ -167,8 +170,7 @@ def list_signals(txn: ReadTransaction, query: ListSignalsQuery) -> ListSignalsAn
 
 def get_definition(txn: ReadTransaction, namespace: str, fingerprint: str) -> DefinitionAnswer:
     """Read the manifest of a fingerprint."""
-    namespace_id = txn.find_namespace(namespace)
-    manifest = txn.find_manifest(namespace_id, fingerprint) if namespace_id is not None else None
+    manifest = txn.find_manifest(namespace, fingerprint)
     if manifest is None:
         raise NotFoundError(
             "DEFINITION_NOT_FOUND",

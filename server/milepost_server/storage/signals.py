@@ -75,5 +75,8 @@ def pending(txn: ReadTransaction, workflow: WorkflowRow, limits: Limits) -> tupl
     """Return the oldest pending signals, up to a bound."""
     if not workflow.pending_signal_count:
         return ()
-    found = txn.pending_signals(workflow.internal_id, 0)
-    return tuple(islice(found, limits.pending_signals_shown_max))
+    found = tuple(islice(txn.pending_signals(workflow.internal_id, 0), limits.pending_signals_shown_max))
+    lookups.check_signal_count(
+        workflow, len(found), min(workflow.pending_signal_count, limits.pending_signals_shown_max)
+    )
+    return found

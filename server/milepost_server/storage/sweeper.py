@@ -183,8 +183,14 @@ def _forget_signal(txn: LmdbWriteTransaction, key: bytes, due: DueRow, limits: L
     """Forget the id of a signal that was consumed a replay window ago."""
     txn.delete(key)
     row = txn.read(due.position, SignalIdRow)
-    if row is not None and row.consumed_time_ms and row.consumed_time_ms + limits.replay_window_ms <= txn.now_ms:
-        txn.delete(due.position)
+    if row is None or not row.consumed_time_ms:
+        return 1
+    due_ms = row.consumed_time_ms + limits.replay_window_ms
+    if due_ms > txn.now_ms:
+        # The window is longer than it was when the signal was consumed.
+        txn.put_due(due_ms, due)
+        return 1
+    txn.delete(due.position)
     return 2
 
 

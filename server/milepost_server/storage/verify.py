@@ -39,7 +39,6 @@ from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records
 from milepost_server.storage.lease_timers import LeaseTimers
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
 from milepost_server.storage.lmdb_rows import (
-    CountersRow,
     DueKind,
     DueRow,
     ManifestHead,
@@ -110,13 +109,12 @@ class _Check:
         self._counts: Counter[str] = Counter()
         self._next_id = 0
         self._lease_epoch = 0
-        self._counters: dict[int, CountersRow] = {}
         self._leases: dict[int, LeaseRow] = {}
         self._signals: dict[int, dict[int, str]] = defaultdict(dict)
         """By incarnation: numbers and ids of pending ones."""
         self._signal_ids: dict[int, dict[str, SignalIdRow]] = defaultdict(dict)
         self._manifest_counts: Counter[int] = Counter()
-        self._namespace_ids: set[int] = set()
+        self._namespaces: dict[int, NamespaceRow] = {}
         self._names: dict[int, NameRow] = {}
         self._workflows: dict[int, WorkflowRow] = {}
         self._checkpoints: dict[tuple[int, int], CheckpointRow] = {}
@@ -175,7 +173,8 @@ class _Check:
         if table == keys.META:
             records.decode(key, row, MetaRow)
         elif table == keys.NAMESPACE:
-            self._namespace_ids.add(records.decode(key, row, NamespaceRow).namespace_id)
+            namespace = records.decode(key, row, NamespaceRow)
+            self._namespaces[namespace.namespace_id] = namespace
         elif table == keys.NAME:
             self._take_name(key, row)
         elif table == keys.WORKFLOW:
@@ -233,8 +232,6 @@ class _Check:
         elif table == keys.BUILDING:
             records.unseal(key, row)
             self._building.add(next(keys.numbers_of(key, 1)))
-        elif table == keys.COUNTERS:
-            self._counters[owner] = records.decode(key, row, CountersRow)
         elif table == keys.LEASE:
             self._leases[owner] = records.decode(key, row, LeaseRow)
         elif table == keys.SIGNAL:
@@ -247,7 +244,7 @@ class _Check:
             self._need_pieces(key, keys.MANIFEST_PIECE, records.decode(key, row, ManifestHead).size_bytes)
             self._manifest_counts[owner] += 1
             fingerprint = key[keys.PREFIX_BYTES :].decode()
-            if rules.digest_manifest(self._txn.find_manifest(owner, fingerprint) or "") != fingerprint:
+            if rules.digest_manifest(self._txn.find_manifest_in(owner, fingerprint) or "") != fingerprint:
                 self._report.add(f"manifest {fingerprint} of namespace {owner}: it is not what its fingerprint says")
         else:
             self._report.add(f"row {key.hex()}: there is no such table")
@@ -277,7 +274,7 @@ class _Check:
 
     def _check_names(self) -> None:
         for name in self._names.values():
-            if name.namespace_id not in self._namespace_ids:
+            if name.namespace_id not in self._namespaces:
                 self._report.add(f"name {name.workflow_id!r}: its namespace {name.namespace_id} is missing")
             for internal_id in filter(None, (name.internal_id, name.building_id)):
                 workflow = self._workflows.get(internal_id)
@@ -288,13 +285,12 @@ class _Check:
 
     def _check_leases(self) -> None:
         """Every lease is the newest of its name, and no token is beyond what its namespace has counted."""
-        for namespace_id in (self._counters.keys() | self._manifest_counts.keys()) - self._namespace_ids:
-            self._report.add(f"counters of namespace {namespace_id}: there is no such namespace")
-        for namespace_id in self._namespace_ids:
-            said = self._counters.get(namespace_id, CountersRow()).manifest_count
-            if said != self._manifest_counts[namespace_id]:
-                found = self._manifest_counts[namespace_id]
-                self._report.add(f"namespace {namespace_id}: counts {said} manifests, has {found}")
+        for namespace_id in self._manifest_counts.keys() - self._namespaces.keys():
+            self._report.add(f"manifests of namespace {namespace_id}: there is no such namespace")
+        for namespace in self._namespaces.values():
+            said, found = namespace.manifest_count, self._manifest_counts[namespace.namespace_id]
+            if said != found:
+                self._report.add(f"namespace {namespace.name!r}: counts {said} manifests, has {found}")
         tokens: set[tuple[int, int]] = set()
         for name_id, lease in self._leases.items():
             name = self._names.get(name_id)
@@ -302,7 +298,8 @@ class _Check:
             if name is None or not name.has_lease:
                 self._report.add(f"{where}: its name does not say so")
                 continue
-            count = self._counters.get(name.namespace_id, CountersRow()).lease_count
+            granted_in = self._namespaces.get(name.namespace_id)
+            count = granted_in.lease_count if granted_in is not None else 0
             if not 0 < lease.token <= (self._lease_epoch << LEASE_EPOCH_SHIFT) + count:
                 self._report.add(f"{where}: its namespace has granted {count} leases in epoch {self._lease_epoch}")
             if (name.namespace_id, lease.token) in tokens:
@@ -456,6 +453,11 @@ class _Check:
         """Every pending signal is found by its id, and counted; no id leads to a signal that is not there."""
         dying = {row.owner_id for row in self._trash if row.kind == TrashKind.WORKFLOW}
         noted = {row.position for row in self._due if row.kind == DueKind.SIGNAL_STUB}
+        for due in self._due:
+            if due.kind == DueKind.SIGNAL_STUB and due.internal_id in self._workflows.keys() - dying:
+                known = self._signal_ids[due.internal_id].get(due.position[keys.PREFIX_BYTES :].decode())
+                if known is None or not known.consumed_time_ms:
+                    self._report.add(f"signal id {due.position.hex()}: is to be forgotten, and is not there")
         for internal_id in (self._signals.keys() | self._signal_ids.keys()) - self._workflows.keys():
             self._report.add(f"signals of incarnation {internal_id}: there is no such workflow")
         for internal_id, workflow in self._workflows.items():

@@ -216,6 +216,12 @@ def send_signal(
     return SendSignalCommand(namespace=namespace, workflow_id=workflow_id, signal_id=signal_id, name=name, value=value)
 
 
+def manifest_of(content: object) -> tuple[str, str]:
+    """Return a manifest and its fingerprint."""
+    text = json.dumps(content)
+    return text, rules.digest_manifest(text)
+
+
 class ListSignalsOptions(TypedDict, total=False):
     """How a ListSignals may differ from a first page of all of them."""
 

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 import pytest
 
-from milepost_server import rules
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.testing.builders import (
     LEASE_TTL_MS,
@@ -16,17 +13,12 @@ from milepost_server.testing.builders import (
     Store,
     data_value,
     json_value,
+    manifest_of,
     refused,
 )
 from milepost_server.testing.contracts.base import ContractBase, OpenStore
 
 FEW = msgspec.structs.replace(DEFAULT_LIMITS, pending_signals_max=3, pending_signals_shown_max=2, manifests_max=2)
-
-
-def manifest(content: object) -> tuple[str, str]:
-    """Return a manifest and its fingerprint."""
-    text = json.dumps(content)
-    return text, rules.digest_manifest(text)
 
 
 class SendingContract(ContractBase):
@@ -259,7 +251,7 @@ class ManifestContract(ContractBase):
 
     @pytest.mark.parametrize("size_bytes", [2, 600, 5_000, 1_000_000])
     def test_a_manifest_is_read_by_its_fingerprint(self, store: Store, size_bytes: int) -> None:
-        text, fingerprint = manifest("m" * size_bytes)
+        text, fingerprint = manifest_of("m" * size_bytes)
         with refused("DEFINITION_NOT_FOUND"):
             store.definition(fingerprint)
         store.save("w", "a", manifest=text, fingerprint=fingerprint)
@@ -269,7 +261,7 @@ class ManifestContract(ContractBase):
         assert refusal.error.metadata == {"fingerprint": fingerprint}
 
     def test_it_is_stored_once_and_stays(self, store: Store) -> None:
-        text, fingerprint = manifest({"steps": ["a"]})
+        text, fingerprint = manifest_of({"steps": ["a"]})
         for workflow_id in ("v", "w"):
             store.save(workflow_id, "a", manifest=text, fingerprint=fingerprint)
             store.save(workflow_id, "b", manifest=text, fingerprint=fingerprint)
@@ -280,12 +272,12 @@ class ManifestContract(ContractBase):
         assert store.definition(fingerprint) == text
 
     def test_it_is_not_content(self, store: Store) -> None:
-        text, fingerprint = manifest({})
+        text, fingerprint = manifest_of({})
         store.save("w", "a", fingerprint=fingerprint)
         assert store.save("w", "a", fingerprint=fingerprint, manifest=text).is_replayed is True
 
     def test_a_replace_brings_one_too(self, store: Store) -> None:
-        text, fingerprint = manifest({})
+        text, fingerprint = manifest_of({})
         store.save("w", "a")
         store.save("w", "a", {"x": 1}, is_replace=True, fingerprint=fingerprint, manifest=text)
         assert store.definition(fingerprint) == text
@@ -293,9 +285,9 @@ class ManifestContract(ContractBase):
     def test_a_namespace_has_no_more_than_so_many(self, open_store: OpenStore) -> None:
         store = open_store(FEW)
         for number in range(2):
-            text, fingerprint = manifest(number)
+            text, fingerprint = manifest_of(number)
             store.save("w", str(number), manifest=text, fingerprint=fingerprint)
-        text, fingerprint = manifest(2)
+        text, fingerprint = manifest_of(2)
         with refused("QUOTA_EXCEEDED") as refusal:
             store.save("w", "2", manifest=text, fingerprint=fingerprint)
         assert refusal.error.metadata["limit"] == "manifests_max"
