@@ -36,7 +36,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.
 PROGRAMS = {"milepost": client_cli, "milepost-server": server_cli}
 COMMAND_TIMEOUT_S = 60.0
 
-VOLATILE = frozenset({"create_time", "update_time", "incarnation", "next_page_token"})
+VOLATILE = frozenset({"create_time", "grant_time", "update_time", "incarnation", "next_page_token"})
 """Fields whose values differ from run to run."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
