@@ -129,7 +129,9 @@ class _WatchEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     WATCH_EVENT_KIND_UNSPECIFIED: _WatchEventKind.ValueType  # 0
     """Never sent."""
     WATCH_EVENT_KIND_STARTED: _WatchEventKind.ValueType  # 1
-    """The first event: what happens after it is told. Carries where the workflow stands, if there is one."""
+    """The first event: what happens after it is told. Carries where the workflow stands, if there is one; in a Watch that goes on after an
+    earlier one and has events to catch up with, only the incarnation and revision that it goes on after.
+    """
     WATCH_EVENT_KIND_SAVED: _WatchEventKind.ValueType  # 2
     """A checkpoint was saved."""
     WATCH_EVENT_KIND_REPLACED: _WatchEventKind.ValueType  # 3
@@ -155,7 +157,9 @@ class WatchEventKind(_WatchEventKind, metaclass=_WatchEventKindEnumTypeWrapper):
 WATCH_EVENT_KIND_UNSPECIFIED: WatchEventKind.ValueType  # 0
 """Never sent."""
 WATCH_EVENT_KIND_STARTED: WatchEventKind.ValueType  # 1
-"""The first event: what happens after it is told. Carries where the workflow stands, if there is one."""
+"""The first event: what happens after it is told. Carries where the workflow stands, if there is one; in a Watch that goes on after an
+earlier one and has events to catch up with, only the incarnation and revision that it goes on after.
+"""
 WATCH_EVENT_KIND_SAVED: WatchEventKind.ValueType  # 2
 """A checkpoint was saved."""
 WATCH_EVENT_KIND_REPLACED: WatchEventKind.ValueType  # 3
