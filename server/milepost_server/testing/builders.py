@@ -204,6 +204,11 @@ def acquire_lease(workflow_id: str, **options: Unpack[AcquireOptions]) -> Acquir
     return AcquireLeaseCommand(workflow_id=workflow_id, **filled)
 
 
+def renew_lease(workflow_id: str, token: int) -> RenewLeaseCommand:
+    """Return a RenewLease."""
+    return RenewLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token)
+
+
 def release_lease(workflow_id: str, token: int = 0, *, force: bool = False) -> ReleaseLeaseCommand:
     """Return a ReleaseLease."""
     return ReleaseLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token, force=force)
@@ -611,7 +616,7 @@ class Store:
 
     def renew(self, workflow_id: str, token: int) -> LeaseAnswer:
         """Renew a lease."""
-        return self.run(RenewLeaseCommand(namespace=NAMESPACE, workflow_id=workflow_id, lease_token=token), LeaseAnswer)
+        return self.run(renew_lease(workflow_id, token), LeaseAnswer)
 
     def release(self, workflow_id: str, token: int = 0, *, force: bool = False) -> bool:
         """Release or break a lease; tell whether there was one."""

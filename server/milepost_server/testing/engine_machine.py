@@ -24,9 +24,14 @@ from milepost_server.model import (
     BulkAnswer,
     DeleteWorkflowAnswer,
     ForkMode,
+    LeaseAnswer,
+    ReleaseLeaseAnswer,
+    ReleaseLeaseCommand,
+    RenewLeaseCommand,
     SaveAnswer,
     SaveCommand,
     Selection,
+    SendSignalAnswer,
     Status,
     SweepAnswer,
     SweepCommand,
@@ -35,20 +40,28 @@ from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import (
     ManualClock,
     Store,
+    acquire_lease,
     append,
     delete_ids,
     delete_workflow,
     is_found,
+    json_value,
     record,
+    release_lease,
+    renew_lease,
     save,
+    send_signal,
 )
 from milepost_server.testing.engine_model import (
     Appended,
     Deleted,
+    Granted,
     ModelWorkflow,
     Outcome,
     Refused,
+    Released,
     Saved,
+    Sent,
     SingleCommand,
     StoreModel,
 )
@@ -79,6 +92,15 @@ CHECKPOINT_IDS = list("abcdef")
 KEYS = ["x", "y", "z"]
 STEPS = ["s0", "s1", "s2", "s3"]
 RUN_IDS = ["", "r0", "r1"]
+SIGNAL_IDS = ["g0", "g1"]
+LEASE_TTL_MS = 10_000
+NEWEST_TOKEN = -1
+"""Stands for the newest token of the workflow until the command is run."""
+OLDER_TOKEN = -2
+"""Stands for the one before it."""
+TOKENS = [0, NEWEST_TOKEN, NEWEST_TOKEN, OLDER_TOKEN]
+SAVE_TOKENS = [(0, False), (NEWEST_TOKEN, False), (NEWEST_TOKEN, False), (NEWEST_TOKEN, True), (OLDER_TOKEN, False)]
+"""What a Save says of its lease: token, and whether it is released."""
 
 workflow_ids = st.sampled_from(WORKFLOW_IDS)
 scopes = st.sampled_from(SCOPES)
@@ -107,6 +129,7 @@ def saves(draw: st.DrawFn) -> SaveCommand:
     """Draw a Save: every option now and then, few of them at once."""
     base_id = draw(st.none() | checkpoint_ids)
     state = draw(states)
+    lease_token, is_released = draw(st.sampled_from(SAVE_TOKENS))
     removed = draw(st.lists(st.sampled_from(KEYS), max_size=1)) if base_id is not None else []
     return save(
         draw(workflow_ids),
@@ -126,27 +149,53 @@ def saves(draw: st.DrawFn) -> SaveCommand:
         history_entries=tuple(draw(st.lists(st.sampled_from(KEYS), max_size=1))),
         expected_head=draw(seldom(st.just("") | checkpoint_ids)),
         is_replace=draw(st.sampled_from([False, False, True])),
+        consumed_signals=tuple(draw(st.lists(st.sampled_from(SIGNAL_IDS), max_size=2))),
+        lease_token=lease_token,
+        release_lease=is_released,
     )
 
 
 appends = st.builds(
-    lambda workflow_id, checkpoint_id, found, scope, is_required: append(
-        workflow_id, checkpoint_id, *found, scope=scope, require_checkpoint=is_required
+    lambda workflow_id, checkpoint_id, found, scope, is_required, token: append(
+        workflow_id, checkpoint_id, *found, scope=scope, require_checkpoint=is_required, lease_token=token
     ),
     workflow_ids,
     checkpoint_ids,
     st.lists(records, min_size=1, max_size=3),
     scopes,
     st.booleans(),
+    st.sampled_from(TOKENS),
 )
 id_deletes = st.builds(
-    lambda workflow_id, found, scope: delete_ids(workflow_id, *found, scope=scope),
+    lambda workflow_id, found, scope, token: delete_ids(workflow_id, *found, scope=scope, lease_token=token),
     workflow_ids,
     st.lists(checkpoint_ids, min_size=1, max_size=3),
     scopes,
+    st.sampled_from(TOKENS),
 )
-workflow_deletes = st.builds(delete_workflow, workflow_ids)
-batches = st.lists(st.one_of(saves(), saves(), saves(), appends, id_deletes, workflow_deletes), max_size=6)
+workflow_deletes = st.builds(
+    lambda workflow_id, token: delete_workflow(workflow_id, lease_token=token), workflow_ids, st.sampled_from(TOKENS)
+)
+acquires = st.builds(
+    lambda workflow_id, request_id: acquire_lease(workflow_id, ttl_ms=LEASE_TTL_MS, request_id=request_id),
+    workflow_ids,
+    st.sampled_from(["", "q"]),
+)
+renewals = st.builds(renew_lease, workflow_ids, st.sampled_from([NEWEST_TOKEN, OLDER_TOKEN]))
+releases = st.builds(release_lease, workflow_ids, st.sampled_from([NEWEST_TOKEN, OLDER_TOKEN])) | st.builds(
+    lambda workflow_id: release_lease(workflow_id, force=True), workflow_ids
+)
+signals = st.builds(
+    send_signal,
+    workflow_ids,
+    st.sampled_from(SIGNAL_IDS),
+    st.sampled_from(["n", "m"]),
+    st.sampled_from([None, json_value(1), json_value("v" * 5_000)]),
+)
+coordination = st.one_of(acquires, renewals, releases, signals)
+batches = st.lists(
+    st.one_of(saves(), saves(), saves(), appends, id_deletes, workflow_deletes, coordination), max_size=6
+)
 
 
 def told(answer: Answer | StoreError) -> Outcome:
@@ -154,7 +203,20 @@ def told(answer: Answer | StoreError) -> Outcome:
     if isinstance(answer, StoreError):
         return Refused(answer.reason)
     if isinstance(answer, SaveAnswer):
-        return Saved(answer.sequence, answer.parent_id, answer.head_checkpoint_id, answer.is_replayed)
+        return Saved(
+            answer.sequence,
+            answer.parent_id,
+            answer.head_checkpoint_id,
+            answer.is_replayed,
+            answer.lease_remaining_ms,
+            tuple(each.signal_id for each in answer.pending_signals),
+        )
+    if isinstance(answer, LeaseAnswer):
+        return Granted(answer.lease.token, answer.lease.remaining_ms, answer.is_replayed)
+    if isinstance(answer, ReleaseLeaseAnswer):
+        return Released(answer.released)
+    if isinstance(answer, SendSignalAnswer):
+        return Sent(answer.is_replayed, answer.is_consumed)
     if isinstance(answer, AppendRecordsAnswer):
         return Appended(answer.outcomes)
     if isinstance(answer, DeleteWorkflowAnswer):
@@ -200,10 +262,26 @@ class EngineMachine(RuleBasedStateMachine):
     # Commands.
 
     def _run(self, commands: list[SingleCommand]) -> None:
+        commands = [self._with_token(command) for command in commands]
         answers = self.store.engine.execute(commands)
-        expected = [self.model.run(command, self.clock.now_ms) for command in commands]
+        expected = [self.model.run(command, self.clock.now_ms, self.lease_clock.now_ms) for command in commands]
         assert [told(answer) for answer in answers] == expected
         self.sent += [command for command in commands if isinstance(command, SaveCommand)]
+
+    def _with_token(self, command: SingleCommand) -> SingleCommand:
+        """Return a command with the token that it is meant to have."""
+        token = getattr(command, "lease_token", 0)
+        if token >= 0:
+            return command
+        lease = self.model.leases.get(command.workflow_id)
+        if lease is None and token == NEWEST_TOKEN and not isinstance(command, RenewLeaseCommand | ReleaseLeaseCommand):
+            # Without a lease nearly every command would only be refused.
+            fields = (
+                {"lease_token": 0, "release_lease": False} if isinstance(command, SaveCommand) else {"lease_token": 0}
+            )
+            return msgspec.structs.replace(command, **fields)
+        newest = lease.token if lease is not None else self.model.lease_count + 1
+        return msgspec.structs.replace(command, lease_token=max(1, newest + token + 1))
 
     @rule(command=saves())
     def save(self, command: SaveCommand) -> None:
@@ -248,6 +326,16 @@ class EngineMachine(RuleBasedStateMachine):
         """Append records, or delete checkpoints by id."""
         self._run([command])
 
+    @rule(command=coordination)
+    def coordinate(self, command: SingleCommand) -> None:
+        """Take, keep or end a lease, or send a signal."""
+        self._run([command])
+
+    @rule(command=acquires)
+    def acquire(self, command: SingleCommand) -> None:
+        """Take a lease: more often than the rest of it."""
+        self._run([command])
+
     @rule(commands=batches)
     def run_batch(self, commands: list[SingleCommand]) -> None:
         """Run several commands in one transaction."""
@@ -256,12 +344,12 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(workflow_id=workflow_ids)
     def delete_workflow(self, workflow_id: str) -> None:
         """Delete a workflow."""
-        self._run([delete_workflow(workflow_id)])
+        self._run([delete_workflow(workflow_id, lease_token=NEWEST_TOKEN)])
 
     @rule(workflow_id=workflow_ids | st.just(""), run_id=st.sampled_from(RUN_IDS[1:]))
     def delete_run(self, workflow_id: str, run_id: str) -> None:
         """Delete a run."""
-        expected = self.model.delete_run(workflow_id, run_id, self.clock.now_ms)
+        expected = self.model.delete_run(workflow_id, run_id, self.clock.now_ms, self.lease_clock.now_ms)
         try:
             deleted = self.store.delete_run(run_id, workflow_id=workflow_id, time_ms_max=self.clock.now_ms)
         except StoreError as error:
@@ -300,7 +388,13 @@ class EngineMachine(RuleBasedStateMachine):
     ) -> None:
         """Fork a workflow."""
         expected = self.model.fork(
-            workflow_id, target_id, scope=scope, checkpoint_id=checkpoint_id, mode=mode, fork_id=fork_id
+            workflow_id,
+            target_id,
+            scope=scope,
+            checkpoint_id=checkpoint_id,
+            mode=mode,
+            fork_id=fork_id,
+            lease_now_ms=self.lease_clock.now_ms,
         )
         try:
             answer = self.store.fork(
@@ -319,7 +413,7 @@ class EngineMachine(RuleBasedStateMachine):
     def sweep(self, rows_max: int) -> None:
         """Sweep to the end, in small slices or large ones."""
         self.store.sweep(rows_max)
-        self.model.sweep(self.clock.now_ms)
+        self.model.sweep(self.clock.now_ms, self.lease_clock.now_ms)
 
     @precondition(lambda self: not self.model.has_due(self.clock.now_ms))
     @rule(rows_max=st.sampled_from([1, 3, 10]))
@@ -331,12 +425,14 @@ class EngineMachine(RuleBasedStateMachine):
     def wait(self, step_ms: int) -> None:
         """Let time pass."""
         self.clock.advance(step_ms)
+        self.lease_clock.advance(step_ms)
 
     @precondition(lambda self: self.persists)
     @rule()
     def restart(self) -> None:
         """Close the store and open it again."""
         self.store.engine = self.restart_engine(self.store.engine)
+        self.model.restart(self.lease_clock.now_ms)
 
     # Reads.
 
@@ -415,6 +511,9 @@ class EngineMachine(RuleBasedStateMachine):
         for workflow_id in WORKFLOW_IDS:
             workflow = self.model.visible(workflow_id)
             assert is_found(self.store, workflow_id) == (workflow is not None)
+            lease = self.store.get_lease(workflow_id)
+            left_ms = lease.remaining_ms if lease is not None else None
+            assert left_ms == self.model.remaining_ms(workflow_id, self.lease_clock.now_ms)
             if workflow is not None:
                 self._compare(workflow_id, workflow)
 
@@ -431,6 +530,11 @@ class EngineMachine(RuleBasedStateMachine):
         assert shown.scope_count == len({row.scope for row in workflow.checkpoints.values()})
         waiting = [group for place, group in workflow.records.items() if place not in workflow.checkpoints]
         assert shown.waiting_record_count == sum(len(group.items) for group in waiting)
+        is_leased = bool(self.model.remaining_ms(workflow_id, self.lease_clock.now_ms))
+        assert (self.store.shown_lease(workflow_id) is not None) == is_leased
+        assert shown.pending_signal_count == len(workflow.pending)
+        sent = [(signal.signal_id, (signal.name, signal.value)) for signal in self.store.signals(workflow_id)]
+        assert sent == [(signal_id, workflow.signals[signal_id].content) for signal_id in workflow.pending]
         listed = self.store.page(workflow_id, selection=Selection()).checkpoints
         expected = workflow.in_order()
         assert [loaded.row.sequence for loaded in listed] == [row.sequence for row in expected]
@@ -457,10 +561,22 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         for workflow_id in WORKFLOW_IDS:
+            self.store.release(workflow_id, force=True)
             self.store.delete_workflow(workflow_id)
         self.clock.advance(LIMITS.replay_window_ms)
         self.store.sweep()
-        counted = ("workflows", "checkpoints", "nodes", "values", "records", "ids", "names")
+        counted = (
+            "workflows",
+            "checkpoints",
+            "nodes",
+            "values",
+            "records",
+            "ids",
+            "names",
+            "leases",
+            "signals",
+            "signal_ids",
+        )
         left = {what: self.store.count(what) for what in counted}
         self.verify(self.store.engine)
         assert left == dict.fromkeys(counted, 0)
