@@ -17,6 +17,7 @@ from milepost_server.model import (
     Command,
     DeleteWorkflowCommand,
     LeaseAnswer,
+    ProbeCommand,
     ReleaseLeaseCommand,
     RenewLeaseCommand,
 )
@@ -77,6 +78,8 @@ class Store:
         tries = self.seen.count(AcquireLeaseCommand)
         task = asyncio.create_task(self.acquire(workflow_id, wait_s=LONG_S, request_id=request_id))
         await self.seen.wait_for(AcquireLeaseCommand, tries + 1)
+        # By the time that another command is answered it has its refusal.
+        await self.run(ProbeCommand())
         return task
 
     async def release(self, token: int) -> bool:
@@ -186,6 +189,14 @@ async def test_who_gives_up_waiting_leaves_the_line_to_the_next() -> None:
         with pytest.raises(asyncio.CancelledError):
             await first
         await store.release(token)
+        assert await second > token
+
+
+async def test_the_next_in_line_waits_for_the_expiry_in_the_place_of_who_gave_up() -> None:
+    async with open_store() as store:
+        token = await store.acquire(ttl_ms=300)
+        first, second = await store.wait_in_line(), await store.wait_in_line()
+        first.cancel()
         assert await second > token
 
 

@@ -157,6 +157,8 @@ class ConsumingContract(ContractBase):
         store.save("w", "b", consumed_signals=("nowhere", "s1", "s1"))
         store.save("w", "c", consumed_signals=("s1",))
         assert store.get_workflow("w").pending_signal_count == 0
+        store.send("w", "s2")
+        assert store.save("w", "d", consumed_signals=("s1",)).pending_signal_count == 1
         assert store.send("w", "s0").is_replayed is False, "a signal is not consumed before it comes"
 
     def test_what_a_save_consumes_is_not_its_content(self, store: Store) -> None:
