@@ -11,6 +11,7 @@ from milepost import Client
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.storage.verify import verify_store
 from tests.compat.golden_content import FORMAT, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
+from tests.support.raw_calls import open_channel, open_stub, refusal, save_request
 from tests.support.server_process import ServerProcess
 
 GOLDEN = Path(__file__).parent / "golden" / FORMAT / "data"
@@ -33,6 +34,15 @@ def test_a_golden_store_is_served_whole_and_goes_on(tmp_path: Path) -> None:
             assert client.load("chain").state == {"x": 2}
             assert saved.sequence > 3
             client.save("gone", state={"again": True})
+        with open_channel(server.target) as channel:
+            stub = open_stub(channel)
+            # What was written before there were leases and signals takes both.
+            token = stub.AcquireLease(pb.AcquireLeaseRequest(workflow_id="chain"), timeout=30).lease.token
+            assert refusal(stub.Save, save_request("chain")).reason == "LEASE_HELD"
+            request = pb.SendSignalRequest(workflow_id="chain", signal_id="s", name="approve")
+            stub.SendSignal(request, timeout=30)
+            saved = stub.Save(save_request("chain", lease_token=token), timeout=30)
+            assert (token, saved.pending_signal_count) == (1, 1)
         assert server.stop() == 0
     assert verify_store(data_dir).problems == []
 

@@ -117,6 +117,17 @@ async def test_a_commit_links_to_every_call_it_answers() -> None:
     assert sorted(linked) == sorted(servers)
 
 
+async def test_a_watch_has_no_span_and_its_saves_have_theirs() -> None:
+    async with traced() as world:
+        watch = world.stub.Watch(pb.WatchRequest(workflow_id="w"))
+        assert (await watch.read()).revision == 0
+        await world.stub.Save(save_request("w"))
+        assert (await watch.read()).revision == 1
+        watch.cancel()
+    assert world.spans("Watch", SpanKind.SERVER) == []
+    assert len(world.spans("Save", SpanKind.SERVER)) == 1
+
+
 async def test_a_refused_call_has_its_code_and_reason_and_is_no_fault_of_the_server() -> None:
     async with traced() as world:
         with pytest.raises(grpc.aio.AioRpcError):
