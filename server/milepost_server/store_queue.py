@@ -22,7 +22,7 @@ class CommitListener(Protocol):
         """Note what was committed; also commands whose callers have gone. Must return at once, and raise nothing."""
 
     def on_failure(self) -> None:
-        """Note that the storage has failed: a batch may have been committed that is never told."""
+        """Note that a commit has failed: what it held may be stored, and is never told."""
 
 
 class StoreQueue(Protocol):

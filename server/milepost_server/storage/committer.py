@@ -474,6 +474,7 @@ class Committer:
         except Exception:
             # The edge of the task: whatever a defect raises, the other callers must be served.
             _logger.exception("a commit of %d commands ended in an unexpected error", len(commands))
+            self._tell_failure()
             if outcomes is not None:
                 return [_outcome_unknown() for _ in commands]
             error = StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
@@ -513,8 +514,7 @@ class Committer:
         self._queued_bytes = 0
         self._settle(batch, [_outcome_unknown() for _ in batch])
         self._settle(queued, [_not_serving(_State.FAILED) for _ in queued])
-        for listener in self._listeners:
-            listener.on_failure()
+        self._tell_failure()
         self._on_health(False)
 
     async def _recover(self) -> None:
@@ -558,6 +558,10 @@ class Committer:
             except Exception:
                 # A defect: whoever waits for the commit must be answered all the same.
                 _logger.exception("a listener of commits failed")
+
+    def _tell_failure(self) -> None:
+        for listener in self._listeners:
+            listener.on_failure()
 
     @staticmethod
     def _settle(batch: Sequence[_Pending], outcomes: Sequence[Answer | StoreError]) -> None:

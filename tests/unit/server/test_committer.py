@@ -549,3 +549,83 @@ async def test_an_observer_sees_each_commit_with_the_spans_of_its_calls_once() -
         await asyncio.gather(first, *rest)
     commits = [commit for commit in observer.commits if commit[0]]
     assert commits == [(["span 1"], 1), (["span 2", "span 3"], 3)]
+
+
+class Listener:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[list[str], list[object]]] = []
+        self.failures = 0
+        self.on_told: Callable[[], None] = lambda: None
+
+    def on_commit(self, commands: Sequence[Command], outcomes: Outcomes) -> None:
+        names = [getattr(each, "workflow_id", type(each).__name__) for each in commands]
+        self.told.append((names, list(outcomes)))
+        self.on_told()
+
+    def on_failure(self) -> None:
+        self.failures += 1
+
+
+async def test_a_listener_hears_of_every_commit_before_who_waits_for_it_and_of_abandoned_ones_too() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    failure = PreconditionError("HEAD_MOVED", "moved")
+    engine.on_execute = lambda ids: [failure if name == "b" else DELETED for name in ids]
+    listener = Listener()
+    async with running(engine) as committer:
+        committer.listen(listener)
+        gone = committer.submit(command("gone"), namespace="n")
+        await engine.next_batch()
+        gone.cancel()
+        others = [committer.submit(command(name), namespace="n") for name in "ab"]
+        were_done: list[bool] = []
+        listener.on_told = lambda: were_done.append(any(each.done() for each in others))
+        engine.stop_holding()
+        await asyncio.gather(*others, return_exceptions=True)
+        told = [each for each in listener.told if each[0] != ["SweepCommand"]]
+        assert told == [(["gone"], [DELETED]), (["a", "b"], [DELETED, failure])]
+        assert not any(were_done)
+    assert listener.failures == 0
+
+
+async def test_a_listener_hears_of_sweeps() -> None:
+    engine = ScriptedEngine()
+    listener = Listener()
+    async with running(engine) as committer:
+        committer.listen(listener)
+        await asyncio.to_thread(engine.swept.get)
+        await committer.submit(command("a"), namespace="n")
+    assert (["SweepCommand"], [SweepAnswer(0, False)]) in listener.told
+
+
+async def test_a_listener_that_fails_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ScriptedEngine()
+    listener = Listener()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    listener.on_told = fail
+    async with running(engine) as committer:
+        committer.listen(listener)
+        assert await committer.submit(command("a"), namespace="n") == DELETED
+        assert await committer.submit(command("b"), namespace="n") == DELETED
+    assert "a listener of commits failed" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StorageFailedError("failed"), ZeroDivisionError("a defect")], ids=repr)
+async def test_a_listener_hears_of_a_commit_that_nobody_knows_of(error: Exception) -> None:
+    engine = ScriptedEngine()
+    listener = Listener()
+
+    def fail(ids: list[str]) -> Outcomes | None:
+        raise error
+
+    engine.on_execute = fail
+    async with running(engine) as committer:
+        committer.listen(listener)
+        with pytest.raises(StoreError):
+            await committer.submit(command("a"), namespace="n")
+        assert listener.failures == 1
