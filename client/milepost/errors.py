@@ -3,7 +3,8 @@
     MilepostError
     ├── NotFoundError (LookupError)
     │   ├── WorkflowNotFoundError
-    │   └── CheckpointNotFoundError
+    │   ├── CheckpointNotFoundError
+    │   └── DefinitionNotFoundError
     ├── ConflictError
     │   ├── HeadMovedError
     │   ├── WorkflowExistsError
@@ -14,13 +15,19 @@
     │   ├── DefinitionMismatchError
     │   ├── DigestMismatchError
     │   ├── PredecessorFailedError
-    │   └── PageExpiredError
+    │   ├── SignalExistsError
+    │   ├── PageExpiredError
+    │   └── WatchCompactedError
+    ├── LeaseError
+    │   ├── LeaseHeldError
+    │   └── LeaseLostError
     ├── InvalidRequestError (ValueError)
     │   └── LimitExceededError
     ├── CapacityError
     │   ├── QueueFullError
     │   ├── StoreFullError
-    │   └── QuotaExceededError
+    │   ├── QuotaExceededError
+    │   └── WatchTooSlowError
     ├── UnavailableError (ConnectionError)
     ├── DeadlineError (TimeoutError)
     ├── OutcomeUnknownError
@@ -58,10 +65,14 @@ __all__ = [
     "DataLossError",
     "DeadlineError",
     "DefinitionMismatchError",
+    "DefinitionNotFoundError",
     "DigestMismatchError",
     "HeadMovedError",
     "InternalError",
     "InvalidRequestError",
+    "LeaseError",
+    "LeaseHeldError",
+    "LeaseLostError",
     "LimitExceededError",
     "MilepostError",
     "NotFoundError",
@@ -71,10 +82,13 @@ __all__ = [
     "PredecessorFailedError",
     "QueueFullError",
     "QuotaExceededError",
+    "SignalExistsError",
     "StateNotLoadedError",
     "StateSchemaError",
     "StoreFullError",
     "UnavailableError",
+    "WatchCompactedError",
+    "WatchTooSlowError",
     "WorkflowExistsError",
     "WorkflowNotFoundError",
 ]
@@ -162,6 +176,15 @@ class CheckpointNotFoundError(NotFoundError):
     """The workflow exists; the checkpoint does not, in that scope."""
 
 
+class DefinitionNotFoundError(NotFoundError):
+    """No manifest was stored under this fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint that was asked for."""
+        return self._text("fingerprint")
+
+
 class ConflictError(MilepostError):
     """What the store holds does not allow the call. Sending it again unchanged gives the same answer."""
 
@@ -237,8 +260,52 @@ class PredecessorFailedError(ConflictError):
     """In a `save_all`, an earlier item that this one builds on failed; this one was not stored."""
 
 
+class SignalExistsError(ConflictError):
+    """The signal id is taken by a signal of another name or value."""
+
+    @property
+    def signal_id(self) -> str:
+        """The id that is taken."""
+        return self._text("signal_id")
+
+
 class PageExpiredError(ConflictError):
     """The workflow was deleted and made again while it was being listed; list it anew."""
+
+
+class WatchCompactedError(ConflictError):
+    """What happened since the given revision is not kept any more: read the workflow and watch on from there."""
+
+    @property
+    def revision(self) -> int | None:
+        """The revision that the watch was to go on after."""
+        return self._number("revision")
+
+
+class LeaseError(MilepostError):
+    """The call needs the workflow's lease, and does not have it. Nothing was changed."""
+
+
+class LeaseHeldError(LeaseError):
+    """Somebody else holds the workflow's lease."""
+
+    @property
+    def holder(self) -> str:
+        """Who holds it, as they call themselves."""
+        return self._text("holder")
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How long it still runs unless it is renewed, in seconds, if the server said it."""
+        remaining_ms = self._number("remaining_ms")
+        return None if remaining_ms is None else remaining_ms / 1_000
+
+
+class LeaseLostError(LeaseError):
+    """The token is not that of the workflow's newest lease: another was granted since, or it was released or broken.
+
+    Whoever gets this has to stop: somebody else may be advancing the workflow.
+    """
 
 
 class InvalidRequestError(MilepostError, ValueError):
@@ -308,6 +375,10 @@ class StoreFullError(CapacityError):
 
 class QuotaExceededError(CapacityError):
     """A count allowed to the workflow or to the store is used up."""
+
+
+class WatchTooSlowError(CapacityError):
+    """Events came faster than the watcher read them. Watch on from the last one that was seen."""
 
 
 class UnavailableError(MilepostError, ConnectionError):
@@ -448,13 +519,17 @@ ERROR_CLASSES: Mapping[tuple[int, str], type[MilepostError]] = {
     (Code.NOT_FOUND, ""): NotFoundError,
     (Code.NOT_FOUND, "WORKFLOW_NOT_FOUND"): WorkflowNotFoundError,
     (Code.NOT_FOUND, "CHECKPOINT_NOT_FOUND"): CheckpointNotFoundError,
+    (Code.NOT_FOUND, "DEFINITION_NOT_FOUND"): DefinitionNotFoundError,
     (Code.ALREADY_EXISTS, ""): ConflictError,
     (Code.ALREADY_EXISTS, "CHECKPOINT_EXISTS"): CheckpointExistsError,
     (Code.ALREADY_EXISTS, "WORKFLOW_EXISTS"): WorkflowExistsError,
+    (Code.ALREADY_EXISTS, "SIGNAL_EXISTS"): SignalExistsError,
     (Code.ABORTED, ""): ConflictError,
     (Code.ABORTED, "HEAD_MOVED"): HeadMovedError,
     (Code.ABORTED, "PAGE_EXPIRED"): PageExpiredError,
     (Code.ABORTED, "DIGEST_MISMATCH"): DigestMismatchError,
+    (Code.ABORTED, "LEASE_HELD"): LeaseHeldError,
+    (Code.ABORTED, "LEASE_LOST"): LeaseLostError,
     (Code.FAILED_PRECONDITION, ""): ConflictError,
     (Code.FAILED_PRECONDITION, "BASE_NOT_FOUND"): BaseNotFoundError,
     (Code.FAILED_PRECONDITION, "PARENT_NOT_FOUND"): ParentNotFoundError,
@@ -467,6 +542,7 @@ ERROR_CLASSES: Mapping[tuple[int, str], type[MilepostError]] = {
     (Code.RESOURCE_EXHAUSTED, "DISK_LOW"): StoreFullError,
     (Code.RESOURCE_EXHAUSTED, "STORE_FULL"): StoreFullError,
     (Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): QuotaExceededError,
+    (Code.RESOURCE_EXHAUSTED, "WATCH_TOO_SLOW"): WatchTooSlowError,
     (Code.UNAVAILABLE, ""): UnavailableError,
     (Code.UNAVAILABLE, "NOT_COMMITTED"): UnavailableError,
     (Code.UNAVAILABLE, "NOT_SERVING"): UnavailableError,
@@ -478,6 +554,7 @@ ERROR_CLASSES: Mapping[tuple[int, str], type[MilepostError]] = {
     (Code.DEADLINE_EXCEEDED, ""): DeadlineError,
     (Code.CANCELLED, ""): UnavailableError,
     (Code.OUT_OF_RANGE, ""): InvalidRequestError,
+    (Code.OUT_OF_RANGE, "WATCH_COMPACTED"): WatchCompactedError,
     (Code.UNAUTHENTICATED, ""): AuthError,
     (Code.PERMISSION_DENIED, ""): AuthError,
 }

@@ -11,23 +11,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from milepost import _schema
 from milepost.errors import StateNotLoadedError
 
 __all__ = [
+    "CANCEL_SIGNAL",
     "After",
     "Checkpoint",
     "EntryVersion",
+    "LeaseInfo",
+    "LeaseRenewal",
+    "PendingSignal",
     "Record",
     "RecordOutcome",
     "SaveItem",
     "Saved",
+    "Signal",
+    "SignalSent",
     "Status",
+    "WatchAfter",
+    "WatchEvent",
+    "WatchEventKind",
     "WorkflowInfo",
     "new_checkpoint_id",
 ]
+
+CANCEL_SIGNAL: Final = "milepost.cancel"
+"""Name of the signal that asks a workflow to stop."""
 
 T = TypeVar("T")
 
@@ -76,6 +88,76 @@ class Record:
     """Where the task stands among its siblings. Records are read in the order (path, task_id, index)."""
     overwrite: bool = field(default=False, repr=False, compare=False)
     """When appended: replace a stored record of the same key. Otherwise the first one wins. Never read back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseInfo:
+    """The exclusive right to advance a workflow, as it was when the store answered."""
+
+    namespace: str = "default"
+    """Tenant boundary."""
+    workflow_id: str
+    """The run; the lease covers all its scopes."""
+    token: int = field(default=0, repr=False)
+    """The fencing token, larger than every one before it. Only who acquires or renews is told; 0 for others."""
+    holder: str = ""
+    """Who holds it: a label for people."""
+    ttl_s: float
+    """How long it runs without a renewal, in seconds."""
+    remaining_s: float
+    """How long it still ran, in seconds. 0: it has expired, and its holder may go on until anyone else acts."""
+    grant_time: datetime
+    """When it was granted (UTC). For people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRenewal:
+    """A lease that runs its full ttl again, and what has come for its workflow meanwhile."""
+
+    lease: LeaseInfo
+    """The lease."""
+    pending_signals: tuple[PendingSignal, ...] = ()
+    """Signals that no save has consumed yet, oldest first; at most 100 of them."""
+    pending_signal_count: int = 0
+    """How many there are in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingSignal:
+    """A signal that no save has consumed yet, without its value."""
+
+    signal_id: str
+    """Unique in the workflow."""
+    name: str
+    """What it is, for the workflow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """A message to a workflow from outside, pending until a save names it in `consumed_signals`."""
+
+    signal_id: str
+    """Unique in the workflow, chosen by the sender."""
+    name: str
+    """What it is, for the workflow, for example `CANCEL_SIGNAL`."""
+    value: Any = field(default=None, repr=False, hash=False)
+    """Its content; None where none was sent."""
+    create_time: datetime
+    """When it came (UTC). For people: the order is that in which signals are read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalSent:
+    """What became of a signal. It is stored durably."""
+
+    signal_id: str
+    """The id it was sent under."""
+    replayed: bool = False
+    """The same signal had been sent before; this call wrote nothing."""
+    consumed: bool = False
+    """The workflow has taken it in already."""
+    revision: int = field(default=0, repr=False)
+    """The workflow's revision after the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +210,12 @@ class Checkpoint:
     """How many records it has."""
     head_checkpoint_id: str = field(default="", repr=False, compare=False)
     """Head of its scope when it was loaded; "" where it was listed."""
+    revision: int = field(default=0, repr=False, compare=False)
+    """The workflow's revision when it was loaded; 0 where it was listed."""
+    pending_signals: tuple[PendingSignal, ...] = field(default=(), repr=False, compare=False)
+    """Signals of the workflow that were pending when it was loaded, oldest first, at most 100; () where it was listed."""
+    pending_signal_count: int = field(default=0, repr=False, compare=False)
+    """How many were pending in all when it was loaded."""
     state_omitted: bool = field(default=False, repr=False)
     """The state, or a part of it, was left out because the call asked for that."""
     state_values: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
@@ -187,6 +275,12 @@ class Saved:
     """32 bytes that stand for the content."""
     revision: int = field(default=0, repr=False)
     """The workflow's revision after the call; every change raises it."""
+    lease_remaining_s: float = field(default=0.0, repr=False)
+    """How long the lease of `lease_token` runs from the answer on, in seconds; 0 without one, or where it was released."""
+    pending_signals: tuple[PendingSignal, ...] = field(default=(), repr=False)
+    """Signals of the workflow that no save has consumed yet, oldest first; at most 100 of them."""
+    pending_signal_count: int = field(default=0, repr=False)
+    """How many there are in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +321,75 @@ class WorkflowInfo:
     """New when a workflow is made, also after a delete."""
     forked_from_workflow_id: str = ""
     """The workflow it was forked from; "" where it was not."""
+    lease: LeaseInfo | None = None
+    """The lease that is live now, without its token; None where there is none."""
+    pending_signal_count: int = 0
+    """Signals that no save has consumed yet."""
+    fingerprint: str = field(default="", repr=False)
+    """Fingerprint that the root scope's head was saved under."""
+
+
+class WatchEventKind(enum.StrEnum):
+    """What a watcher is told of."""
+
+    STARTED = "started"
+    """The first event: what happens after it is told. Says where the workflow stands, if there is one."""
+    SAVED = "saved"
+    """A checkpoint was saved."""
+    REPLACED = "replaced"
+    """A checkpoint's content was replaced."""
+    RECORDS_APPENDED = "records_appended"
+    """Records were appended."""
+    CHECKPOINTS_DELETED = "checkpoints_deleted"
+    """Checkpoints were deleted."""
+    WORKFLOW_DELETED = "workflow_deleted"
+    """The workflow was deleted."""
+    SIGNAL_SENT = "signal_sent"
+    """A signal came."""
+    LEASE_GRANTED = "lease_granted"
+    """A lease was granted."""
+    LEASE_RELEASED = "lease_released"
+    """A lease was released or broken. An expiry is not an event."""
+    CHANGED = "changed"
+    """Something else about the workflow, for example that it was pruned: read it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEvent:
+    """One change. Events of one workflow come in the order of their revisions; pass one as `after` to go on."""
+
+    kind: WatchEventKind
+    """What changed."""
+    workflow_id: str = ""
+    """The run; "" in the first event of a watch over the namespace."""
+    incarnation: str = field(default="", repr=False)
+    """The workflow's incarnation; "" while it does not exist."""
+    revision: int = 0
+    """The workflow's revision after the change."""
+    scope: str = ""
+    """Scope of a checkpoint that was saved, replaced or got records."""
+    checkpoint_id: str = ""
+    """That checkpoint; in the first event the head of the root scope."""
+    sequence: int = 0
+    """That checkpoint's sequence."""
+    current_step: str = ""
+    """That checkpoint's step."""
+    status: Status | None = None
+    """That checkpoint's status; None where the event is not about one."""
+    definition: str = ""
+    """The workflow's definition, where it is known."""
+    signal_name: str = ""
+    """Name of the signal that came."""
+    signal_id: str = ""
+    """Id of the signal that came."""
+    holder: str = ""
+    """Holder of the lease that was granted."""
+    lease_released: bool = False
+    """The save that this event tells of released the lease."""
+
+
+WatchAfter: TypeAlias = WatchEvent | WorkflowInfo | tuple[str, int] | None
+"""Where a watch goes on: an event, a workflow as it was read, (incarnation, revision) of either; None: from now on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +451,10 @@ class SaveItem:
     records: Sequence[Record] = field(default=(), repr=False, hash=False)
     history_entries: Sequence[str] = field(default=(), repr=False, hash=False)
     replace: bool = False
+    lease_token: int = field(default=0, repr=False)
+    release_lease: bool = False
+    consumed_signals: Sequence[str] = field(default=(), repr=False, hash=False)
+    manifest: str = field(default="", repr=False)
 
 
 After: TypeAlias = Checkpoint | Saved | SaveItem | Literal["start"] | None
