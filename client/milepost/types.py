@@ -213,7 +213,7 @@ class Checkpoint:
     revision: int = field(default=0, repr=False, compare=False)
     """The workflow's revision when it was loaded; 0 where it was listed."""
     pending_signals: tuple[PendingSignal, ...] = field(default=(), repr=False, compare=False)
-    """Signals of the workflow that were pending when it was loaded, oldest first, at most 100; () where it was listed."""
+    """Signals that were pending when it was loaded, oldest first, at most 100 of them; () where it was listed."""
     pending_signal_count: int = field(default=0, repr=False, compare=False)
     """How many were pending in all when it was loaded."""
     state_omitted: bool = field(default=False, repr=False)
@@ -276,7 +276,7 @@ class Saved:
     revision: int = field(default=0, repr=False)
     """The workflow's revision after the call; every change raises it."""
     lease_remaining_s: float = field(default=0.0, repr=False)
-    """How long the lease of `lease_token` runs from the answer on, in seconds; 0 without one, or where it was released."""
+    """How long the lease of `lease_token` runs from the answer on, in seconds; 0 without one, or once released."""
     pending_signals: tuple[PendingSignal, ...] = field(default=(), repr=False)
     """Signals of the workflow that no save has consumed yet, oldest first; at most 100 of them."""
     pending_signal_count: int = field(default=0, repr=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -24,6 +25,68 @@ _used_in_pid: int | None = None
 async def sleep(pause_s: float) -> None:
     """Wait."""
     await asyncio.sleep(pause_s)
+
+
+class Bell:
+    """Wakes one waiter, from any thread. A ring that nobody waits for is kept for the next wait."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Guards the loop: who rings must either find it, or have rung before the waiter looks.
+        self._lock = threading.Lock()
+
+    def ring(self) -> None:
+        """Wake the waiter, or the next one."""
+        with self._lock:
+            if self._loop is None:
+                self._event.set()
+            elif not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for a ring; tell whether one came in time."""
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+
+class Heartbeat:
+    """Calls something again and again beside the caller, until it is stopped.
+
+    Args:
+        beat: Returns the seconds until it is called again; None ends it. Must not raise.
+        name: Of the task, for people.
+    """
+
+    def __init__(self, beat: Callable[[], Awaitable[float | None]], name: str) -> None:
+        self._beat = beat
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, pause_s: float) -> None:
+        """Call it the first time after this pause."""
+        self._task = asyncio.get_running_loop().create_task(self._run(pause_s), name=self._name)
+
+    async def stop(self) -> None:
+        """Call it no more; a call under way is cancelled."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        # Waits for its end without taking its cancellation for ours.
+        await asyncio.wait([task])
+
+    async def _run(self, pause_s: float | None) -> None:
+        while pause_s is not None:
+            await asyncio.sleep(pause_s)
+            pause_s = await self._beat()
 
 
 def is_gone(loop: Home) -> bool:

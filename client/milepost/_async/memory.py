@@ -1,37 +1,91 @@
 """The in-memory store's face: the methods of `AsyncClient`, answered by `MemoryCore` at once.
 
-For tests and for programs that need no durability. Nothing here waits.
+For tests and for programs that need no durability. Nothing here waits, but for a lease that is held and for the next
+event of a watch.
 """
 
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from typing_extensions import override
 
-from milepost._memory_core import MemoryCore
+from milepost._async import _compat
+from milepost._async.lease import AsyncLease
+from milepost._leases import TTL_S, default_holder
+from milepost._memory.core import MemoryCore
+from milepost._memory.events import WatchCursor
+from milepost._watch import watch_position
 from milepost.codecs import JSON, Codec
-from milepost.errors import MilepostError
+from milepost.errors import LeaseHeldError, MilepostError
 from milepost.types import (
     After,
     Checkpoint,
     EntryVersion,
+    LeaseInfo,
+    LeaseRenewal,
     Record,
     RecordOutcome,
     Saved,
     SaveItem,
+    Signal,
+    SignalSent,
     Status,
+    WatchAfter,
+    WatchEvent,
     WorkflowInfo,
     new_checkpoint_id,
 )
 
+_EXPIRY_CHECK_S: Final = 0.05
+"""How often a waiter looks whether the lease it waits for has run out, in seconds."""
+
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+class AsyncMemoryWatch:
+    """Events of an in-memory store as they come."""
+
+    def __init__(self, cursor: WatchCursor) -> None:
+        self._cursor = cursor
+        self._bell = _compat.Bell()
+        self._is_closed = False
+        cursor.subscribe(self._bell.ring)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchEvent:
+        while not self._is_closed:
+            event = self._cursor.next_event()
+            if event is not None:
+                return event
+            await self._bell.wait()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End it: who waits for the next event gets the end of the iteration."""
+        self._is_closed = True
+        self._cursor.unsubscribe(self._bell.ring)
+        self._bell.ring()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
 
 class AsyncInMemoryStore:
@@ -105,6 +159,10 @@ class AsyncInMemoryStore:
         records: Sequence[Record] = (),
         history_entries: Sequence[str] = (),
         replace: bool = False,
+        lease_token: int = 0,
+        release_lease: bool = False,
+        consumed_signals: Sequence[str] = (),
+        manifest: str = "",
         timeout_s: float | None = None,
     ) -> Saved:
         """Store one checkpoint, once. See the client's `save`."""
@@ -126,6 +184,10 @@ class AsyncInMemoryStore:
                 records=records,
                 history_entries=history_entries,
                 replace=replace,
+                lease_token=lease_token,
+                release_lease=release_lease,
+                consumed_signals=consumed_signals,
+                manifest=manifest,
             )
         )
 
@@ -200,11 +262,17 @@ class AsyncInMemoryStore:
         *,
         scope: str = "",
         require_checkpoint: bool = False,
+        lease_token: int = 0,
         timeout_s: float | None = None,
     ) -> builtins.list[RecordOutcome]:
         """Append records to a checkpoint, also before that checkpoint exists."""
         return self._core.append_records(
-            workflow_id, checkpoint_id, records, scope=scope, require_checkpoint=require_checkpoint
+            workflow_id,
+            checkpoint_id,
+            records,
+            scope=scope,
+            require_checkpoint=require_checkpoint,
+            lease_token=lease_token,
         )
 
     async def entry_history(
@@ -232,6 +300,9 @@ class AsyncInMemoryStore:
         definition: str | None = None,
         updated_from: datetime | None = None,
         updated_before: datetime | None = None,
+        is_leased: bool | None = None,
+        has_pending_signals: bool | None = None,
+        fingerprint: str | None = None,
         limit: int | None = None,
         page_size: int | None = None,
         timeout_s: float | None = None,
@@ -244,6 +315,9 @@ class AsyncInMemoryStore:
             definition=definition,
             updated_from=updated_from,
             updated_before=updated_before,
+            is_leased=is_leased,
+            has_pending_signals=has_pending_signals,
+            fingerprint=fingerprint,
             limit=limit,
         )
         for info in found:
@@ -274,9 +348,9 @@ class AsyncInMemoryStore:
             fork_id=fork_id or "",
         )
 
-    async def delete(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
+    async def delete(self, workflow_id: str, *, lease_token: int = 0, timeout_s: float | None = None) -> bool:
         """Delete a workflow with all its scopes; tell whether there was one."""
-        return self._core.delete(workflow_id)
+        return self._core.delete(workflow_id, lease_token=lease_token)
 
     async def delete_checkpoints(
         self,
@@ -285,16 +359,106 @@ class AsyncInMemoryStore:
         *,
         run_ids: Iterable[str] = (),
         scope: str = "",
+        lease_token: int = 0,
         timeout_s: float | None = None,
     ) -> int:
         """Delete checkpoints by id (of one scope) or by run (of all scopes); return how many there were."""
-        return self._core.delete_checkpoints(workflow_id, checkpoint_ids, run_ids=run_ids, scope=scope)
+        return self._core.delete_checkpoints(
+            workflow_id, checkpoint_ids, run_ids=run_ids, scope=scope, lease_token=lease_token
+        )
 
     async def prune(
         self, workflow_id: str, *, keep_last: int = 1, dry_run: bool = False, timeout_s: float | None = None
     ) -> int:
         """Delete all but the newest of every scope and what these need; return how many."""
         return self._core.prune(workflow_id, keep_last=keep_last, dry_run=dry_run)
+
+    async def acquire_lease(
+        self,
+        workflow_id: str,
+        *,
+        ttl_s: float = TTL_S,
+        wait_s: float = 0.0,
+        holder: str | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> LeaseInfo:
+        """Take the lease of a workflow, which need not exist yet, or wait for it. See the client's `acquire_lease`."""
+        holder = default_holder() if holder is None else holder
+        request_id = new_checkpoint_id() if request_id is None else request_id
+        bell, give_up_at = _compat.Bell(), time.monotonic() + wait_s
+        last_moment = self._core.time_s() + wait_s
+        self._core.subscribe(bell.ring)
+        try:
+            while True:
+                try:
+                    return self._core.acquire_lease(workflow_id, holder=holder, ttl_s=ttl_s, request_id=request_id)
+                except LeaseHeldError:
+                    left_s = min(give_up_at - time.monotonic(), last_moment - self._core.time_s())
+                    if left_s <= 0:
+                        raise
+                # An expiry rings no bell, and the store's clock may be one that only a test moves.
+                await bell.wait(min(left_s, _EXPIRY_CHECK_S))
+        finally:
+            self._core.unsubscribe(bell.ring)
+
+    async def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float | None = None) -> LeaseRenewal:
+        """Keep a lease for another ttl, also after it has run out, until anyone else acts."""
+        return self._core.renew_lease(workflow_id, token)
+
+    async def release_lease(self, workflow_id: str, token: int, *, timeout_s: float | None = None) -> bool:
+        """Give a lease back; tell whether the token still held it."""
+        return self._core.release_lease(workflow_id, token)
+
+    async def break_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
+        """Take the lease away from whoever holds it; tell whether there was one."""
+        return self._core.break_lease(workflow_id)
+
+    async def get_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> LeaseInfo | None:
+        """Read who holds the lease, without its token; None where there is none."""
+        return self._core.get_lease(workflow_id)
+
+    def lease(
+        self, workflow_id: str, *, ttl_s: float = TTL_S, wait_s: float = 0.0, holder: str | None = None
+    ) -> AsyncLease:
+        """Return a block's lease, which renews itself. It is renewed by real time and runs out by the store's clock."""
+        return AsyncLease(self, workflow_id, ttl_s=ttl_s, wait_s=wait_s, holder=holder, clock=self._core.time_s)
+
+    async def send_signal(
+        self,
+        workflow_id: str,
+        name: str,
+        value: object = None,
+        *,
+        signal_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> SignalSent:
+        """Send a signal to a workflow, once."""
+        signal_id = new_checkpoint_id() if signal_id is None else signal_id
+        return self._core.send_signal(workflow_id, name, value, signal_id=signal_id)
+
+    async def signals(
+        self,
+        workflow_id: str,
+        *,
+        name: str | None = None,
+        page_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Signal]:
+        """Read the signals that no save has consumed yet, in the order they came."""
+        for signal in self._core.signals(workflow_id, name=name):
+            yield signal
+
+    def watch(
+        self, workflow_id: str = "", *, after: WatchAfter = None, definition: str | None = None
+    ) -> AsyncMemoryWatch:
+        """Follow one workflow, or all of them. See the client's `watch`."""
+        position = watch_position(after)
+        return AsyncMemoryWatch(WatchCursor(self._core, workflow_id, after=position, definition=definition))
+
+    async def definition_manifest(self, fingerprint: str, *, timeout_s: float | None = None) -> str:
+        """Read a definition's manifest: JSON text as it was first sent."""
+        return self._core.definition_manifest(fingerprint)
 
     async def ping(self, *, timeout_s: float | None = None) -> None:
         """Return at once: it serves."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -20,6 +21,9 @@ Interceptor: TypeAlias = (
     | grpc.StreamStreamClientInterceptor
 )
 
+STOP_WAIT_S: Final = 1.0
+"""How long to wait for a heartbeat that is under way."""
+
 
 def home() -> Home:
     """Return the process: one channel serves all its threads."""
@@ -29,6 +33,55 @@ def home() -> Home:
 def sleep(pause_s: float) -> None:
     """Wait."""
     time.sleep(pause_s)
+
+
+class Bell:
+    """Wakes one waiter, from any thread. A ring that nobody waits for is kept for the next wait."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def ring(self) -> None:
+        """Wake the waiter, or the next one."""
+        self._event.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for a ring; tell whether one came in time."""
+        rung = self._event.wait(timeout_s)
+        if rung:
+            self._event.clear()
+        return rung
+
+
+class Heartbeat:
+    """Calls something again and again beside the caller, until it is stopped.
+
+    Args:
+        beat: Returns the seconds until it is called again; None ends it. Must not raise.
+        name: Of the thread, for people.
+    """
+
+    def __init__(self, beat: Callable[[], float | None], name: str) -> None:
+        self._beat = beat
+        self._name = name
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, pause_s: float) -> None:
+        """Call it the first time after this pause."""
+        # A daemon: a program that ends with an unhandled error must not hang on a lease it should give up.
+        self._thread = threading.Thread(target=self._run, args=(pause_s,), name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Call it no more; a call under way gets a moment to end, and ends by its own timeout if that is not enough."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_WAIT_S)
+
+    def _run(self, pause_s: float | None) -> None:
+        while pause_s is not None and not self._stopped.wait(pause_s):
+            pause_s = self._beat()
 
 
 def is_gone(place: Home) -> bool:

@@ -1,8 +1,8 @@
-"""The in-memory store's rules and rows, without any input or output: what both faces in `memory` share.
+"""The in-memory store's rules, without any input or output: what both faces in `memory` share.
 
-Follows the server's rules (docs/guarantees.md): replay by id and content, expected head, stubs of what was
+Follows the server's rules (docs/guarantees.md): replay by id and content, leases, expected head, stubs of what was
 deleted, a sequence for each workflow. Rows hold encoded values, so nothing that a caller changes later
-changes what is stored. One lock guards all_scopes; values are encoded and decoded outside of it.
+changes what is stored. One lock guards all; values are encoded and decoded outside of it.
 """
 
 from __future__ import annotations
@@ -13,155 +13,87 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from hashlib import blake2b
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
 from typing_extensions import override
 
 from milepost._calls import encode_metadata, read_record, record_to_wire
-from milepost._state import decode_state, decode_value, encode_state
+from milepost._memory.checks import (
+    CLASS_BY_REASON,
+    ENTRIES_MAX,
+    METADATA_BYTES_MAX,
+    NAMESPACE_BYTES_MAX,
+    REPLAY_WINDOW,
+    SHORT_ID_BYTES_MAX,
+    STATE_BYTES_MAX,
+    WAITING_RECORDS_MAX,
+    WORKFLOW_ID_BYTES_MAX,
+    check_id,
+    check_item,
+    check_limit,
+    check_records,
+    check_size,
+    limit_error,
+    limit_metadata,
+    line_of,
+    list_of_texts,
+    status_set,
+)
+from milepost._memory.checks import (
+    metadata_contains as contains_metadata,
+)
+from milepost._memory.events import EventLog
+from milepost._memory.leases import LeaseTable
+from milepost._memory.rows import (
+    NO_STEPS,
+    RecordGroup,
+    Row,
+    Stub,
+    Workflow,
+    add_steps,
+    digest_content,
+    digest_parts,
+    drop_waiting,
+    merge_records,
+    needed_ancestors,
+    pick,
+    record_order,
+    resolve_again,
+)
+from milepost._memory.signals import PENDING_SIGNALS_MAX, SIGNAL_BYTES_MAX, StoredSignal
+from milepost._state import decode_state, decode_value, encode_state, encode_value
 from milepost.codecs import Codec
 from milepost.errors import (
-    ERROR_CLASSES,
     CheckpointDeletedError,
     CheckpointNotFoundError,
+    DefinitionNotFoundError,
     InvalidRequestError,
-    LimitExceededError,
     MilepostError,
     QuotaExceededError,
+    SignalExistsError,
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
 from milepost.types import (
     Checkpoint,
     EntryVersion,
+    LeaseInfo,
+    LeaseRenewal,
+    PendingSignal,
     Record,
     RecordOutcome,
     Saved,
     SaveItem,
+    Signal,
+    SignalSent,
     Status,
+    WatchEvent,
+    WatchEventKind,
     WorkflowInfo,
 )
 from milepost.v1 import checkpoint_pb2 as pb
-
-WORKFLOW_ID_BYTES_MAX: Final = 1_024
-SHORT_ID_BYTES_MAX: Final = 256
-NAMESPACE_BYTES_MAX: Final = 128
-ENTRIES_MAX: Final = 10_000
-STATE_BYTES_MAX: Final = 16 * 1024 * 1024 - 64 * 1024
-METADATA_BYTES_MAX: Final = 64 * 1024
-LABELS_MAX: Final = 16
-WAITING_RECORDS_MAX: Final = 1_000
-RECORDS_MAX: Final = 10_000
-RECORDS_BYTES_MAX: Final = 4 * 1024 * 1024
-WAITING_RECORDS_TTL: Final = timedelta(hours=24)
-REPLAY_WINDOW: Final = timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """An ordered set of steps that shares its beginning with the checkpoint before."""
-
-    before: _Steps | None
-    added: tuple[str, ...]
-    count: int
-    digest: bytes
-
-    def all(self) -> tuple[str, ...]:
-        parts: list[tuple[str, ...]] = []
-        node: _Steps | None = self
-        while node is not None:
-            parts.append(node.added)
-            node = node.before
-        return tuple(step for part in reversed(parts) for step in part)
-
-
-_NO_STEPS: Final = _Steps(None, (), 0, b"")
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One stored checkpoint."""
-
-    scope: str
-    checkpoint_id: str
-    parent_id: str
-    sequence: int
-    current_step: str
-    steps: _Steps
-    status: Status
-    values: Mapping[str, pb.Value] = field(repr=False)
-    metadata: str = field(repr=False)
-    definition: str
-    fingerprint: str
-    run_id: str
-    history_entries: tuple[str, ...]
-    create_time: datetime
-    size_bytes: int
-    digest: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _RecordGroup:
-    """The records of one checkpoint id, whether or not it exists yet."""
-
-    create_time: datetime
-    records: Mapping[tuple[str, int], pb.Record] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stub:
-    """What is left of a deleted checkpoint."""
-
-    sequence: int
-    expires: datetime
-
-
-@dataclass(slots=True)
-class _Workflow:
-    workflow_id: str
-    incarnation: str
-    create_time: datetime
-    update_time: datetime | None = None
-    revision: int = 0
-    last_sequence: int = 0
-    definition: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    forked_from: str = ""
-    fork_id: str = ""
-    fork_source: tuple[object, ...] = ()
-    rows: dict[int, _Row] = field(default_factory=dict, repr=False)
-    """By sequence, ascending: a new row is always the highest."""
-    sequences: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
-    """By (scope, checkpoint id)."""
-    heads: dict[str, int] = field(default_factory=dict, repr=False)
-    """Highest sequence by scope; scopes without a checkpoint are absent."""
-    records: dict[tuple[str, str], _RecordGroup] = field(default_factory=dict, repr=False)
-    waiting: set[tuple[str, str]] = field(default_factory=set, repr=False)
-    """Keys of records whose checkpoint does not exist yet."""
-    known_steps: tuple[_Steps, set[str]] = field(default_factory=lambda: (_NO_STEPS, set()), repr=False)
-    """The steps saved last, as a set: a chain of saves looks each step up once."""
-
-    @property
-    def is_visible(self) -> bool:
-        """Readers see it: it has or had a checkpoint, not only records that wait for one."""
-        return self.last_sequence > 0
-
-    def find(self, scope: str, checkpoint_id: str) -> _Row | None:
-        sequence = self.sequences.get((scope, checkpoint_id))
-        return None if sequence is None else self.rows[sequence]
-
-    def head(self, scope: str) -> _Row | None:
-        sequence = self.heads.get(scope)
-        return None if sequence is None else self.rows[sequence]
-
-    def ancestors(self, row: _Row | None) -> Iterator[_Row]:
-        """Yield a checkpoint and those it came from, until the line ends or was cut."""
-        while row is not None:
-            yield row
-            row = self.find(row.scope, row.parent_id) if row.parent_id else None
 
 
 class MemoryCore:
@@ -174,14 +106,17 @@ class MemoryCore:
         codec: Codec,
         clock: Callable[[], datetime],
     ) -> None:
-        _check_id("namespace", namespace, NAMESPACE_BYTES_MAX)
+        check_id("namespace", namespace, NAMESPACE_BYTES_MAX)
         self.namespace = namespace
         self.codec = codec
         self._clock = clock
         self._lock = threading.RLock()
-        self._workflows: dict[str, _Workflow] = {}
-        self._stubs: dict[tuple[str, str, str], _Stub] = {}
+        self._workflows: dict[str, Workflow] = {}
+        self._stubs: dict[tuple[str, str, str], Stub] = {}
         self._incarnations = 0
+        self._leases = LeaseTable(namespace, clock)
+        self._log = EventLog(namespace)
+        self._manifests: dict[str, str] = {}
 
     @override
     def __str__(self) -> str:
@@ -191,8 +126,8 @@ class MemoryCore:
 
     def save(self, item: SaveItem) -> Saved:
         """Store one checkpoint, once."""
-        _check_item(item)
-        parent_id, expected_head = _line(item)
+        check_item(item)
+        parent_id, expected_head = line_of(item)
         encoded = encode_state(item.state, self.codec, compress_over_bytes=None)
         metadata = "" if item.metadata is None else encode_metadata(item.metadata)
         metadata_bytes = len(metadata.encode())
@@ -202,15 +137,15 @@ class MemoryCore:
             ("state", "state_bytes_max", STATE_BYTES_MAX, encoded.size_bytes + metadata_bytes, "bytes"),
         ):
             if found > allowed:
-                raise _limit(item, name, limit=limit, allowed=allowed, found=found, unit=unit)
+                raise limit_error(item, name, limit=limit, allowed=allowed, found=found, unit=unit)
         records = self._encode_records(item.records)
-        draft = _Row(
+        draft = Row(
             scope=item.scope,
             checkpoint_id=item.checkpoint_id,
             parent_id="",
             sequence=0,
             current_step=item.current_step,
-            steps=_NO_STEPS,
+            steps=NO_STEPS,
             status=Status(item.status),
             values=encoded.values,
             metadata=metadata,
@@ -220,7 +155,7 @@ class MemoryCore:
             history_entries=tuple(item.history_entries),
             create_time=self._clock(),
             size_bytes=encoded.size_bytes + metadata_bytes,
-            digest=_digest_parts(*(part for pair in sorted(encoded.digests.items()) for part in pair)),
+            digest=digest_parts(*(part for pair in sorted(encoded.digests.items()) for part in pair)),
         )
         with self._lock:
             return self._save(item, draft, records, parent_id, expected_head)
@@ -228,7 +163,7 @@ class MemoryCore:
     def _save(
         self,
         item: SaveItem,
-        draft: _Row,
+        draft: Row,
         records: Sequence[tuple[pb.Record, bool]],
         parent_id: str | None,
         expected_head: str | None,
@@ -242,14 +177,14 @@ class MemoryCore:
         head = workflow.head(item.scope) if workflow is not None else None
         parent = self._find_parent(item, workflow, head, parent_id, existing)
         parent_id = parent_id if parent_id is not None else head.checkpoint_id if head is not None else ""
-        steps, known = _add_steps(workflow, parent, item.completed_steps)
+        steps, known = add_steps(workflow, parent, item.completed_steps)
         if parent is None and parent_id and existing is not None and item.completed_steps:
-            steps = _resolve_again(existing, steps)
+            steps = resolve_again(existing, steps)
         row = dataclasses.replace(draft, parent_id=parent_id, steps=steps)
-        row = dataclasses.replace(row, digest=_digest_content(row, entries_digest=draft.digest))
+        row = dataclasses.replace(row, digest=digest_content(row, entries_digest=draft.digest))
         if existing is not None and workflow is not None:
             if row.digest == existing.digest:
-                return self._saved(workflow, existing, replayed=True)
+                return self._saved(workflow, existing, replayed=True, lease_token=item.lease_token)
             if not item.replace:
                 raise self._error(
                     "CHECKPOINT_EXISTS",
@@ -259,6 +194,7 @@ class MemoryCore:
                     sequence=existing.sequence,
                     digest=existing.digest.hex(),
                 )
+        self._leases.check(item.workflow_id, item.lease_token)
         self._check_head(item, expected_head, head)
         if workflow is not None and item.definition and workflow.definition not in {"", item.definition}:
             raise self._error(
@@ -277,8 +213,8 @@ class MemoryCore:
                 field="parent_id",
             )
         group = workflow.records.get((item.scope, item.checkpoint_id)) if workflow is not None else None
-        merged = _merge_records(group, records)
-        _check_records(merged[0], item.workflow_id)
+        merged = merge_records(group, records)
+        check_records(merged[0], item.workflow_id)
         # Nothing was changed so far, and nothing fails from here on.
         workflow = workflow or self._create(item.workflow_id)
         if existing is None:
@@ -298,21 +234,26 @@ class MemoryCore:
             workflow.labels = dict(item.labels)
         if item.scope == "" and workflow.heads[""] == sequence:
             workflow.update_time = draft.create_time
-        workflow.revision += 1
+        if item.manifest:
+            self._manifests.setdefault(item.fingerprint, item.manifest)
+        workflow.signals.consume(item.consumed_signals, draft.create_time)
+        self._leases.settle(item.workflow_id, item.lease_token, release=item.release_lease)
+        kind = WatchEventKind.SAVED if existing is None else WatchEventKind.REPLACED
+        self._changed(workflow, kind, row=row, lease_released=item.release_lease and item.lease_token > 0)
         if group is not None or records:
             key = (item.scope, item.checkpoint_id)
-            workflow.records[key] = _RecordGroup(draft.create_time, merged[0])
+            workflow.records[key] = RecordGroup(draft.create_time, merged[0])
             workflow.waiting.discard(key)
-        return self._saved(workflow, row, replayed=False)
+        return self._saved(workflow, row, replayed=False, lease_token=item.lease_token)
 
     def _find_parent(
         self,
         item: SaveItem,
-        workflow: _Workflow | None,
-        head: _Row | None,
+        workflow: Workflow | None,
+        head: Row | None,
         parent_id: str | None,
-        existing: _Row | None,
-    ) -> _Row | None:
+        existing: Row | None,
+    ) -> Row | None:
         if parent_id is None:
             return head
         if not parent_id:
@@ -321,8 +262,9 @@ class MemoryCore:
         known = parent is not None or self._stub(item.workflow_id, item.scope, parent_id) is not None
         if known or (existing is not None and existing.parent_id == parent_id):
             return parent
-        # On the server the expected head is looked at first; `after` sets both to the same checkpoint.
-        self._check_head(item, _line(item)[1], head)
+        # On the server the lease and the expected head are looked at first; `after` sets both to the same checkpoint.
+        self._leases.check(item.workflow_id, item.lease_token)
+        self._check_head(item, line_of(item)[1], head)
         raise self._error(
             "PARENT_NOT_FOUND",
             f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
@@ -330,7 +272,7 @@ class MemoryCore:
             parent_id=parent_id,
         )
 
-    def _check_head(self, item: SaveItem, expected: str | None, head: _Row | None) -> None:
+    def _check_head(self, item: SaveItem, expected: str | None, head: Row | None) -> None:
         found_id, found_sequence = (head.checkpoint_id, head.sequence) if head is not None else ("", 0)
         if expected is None or expected == found_id:
             return
@@ -344,7 +286,7 @@ class MemoryCore:
             head_sequence=found_sequence,
         )
 
-    def _saved(self, workflow: _Workflow, row: _Row, *, replayed: bool) -> Saved:
+    def _saved(self, workflow: Workflow, row: Row, *, replayed: bool, lease_token: int) -> Saved:
         return Saved(
             namespace=self.namespace,
             workflow_id=workflow.workflow_id,
@@ -357,6 +299,9 @@ class MemoryCore:
             create_time=row.create_time,
             digest=row.digest,
             revision=workflow.revision,
+            lease_remaining_s=self._leases.remaining_s(workflow.workflow_id, lease_token),
+            pending_signals=workflow.signals.shown(),
+            pending_signal_count=len(workflow.signals),
         )
 
     def save_all(self, items: Iterable[SaveItem]) -> builtins.list[Saved | MilepostError]:
@@ -407,15 +352,15 @@ class MemoryCore:
                 f"load of workflow {workflow_id!r}: give at most one of checkpoint_id, sequence and latest_with_status",
                 workflow_id=workflow_id,
             )
-        entry_keys = None if entries is None else _texts(entries, "entries")
+        entry_keys = None if entries is None else list_of_texts(entries, "entries")
         with self._lock:
             workflow = self._require(workflow_id, scope)
-            row = _pick(workflow, scope, checkpoint_id, sequence, _statuses(latest_with_status))
+            row = pick(workflow, scope, checkpoint_id, sequence, status_set(latest_with_status))
             if row is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, sequence)
             stored = self._read(workflow, row)
         with_state = with_state and entry_keys != []
-        return stored.decode(self, with_state=with_state, with_records=True, with_steps=True, entry_keys=entry_keys)
+        return stored.decode(self, with_state=with_state, with_records=True, is_loaded=True, entry_keys=entry_keys)
 
     def list(
         self,
@@ -433,7 +378,7 @@ class MemoryCore:
         run_id: str | None,
     ) -> Iterator[Checkpoint]:
         """Return what there is now."""
-        _check_limit(limit)
+        check_limit(limit)
         before_checkpoint_id = before if isinstance(before, str) else None
         before_sequence = before if isinstance(before, int) else None
         if isinstance(before, Checkpoint | Saved):
@@ -443,7 +388,7 @@ class MemoryCore:
             rows = [row for row in workflow.rows.values() if scope is None or row.scope == scope]
             if newest_first:
                 rows.reverse()
-            wanted_statuses = _statuses(status)
+            wanted_statuses = status_set(status)
             stored = [
                 self._read(workflow, row)
                 for row in islice(
@@ -455,12 +400,12 @@ class MemoryCore:
                         and (run_id is None or row.run_id == run_id)
                         and (before_sequence is None or row.sequence < before_sequence)
                         and (before_checkpoint_id is None or row.checkpoint_id.encode() < before_checkpoint_id.encode())
-                        and (metadata_contains is None or _metadata_contains(row.metadata, metadata_contains))
+                        and (metadata_contains is None or contains_metadata(row.metadata, metadata_contains))
                     ),
                     limit,
                 )
             ]
-        return (one.decode(self, with_state=with_state, with_records=with_records, with_steps=False) for one in stored)
+        return (one.decode(self, with_state=with_state, with_records=with_records, is_loaded=False) for one in stored)
 
     def entry_history(
         self,
@@ -472,12 +417,12 @@ class MemoryCore:
         limit: int | None,
     ) -> Iterator[EntryVersion]:
         """Return the values that entries had, newest first."""
-        _check_limit(limit)
+        check_limit(limit)
         entry_keys = dict.fromkeys([entries] if isinstance(entries, str) else entries)
-        found: builtins.list[tuple[str, _Row, pb.Value | None]] = []
+        found: builtins.list[tuple[str, Row, pb.Value | None]] = []
         with self._lock:
             workflow = self._require(workflow_id, scope)
-            start = _pick(workflow, scope, checkpoint_id, None, frozenset())
+            start = pick(workflow, scope, checkpoint_id, None, frozenset())
             if start is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
             line = [*workflow.ancestors(start)]
@@ -507,10 +452,13 @@ class MemoryCore:
         definition: str | None,
         updated_from: datetime | None,
         updated_before: datetime | None,
+        is_leased: bool | None,
+        has_pending_signals: bool | None,
+        fingerprint: str | None,
         limit: int | None,
     ) -> builtins.list[WorkflowInfo]:
         """Return the workflows that match, by id, bytewise."""
-        _check_limit(limit)
+        check_limit(limit)
         for name, moment in (("updated_from", updated_from), ("updated_before", updated_before)):
             if moment is not None and moment.tzinfo is None:
                 raise ValueError(f"{name} has no time zone; give datetime.now(UTC), for example")
@@ -520,7 +468,7 @@ class MemoryCore:
                 for key, workflow in sorted(self._workflows.items(), key=lambda pair: pair[0].encode())
                 if workflow.is_visible and key.startswith(prefix)
             ]
-        wanted, statuses = labels or {}, _statuses(status)
+        wanted, statuses = labels or {}, status_set(status)
         return [
             *islice(
                 (
@@ -531,6 +479,9 @@ class MemoryCore:
                     and (definition is None or info.definition == definition)
                     and (updated_from is None or (info.update_time or _NEVER) >= updated_from)
                     and (updated_before is None or (info.update_time or _NEVER) < updated_before)
+                    and is_leased in {None, info.lease is not None}
+                    and has_pending_signals in {None, info.pending_signal_count > 0}
+                    and fingerprint in {None, info.fingerprint}
                 ),
                 limit,
             )
@@ -551,11 +502,12 @@ class MemoryCore:
         *,
         scope: str,
         require_checkpoint: bool,
+        lease_token: int,
     ) -> builtins.list[RecordOutcome]:
         """Append records to a checkpoint id, also before that checkpoint exists."""
-        _check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
-        _check_id("checkpoint_id", checkpoint_id, SHORT_ID_BYTES_MAX)
-        _check_id("scope", scope, WORKFLOW_ID_BYTES_MAX, may_be_empty=True)
+        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+        check_id("checkpoint_id", checkpoint_id, SHORT_ID_BYTES_MAX)
+        check_id("scope", scope, WORKFLOW_ID_BYTES_MAX, may_be_empty=True)
         encoded = self._encode_records(records)
         if not encoded:
             return []
@@ -565,21 +517,22 @@ class MemoryCore:
             is_live = workflow is not None and workflow.find(scope, checkpoint_id) is not None
             if not is_live:
                 self._refuse_deleted(workflow_id, scope, checkpoint_id)
-                if require_checkpoint:
-                    raise CheckpointNotFoundError(
-                        f"checkpoint_id: there is no checkpoint {checkpoint_id!r} in this scope, "
-                        "and require_checkpoint was set",
-                        reason="RECORD_CHECKPOINT_MISSING",
-                        **self._ids(workflow_id, scope, checkpoint_id),
-                        metadata={"checkpoint_id": checkpoint_id},
-                    )
+            self._leases.check(workflow_id, lease_token)
+            if require_checkpoint and not is_live:
+                raise CheckpointNotFoundError(
+                    f"checkpoint_id: there is no checkpoint {checkpoint_id!r} in this scope, "
+                    "and require_checkpoint was set",
+                    reason="RECORD_CHECKPOINT_MISSING",
+                    **self._ids(workflow_id, scope, checkpoint_id),
+                    metadata={"checkpoint_id": checkpoint_id},
+                )
             waiting = 0
             if workflow is not None:
-                _drop_waiting(workflow, now)
+                drop_waiting(workflow, now)
                 waiting = sum(len(workflow.records[key].records) for key in workflow.waiting)
             group = workflow.records.get((scope, checkpoint_id)) if workflow is not None else None
-            merged, outcomes = _merge_records(group, encoded)
-            _check_records(merged, workflow_id)
+            merged, outcomes = merge_records(group, encoded)
+            check_records(merged, workflow_id)
             waiting += 0 if is_live else outcomes.count(RecordOutcome.CREATED)
             if waiting > WAITING_RECORDS_MAX:
                 raise QuotaExceededError(
@@ -587,15 +540,18 @@ class MemoryCore:
                     f"exist; at most {WAITING_RECORDS_MAX} may",
                     reason="QUOTA_EXCEEDED",
                     **self._ids(workflow_id, scope, checkpoint_id),
-                    metadata=_limits("waiting_records_max", WAITING_RECORDS_MAX, waiting, "records"),
+                    metadata=limit_metadata("waiting_records_max", WAITING_RECORDS_MAX, waiting, "records"),
                 )
             workflow = workflow or self._create(workflow_id)
             key = (scope, checkpoint_id)
-            workflow.records[key] = _RecordGroup(now if group is None else group.create_time, merged)
+            workflow.records[key] = RecordGroup(now if group is None else group.create_time, merged)
             if not is_live:
                 workflow.waiting.add(key)
+            self._leases.settle(workflow_id, lease_token)
             if any(outcome is not RecordOutcome.EXISTING for outcome in outcomes):
-                workflow.revision += 1
+                row = workflow.find(scope, checkpoint_id)
+                where = {} if row is not None else {"scope": scope, "checkpoint_id": checkpoint_id}
+                self._changed(workflow, WatchEventKind.RECORDS_APPENDED, row=row, **where)
         return outcomes
 
     def _encode_records(self, records: Iterable[Record]) -> builtins.list[tuple[pb.Record, bool]]:
@@ -614,7 +570,7 @@ class MemoryCore:
         fork_id: str,
     ) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint."""
-        _check_id("target_workflow_id", target_workflow_id, WORKFLOW_ID_BYTES_MAX)
+        check_id("target_workflow_id", target_workflow_id, WORKFLOW_ID_BYTES_MAX)
         origin = (workflow_id, scope, checkpoint_id, all_scopes)
         now = self._clock()
         with self._lock:
@@ -629,7 +585,7 @@ class MemoryCore:
                     metadata={"workflow_id": target_workflow_id},
                 )
             source = self._require(workflow_id, scope)
-            first = _pick(source, scope, checkpoint_id, None, frozenset())
+            first = pick(source, scope, checkpoint_id, None, frozenset())
             if first is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
             if all_scopes:
@@ -640,7 +596,6 @@ class MemoryCore:
             target.last_sequence = first.sequence
             target.definition, target.labels = source.definition, source.labels
             target.forked_from, target.fork_id, target.fork_source = workflow_id, fork_id, origin
-            target.revision = 1
             for row in taken:
                 key = (row.scope, row.checkpoint_id)
                 target.rows[row.sequence] = row
@@ -650,16 +605,20 @@ class MemoryCore:
                 if group is not None:
                     target.records[key] = group
             target.update_time = now if "" in target.heads else None
+            self._changed(target, WatchEventKind.CHANGED)
             return self._info(target)
 
-    def delete(self, workflow_id: str) -> bool:
+    def delete(self, workflow_id: str, *, lease_token: int) -> bool:
         """Delete a workflow with all its scopes; tell whether there was one."""
         with self._lock:
-            workflow = self._workflows.pop(workflow_id, None)
-            if workflow is None:
+            if workflow_id not in self._workflows:
                 return False
+            self._leases.check(workflow_id, lease_token)
+            self._leases.clear(workflow_id)
+            workflow = self._workflows.pop(workflow_id)
             for row in workflow.rows.values():
                 self._leave_stub(workflow_id, row)
+            self._changed(workflow, WatchEventKind.WORKFLOW_DELETED)
             return workflow.is_visible
 
     def delete_checkpoints(
@@ -669,22 +628,30 @@ class MemoryCore:
         *,
         run_ids: Iterable[str],
         scope: str,
+        lease_token: int,
     ) -> int:
         """Delete checkpoints of one scope by id, and those of executions in every scope; return how many."""
-        ids = dict.fromkeys(_texts(checkpoint_ids, "checkpoint_ids"))
-        runs = frozenset(_texts(run_ids, "run_ids"))
+        ids = dict.fromkeys(list_of_texts(checkpoint_ids, "checkpoint_ids"))
+        runs = frozenset(list_of_texts(run_ids, "run_ids"))
         if not ids and not runs:
             return 0
         deleted = 0
         with self._lock:
             # Without a workflow, the runs of all of them.
             is_one = bool(workflow_id or ids)
-            workflows = [self._require(workflow_id, scope)] if is_one else [*self._workflows.values()]
+            if is_one:
+                workflows = [self._require(workflow_id, scope)]
+                self._leases.check(workflow_id, lease_token)
+            else:
+                # Somebody is at work on those that are leased; they are passed over.
+                workflows = [one for key, one in self._workflows.items() if self._leases.find_live(key) is None]
             for workflow in workflows:
                 named = [workflow.find(scope, one) for one in ids]
                 rows = {row.sequence: row for row in named if row is not None}
                 rows |= {row.sequence: row for row in workflow.rows.values() if row.run_id in runs}
-                self._delete_rows(workflow, [*rows.values()])
+                if rows:
+                    self._leases.settle(workflow.workflow_id, lease_token)
+                self._delete_rows(workflow, [*rows.values()], WatchEventKind.CHECKPOINTS_DELETED)
                 deleted += len(rows)
         return deleted
 
@@ -694,28 +661,216 @@ class MemoryCore:
             raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
         with self._lock:
             workflow = self._require(workflow_id, "")
-            by_scope: dict[str, builtins.list[_Row]] = {}
+            by_scope: dict[str, builtins.list[Row]] = {}
             for row in workflow.rows.values():
                 by_scope.setdefault(row.scope, []).append(row)
-            doomed: builtins.list[_Row] = []
+            doomed: builtins.list[Row] = []
             for rows in by_scope.values():
                 kept = rows[-keep_last:]
-                needed = _needed_ancestors(workflow, kept)
+                needed = needed_ancestors(workflow, kept)
                 doomed += [row for row in rows[: -len(kept)] if row.sequence not in needed]
             if not dry_run:
-                self._delete_rows(workflow, doomed)
+                self._delete_rows(workflow, doomed, WatchEventKind.CHANGED)
         return len(doomed)
+
+    # Leases.
+
+    def time_s(self) -> float:
+        """Return the store's time, in seconds since some moment: what leases run out by."""
+        return self._clock().timestamp()
+
+    def acquire_lease(self, workflow_id: str, *, holder: str, ttl_s: float, request_id: str) -> LeaseInfo:
+        """Grant the lease, or refuse it at once."""
+        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+        with self._lock:
+            info, replayed = self._leases.acquire(workflow_id, holder=holder, ttl_s=ttl_s, request_id=request_id)
+            if not replayed:
+                self._lease_changed(workflow_id, WatchEventKind.LEASE_GRANTED, holder)
+            return info
+
+    def renew_lease(self, workflow_id: str, token: int) -> LeaseRenewal:
+        """Let the lease run its full ttl from now."""
+        with self._lock:
+            lease = self._leases.renew(workflow_id, token)
+            workflow = self._workflows.get(workflow_id)
+            if workflow is None:
+                return LeaseRenewal(lease=lease)
+            return LeaseRenewal(
+                lease=lease,
+                pending_signals=workflow.signals.shown(),
+                pending_signal_count=len(workflow.signals),
+            )
+
+    def release_lease(self, workflow_id: str, token: int) -> bool:
+        """End the lease, if that token has it; tell whether it had."""
+        return self._end_lease(workflow_id, lambda: self._leases.release(workflow_id, token))
+
+    def break_lease(self, workflow_id: str) -> bool:
+        """End whatever lease there is; tell whether there was one."""
+        return self._end_lease(workflow_id, lambda: self._leases.clear(workflow_id))
+
+    def _end_lease(self, workflow_id: str, end: Callable[[], bool]) -> bool:
+        with self._lock:
+            ended = end()
+            if ended:
+                self._lease_changed(workflow_id, WatchEventKind.LEASE_RELEASED)
+            return ended
+
+    def get_lease(self, workflow_id: str) -> LeaseInfo | None:
+        """Return the lease without its token."""
+        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+        with self._lock:
+            return self._leases.find(workflow_id)
+
+    def _lease_changed(self, workflow_id: str, kind: WatchEventKind, holder: str = "") -> None:
+        workflow = self._workflows.get(workflow_id)
+        if workflow is not None:
+            self._changed(workflow, kind, holder=holder)
+        else:
+            self._log.append(WatchEvent(kind=kind, workflow_id=workflow_id, holder=holder))
+
+    # Signals.
+
+    def send_signal(self, workflow_id: str, name: str, value: object, *, signal_id: str) -> SignalSent:
+        """Let a signal wait for a save that consumes it, once."""
+        check_id("signal_id", signal_id, SHORT_ID_BYTES_MAX)
+        check_id("name", name, SHORT_ID_BYTES_MAX)
+        encoded = None
+        if value is not None:
+            encoded = encode_value(value, self.codec, compress_over_bytes=None, path="value")
+            check_size(
+                "value",
+                encoded.ByteSize(),
+                limit="signal_bytes_max",
+                allowed=SIGNAL_BYTES_MAX,
+                workflow_id=workflow_id,
+            )
+        with self._lock:
+            workflow = self._require(workflow_id, "")
+            now = self._clock()
+            known, consumed = workflow.signals.find(signal_id, now)
+            if known is not None:
+                if (known.name, known.value) != (name, encoded):
+                    raise SignalExistsError(
+                        f"signal {signal_id!r} exists with another name or value",
+                        reason="SIGNAL_EXISTS",
+                        **self._ids(workflow_id, "", ""),
+                        metadata={"signal_id": signal_id},
+                    )
+                return SignalSent(signal_id=signal_id, replayed=True, consumed=consumed, revision=workflow.revision)
+            if len(workflow.signals) >= PENDING_SIGNALS_MAX:
+                raise QuotaExceededError(
+                    f"{len(workflow.signals)} signals of workflow {workflow_id!r} wait already; at most "
+                    f"{PENDING_SIGNALS_MAX} may",
+                    reason="QUOTA_EXCEEDED",
+                    **self._ids(workflow_id, "", ""),
+                    metadata=limit_metadata(
+                        "pending_signals_max", PENDING_SIGNALS_MAX, len(workflow.signals) + 1, "signals"
+                    ),
+                )
+            workflow.signals.put(StoredSignal(signal_id, name, encoded, now))
+            self._changed(workflow, WatchEventKind.SIGNAL_SENT, signal_name=name, signal_id=signal_id)
+            return SignalSent(signal_id=signal_id, revision=workflow.revision)
+
+    def signals(self, workflow_id: str, *, name: str | None) -> Iterator[Signal]:
+        """Return the signals that wait, in the order they came."""
+        with self._lock:
+            stored = self._require(workflow_id, "").signals.pending(name)
+        return (
+            Signal(
+                signal_id=one.signal_id,
+                name=one.name,
+                value=None if one.value is None else decode_value(one.value, self.codec, f"signal({one.signal_id!r})"),
+                create_time=one.create_time,
+            )
+            for one in stored
+        )
+
+    # Watching.
+
+    def subscribe(self, ring: Callable[[], None]) -> None:
+        """Call this after each event."""
+        with self._lock:
+            self._log.subscribe(ring)
+
+    def unsubscribe(self, ring: Callable[[], None]) -> None:
+        """Call it no more."""
+        with self._lock:
+            self._log.unsubscribe(ring)
+
+    def start_watch(
+        self, workflow_id: str, after: tuple[str, int] | None
+    ) -> tuple[WatchEvent, builtins.list[WatchEvent], int]:
+        """Return the first event, those since `after`, and where to read on."""
+        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX, may_be_empty=after is None)
+        with self._lock:
+            workflow = self._workflows.get(workflow_id)
+            if workflow is not None and not workflow.is_visible:
+                workflow = None
+            events: builtins.list[WatchEvent] = []
+            if after is not None:
+                incarnation, revision = after
+                is_same = workflow is not None and workflow.incarnation == incarnation
+                newest = workflow.revision if workflow is not None and is_same else None
+                events = self._log.since(workflow_id, incarnation, revision, newest=newest)
+            started = WatchEvent(kind=WatchEventKind.STARTED, workflow_id=workflow_id)
+            if workflow is not None:
+                started = self._event(workflow, WatchEventKind.STARTED, row=workflow.head(""))
+            return started, events, self._log.end
+
+    def read_events(self, position: int) -> tuple[builtins.list[WatchEvent], int]:
+        """Return the events from a position on, and where to read on."""
+        with self._lock:
+            return self._log.read(position), self._log.end
+
+    # Definitions.
+
+    def definition_manifest(self, fingerprint: str) -> str:
+        """Return the JSON text that was first saved under a fingerprint."""
+        with self._lock:
+            manifest = self._manifests.get(fingerprint)
+        if manifest is None:
+            raise DefinitionNotFoundError(
+                f"no manifest was stored under fingerprint {fingerprint!r} in namespace {self.namespace!r}",
+                reason="DEFINITION_NOT_FOUND",
+                namespace=self.namespace,
+                metadata={"fingerprint": fingerprint},
+            )
+        return manifest
 
     # Shared steps; the lock is held.
 
-    def _create(self, workflow_id: str) -> _Workflow:
+    def _changed(self, workflow: Workflow, kind: WatchEventKind, *, row: Row | None = None, **more: Any) -> None:
+        """Raise the revision and tell watchers: every change does both, so that they can see a gap."""
+        workflow.revision += 1
+        self._log.append(self._event(workflow, kind, row=row, **more))
+
+    def _event(self, workflow: Workflow, kind: WatchEventKind, *, row: Row | None = None, **more: Any) -> WatchEvent:
+        if row is not None:
+            more |= {
+                "scope": row.scope,
+                "checkpoint_id": row.checkpoint_id,
+                "sequence": row.sequence,
+                "current_step": row.current_step,
+                "status": row.status,
+            }
+        return WatchEvent(
+            kind=kind,
+            workflow_id=workflow.workflow_id,
+            incarnation=workflow.incarnation,
+            revision=workflow.revision,
+            definition=workflow.definition,
+            **more,
+        )
+
+    def _create(self, workflow_id: str) -> Workflow:
         self._incarnations += 1
-        workflow = _Workflow(workflow_id, f"memory-{self._incarnations}", self._clock())
+        workflow = Workflow(workflow_id, f"memory-{self._incarnations}", self._clock())
         self._workflows[workflow_id] = workflow
         return workflow
 
-    def _require(self, workflow_id: str, scope: str) -> _Workflow:
-        _check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+    def _require(self, workflow_id: str, scope: str) -> Workflow:
+        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.is_visible:
             raise WorkflowNotFoundError(
@@ -741,7 +896,7 @@ class MemoryCore:
             metadata=metadata,
         )
 
-    def _stub(self, workflow_id: str, scope: str, checkpoint_id: str) -> _Stub | None:
+    def _stub(self, workflow_id: str, scope: str, checkpoint_id: str) -> Stub | None:
         key = (workflow_id, scope, checkpoint_id)
         stub = self._stubs.get(key)
         if stub is not None and stub.expires <= self._clock():
@@ -760,7 +915,7 @@ class MemoryCore:
                 metadata={"checkpoint_id": checkpoint_id, "sequence": str(stub.sequence)},
             )
 
-    def _leave_stub(self, workflow_id: str, row: _Row) -> None:
+    def _leave_stub(self, workflow_id: str, row: Row) -> None:
         now = self._clock()
         # The oldest come first, as dicts keep their order: only expired ones are looked at.
         for key, stub in [*islice(self._stubs.items(), 2)]:
@@ -768,9 +923,9 @@ class MemoryCore:
                 del self._stubs[key]
         key = (workflow_id, row.scope, row.checkpoint_id)
         self._stubs.pop(key, None)
-        self._stubs[key] = _Stub(row.sequence, now + REPLAY_WINDOW)
+        self._stubs[key] = Stub(row.sequence, now + REPLAY_WINDOW)
 
-    def _delete_rows(self, workflow: _Workflow, rows: Sequence[_Row]) -> None:
+    def _delete_rows(self, workflow: Workflow, rows: Sequence[Row], kind: WatchEventKind) -> None:
         if not rows:
             return
         for row in rows:
@@ -780,9 +935,9 @@ class MemoryCore:
             workflow.records.pop(key, None)
             self._leave_stub(workflow.workflow_id, row)
         workflow.heads = {row.scope: row.sequence for row in workflow.rows.values()}
-        workflow.revision += 1
+        self._changed(workflow, kind)
 
-    def _info(self, workflow: _Workflow) -> WorkflowInfo:
+    def _info(self, workflow: Workflow) -> WorkflowInfo:
         head = workflow.head("")
         return WorkflowInfo(
             namespace=self.namespace,
@@ -802,9 +957,12 @@ class MemoryCore:
             revision=workflow.revision,
             incarnation=workflow.incarnation,
             forked_from_workflow_id=workflow.forked_from,
+            lease=self._leases.find_live(workflow.workflow_id),
+            pending_signal_count=len(workflow.signals),
+            fingerprint=head.fingerprint if head is not None else "",
         )
 
-    def _read(self, workflow: _Workflow, row: _Row) -> _Read:
+    def _read(self, workflow: Workflow, row: Row) -> _Read:
         group = workflow.records.get((row.scope, row.checkpoint_id))
         return _Read(
             workflow_id=workflow.workflow_id,
@@ -812,6 +970,9 @@ class MemoryCore:
             parent_pruned=bool(row.parent_id) and workflow.find(row.scope, row.parent_id) is None,
             head_checkpoint_id=workflow.rows[workflow.heads[row.scope]].checkpoint_id,
             records=() if group is None else tuple(group.records.values()),
+            revision=workflow.revision,
+            pending_signals=workflow.signals.shown(),
+            pending_signal_count=len(workflow.signals),
         )
 
     def _ids(self, workflow_id: str, scope: str, checkpoint_id: str) -> Any:
@@ -825,7 +986,7 @@ class MemoryCore:
     def _error(self, reason: str, message: str, item: SaveItem, **metadata: object) -> MilepostError:
         said = {key: str(value) for key, value in metadata.items()}
         ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
-        return _CLASS_BY_REASON[reason](message, reason=reason, metadata=said, **ids)
+        return CLASS_BY_REASON[reason](message, reason=reason, metadata=said, **ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -833,10 +994,13 @@ class _Read:
     """What was read of one checkpoint under the lock, to be decoded without it."""
 
     workflow_id: str
-    row: _Row
+    row: Row
     parent_pruned: bool
     head_checkpoint_id: str
     records: tuple[pb.Record, ...] = field(repr=False)
+    revision: int
+    pending_signals: tuple[PendingSignal, ...]
+    pending_signal_count: int
 
     def decode(
         self,
@@ -844,14 +1008,14 @@ class _Read:
         *,
         with_state: bool,
         with_records: bool,
-        with_steps: bool,
+        is_loaded: bool,
         entry_keys: Sequence[str] | None = None,
     ) -> Checkpoint:
         row = self.row
         values: Mapping[str, pb.Value] = row.values
         if entry_keys is not None:
             values = {key: row.values[key] for key in dict.fromkeys(entry_keys) if key in row.values}
-        records = sorted(self.records if with_records else (), key=_record_order)
+        records = sorted(self.records if with_records else (), key=record_order)
         return Checkpoint(
             namespace=core.namespace,
             workflow_id=self.workflow_id,
@@ -861,7 +1025,7 @@ class _Read:
             parent_pruned=self.parent_pruned,
             sequence=row.sequence,
             current_step=row.current_step,
-            completed_steps=row.steps.all() if with_steps else (),
+            completed_steps=row.steps.all() if is_loaded else (),
             completed_step_count=row.steps.count,
             status=row.status,
             create_time=row.create_time,
@@ -875,246 +1039,13 @@ class _Read:
             digest=row.digest,
             records=tuple(read_record(one, core.codec) for one in records),
             record_count=len(self.records),
-            head_checkpoint_id=self.head_checkpoint_id if with_steps else "",
+            head_checkpoint_id=self.head_checkpoint_id if is_loaded else "",
+            revision=self.revision if is_loaded else 0,
+            pending_signals=self.pending_signals if is_loaded else (),
+            pending_signal_count=self.pending_signal_count if is_loaded else 0,
             state_omitted=not with_state or entry_keys is not None,
             state_values=decode_state(values, core.codec) if with_state else None,
         )
 
 
-# A reason comes with one code only.
-_CLASS_BY_REASON: Final = {reason: kind for (_, reason), kind in ERROR_CLASSES.items() if reason}
 _NEVER: Final = datetime.fromisoformat("0001-01-01T00:00:00+00:00")
-
-
-def _record_order(record: pb.Record) -> tuple[bytes, bytes, int]:
-    return record.path.encode(), record.task_id.encode(), record.index
-
-
-def _check_id(name: str, value: object, bytes_max: int, *, may_be_empty: bool = False) -> None:
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{name} must be text", metadata={"field": name})
-    try:
-        size = len(value.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise InvalidRequestError(f"{name} has a lone surrogate", metadata={"field": name}) from None
-    if not size and not may_be_empty:
-        raise InvalidRequestError(f"{name} is empty", reason="INVALID_FIELD", metadata={"field": name})
-    if "\0" in value:
-        raise InvalidRequestError(f"{name} has a NUL", reason="INVALID_FIELD", metadata={"field": name})
-    if size > bytes_max:
-        raise LimitExceededError(
-            f"{name} has {size} bytes; at most {bytes_max} are allowed",
-            reason="LIMIT_EXCEEDED",
-            metadata={"field": name, **_limits(f"{name}_bytes_max", bytes_max, size, "bytes")},
-        )
-
-
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit is at least 0, not {limit}")
-
-
-def _texts(texts: Iterable[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        # Each of its letters would be taken for one.
-        raise TypeError(f"{name} is a list of strings, not one string")
-    return list(texts)
-
-
-def _statuses(status: Status | Iterable[Status] | None) -> frozenset[Status]:
-    if status is None:
-        return frozenset()
-    return frozenset([status] if isinstance(status, Status) else status)
-
-
-def _check_item(item: SaveItem) -> None:
-    _check_id("workflow_id", item.workflow_id, WORKFLOW_ID_BYTES_MAX)
-    _check_id("scope", item.scope, WORKFLOW_ID_BYTES_MAX, may_be_empty=True)
-    _check_id("checkpoint_id", item.checkpoint_id, SHORT_ID_BYTES_MAX)
-    for name in ("current_step", "definition", "fingerprint", "run_id"):
-        _check_id(name, getattr(item, name), SHORT_ID_BYTES_MAX, may_be_empty=True)
-    for step in item.completed_steps:
-        _check_id("completed_steps_added", step, SHORT_ID_BYTES_MAX)
-    if len(item.labels or {}) > LABELS_MAX:
-        found = len(item.labels or {})
-        raise _limit(item, "labels", limit="labels_max", allowed=LABELS_MAX, found=found, unit="labels")
-
-
-def _limits(limit: str, allowed: int, found: int, unit: str) -> dict[str, str]:
-    return {"limit": limit, "allowed": str(allowed), "found": str(found), "unit": unit}
-
-
-def _limit(
-    item: SaveItem,
-    name: str,
-    *,
-    limit: str,
-    allowed: int,
-    found: int,
-    unit: str,
-) -> LimitExceededError:
-    return LimitExceededError(
-        f"{name}: {found} {unit}; at most {allowed} are allowed ({limit})",
-        reason="STATE_TOO_LARGE" if limit == "state_bytes_max" else "LIMIT_EXCEEDED",
-        workflow_id=item.workflow_id,
-        scope=item.scope,
-        checkpoint_id=item.checkpoint_id,
-        metadata={"field": name, **_limits(limit, allowed, found, unit)},
-    )
-
-
-def _line(item: SaveItem) -> tuple[str | None, str | None]:
-    """Return parent and expected head; `None` where they are not fixed."""
-    if item.after is None:
-        return None, None
-    if item.after == "start":
-        return "", ""
-    if (item.after.workflow_id, item.after.scope) != (item.workflow_id, item.scope):
-        raise InvalidRequestError(
-            f"after names a checkpoint of workflow {item.after.workflow_id!r}, scope {item.after.scope!r}",
-            workflow_id=item.workflow_id,
-            scope=item.scope,
-            checkpoint_id=item.checkpoint_id,
-            metadata={"field": "after"},
-        )
-    return item.after.checkpoint_id, item.after.checkpoint_id
-
-
-def _add_steps(workflow: _Workflow | None, parent: _Row | None, added: Iterable[str]) -> tuple[_Steps, set[str]]:
-    """Append the steps that are new; return them, and the set of those before.
-
-    A chain of saves uses one set, which `_save` lets grow; only another line of checkpoints makes it anew.
-    """
-    before = parent.steps if parent is not None else _NO_STEPS
-    is_last_line = workflow is not None and workflow.known_steps[0] is before
-    known = workflow.known_steps[1] if workflow is not None and is_last_line else set(before.all())
-    new = tuple(step for step in dict.fromkeys(added) if step not in known)
-    if not new:
-        return before, known
-    return _append(before, new), known
-
-
-def _append(before: _Steps, new: tuple[str, ...]) -> _Steps:
-    digest = before.digest
-    for step in new:
-        digest = blake2b(digest + step.encode(), digest_size=16).digest()
-    return _Steps(before, new, before.count + len(new), digest)
-
-
-def _resolve_again(existing: _Row, steps: _Steps) -> _Steps:
-    """Tell the steps of a replay whose parent is gone: the stored ones, if these end with what was sent."""
-    sent, stored = steps.all(), existing.steps.all()
-    return existing.steps if stored[-len(sent) :] == sent else steps
-
-
-def _digest_parts(*parts: str | bytes) -> bytes:
-    digest = blake2b(digest_size=32)
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.digest()
-
-
-def _digest_content(row: _Row, entries_digest: bytes) -> bytes:
-    return _digest_parts(
-        row.scope,
-        row.parent_id,
-        row.current_step,
-        row.status,
-        row.definition,
-        row.fingerprint,
-        row.metadata,
-        row.steps.digest,
-        entries_digest,
-    )
-
-
-def _pick(
-    workflow: _Workflow,
-    scope: str,
-    checkpoint_id: str | None,
-    sequence: int | None,
-    statuses: frozenset[Status],
-) -> _Row | None:
-    if checkpoint_id is not None:
-        return workflow.find(scope, checkpoint_id)
-    if sequence is not None:
-        row = workflow.rows.get(sequence)
-        return row if row is not None and row.scope == scope else None
-    if statuses:
-        rows = reversed(workflow.rows.values())
-        return next((row for row in rows if row.scope == scope and row.status in statuses), None)
-    return workflow.head(scope)
-
-
-def _needed_ancestors(workflow: _Workflow, kept: Iterable[_Row]) -> set[int]:
-    """Return the ancestors back to the nearest one that brought each of the history entries of what is kept."""
-    needed: set[int] = set()
-    for row in kept:
-        open_keys = set(row.history_entries)
-        for ancestor in workflow.ancestors(row):
-            needed.add(ancestor.sequence)
-            open_keys -= ancestor.values.keys()
-            if not open_keys:
-                break
-    return needed
-
-
-def _merge_records(
-    group: _RecordGroup | None, records: Iterable[tuple[pb.Record, bool]]
-) -> tuple[dict[tuple[str, int], pb.Record], list[RecordOutcome]]:
-    merged = {} if group is None else dict(group.records)
-    outcomes: list[RecordOutcome] = []
-    for record, overwrite in records:
-        key = (record.task_id, record.index)
-        if key not in merged:
-            outcomes.append(RecordOutcome.CREATED)
-        elif overwrite:
-            outcomes.append(RecordOutcome.OVERWRITTEN)
-        else:
-            outcomes.append(RecordOutcome.EXISTING)
-            continue
-        merged[key] = record
-    return merged, outcomes
-
-
-def _check_records(records: Mapping[tuple[str, int], pb.Record], workflow_id: str) -> None:
-    size_bytes = sum(record.ByteSize() for record in records.values())
-    for limit, allowed, found, unit in (
-        ("records_max", RECORDS_MAX, len(records), "records"),
-        ("records_bytes_max", RECORDS_BYTES_MAX, size_bytes, "bytes"),
-    ):
-        if found > allowed:
-            raise LimitExceededError(
-                f"records: {found} {unit}; at most {allowed} are allowed ({limit})",
-                reason="LIMIT_EXCEEDED",
-                workflow_id=workflow_id,
-                metadata={"field": "records", **_limits(limit, allowed, found, unit)},
-            )
-
-
-def _drop_waiting(workflow: _Workflow, now: datetime) -> None:
-    for key in [*workflow.waiting]:
-        if workflow.records[key].create_time + WAITING_RECORDS_TTL <= now:
-            del workflow.records[key]
-            workflow.waiting.discard(key)
-
-
-def _metadata_contains(text: str, wanted: Mapping[str, Any]) -> bool:
-    return _contains(json.loads(text) if text else {}, json.loads(encode_metadata(wanted)))
-
-
-def _contains(container: object, contained: object) -> bool:
-    """Tell whether one JSON value contains another, as PostgreSQL's `jsonb @>` has it."""
-    if isinstance(contained, dict):
-        return isinstance(container, dict) and all(
-            key in container and _contains(container[key], value) for key, value in contained.items()
-        )
-    if isinstance(contained, list):
-        return isinstance(container, list) and all(
-            any(_contains(mine, theirs) for mine in container) for theirs in contained
-        )
-    if isinstance(container, bool) or isinstance(contained, bool):
-        return container is contained
-    return not isinstance(container, list | dict) and container == contained
