@@ -90,20 +90,30 @@ PUBLIC = [
     "new_checkpoint_id",
 ]
 METHODS = [
+    "acquire_lease",
     "append_records",
+    "break_lease",
     "close",
+    "definition_manifest",
     "delete",
     "delete_checkpoints",
     "entry_history",
     "fork",
+    "get_lease",
+    "lease",
     "list",
     "load",
     "namespace",
     "ping",
     "prune",
+    "release_lease",
+    "renew_lease",
     "save",
     "save_all",
+    "send_signal",
+    "signals",
     "target",
+    "watch",
     "workflow",
     "workflows",
 ]
@@ -128,9 +138,9 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
 
 
 def test_clients_and_in_memory_stores_are_stores() -> None:
-    assert isinstance(milepost.Client(), milepost.CheckpointStore)
-    assert isinstance(milepost.Client(), milepost.SupportsRecords)
-    assert isinstance(milepost.AsyncClient(), milepost.AsyncCheckpointStore)
-    assert isinstance(milepost.AsyncClient(), milepost.AsyncSupportsRecords)
-    assert isinstance(milepost.InMemoryStore(), milepost.SupportsRecords)
-    assert isinstance(milepost.AsyncInMemoryStore(), milepost.AsyncSupportsRecords)
+    for kind in (milepost.Client, milepost.InMemoryStore):
+        assert isinstance(kind(), milepost.CheckpointStore)
+        assert isinstance(kind(), milepost.WorkflowStore)
+    for async_kind in (milepost.AsyncClient, milepost.AsyncInMemoryStore):
+        assert isinstance(async_kind(), milepost.AsyncCheckpointStore)
+        assert isinstance(async_kind(), milepost.AsyncWorkflowStore)

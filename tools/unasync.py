@@ -33,6 +33,7 @@ NAMES = {
     "AsyncLease": "Lease",
     "AsyncLeaseStore": "LeaseStore",
     "AsyncMemoryWatch": "MemoryWatch",
+    "AsyncWatch": "Watch",
     "StopAsyncIteration": "StopIteration",
     "anext": "next",
     "aclose": "close",

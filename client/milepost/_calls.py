@@ -36,6 +36,8 @@ from milepost.errors import (
 from milepost.types import (
     Checkpoint,
     EntryVersion,
+    LeaseInfo,
+    PendingSignal,
     Record,
     RecordOutcome,
     Saved,
@@ -43,7 +45,7 @@ from milepost.types import (
     Status,
     WorkflowInfo,
 )
-from milepost.v1 import checkpoint_pb2, error_reason_pb2
+from milepost.v1 import checkpoint_pb2, error_reason_pb2, lease_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 
 SERVICE: Final = "milepost.v1.CheckpointStore"
@@ -85,6 +87,14 @@ FORK_WORKFLOW: Final = _method("ForkWorkflow", pb.ForkWorkflowResponse, mutates=
 DELETE_WORKFLOW: Final = _method("DeleteWorkflow", pb.DeleteWorkflowResponse, mutates=True)
 DELETE_CHECKPOINTS: Final = _method("DeleteCheckpoints", pb.DeleteCheckpointsResponse, mutates=True)
 PRUNE_WORKFLOW: Final = _method("PruneWorkflow", pb.PruneWorkflowResponse, mutates=True)
+ACQUIRE_LEASE: Final = _method("AcquireLease", pb.AcquireLeaseResponse, mutates=True)
+RENEW_LEASE: Final = _method("RenewLease", pb.RenewLeaseResponse, mutates=True)
+RELEASE_LEASE: Final = _method("ReleaseLease", pb.ReleaseLeaseResponse, mutates=True)
+GET_LEASE: Final = _method("GetLease", pb.GetLeaseResponse)
+SEND_SIGNAL: Final = _method("SendSignal", pb.SendSignalResponse, mutates=True)
+LIST_SIGNALS: Final = _method("ListSignals", pb.ListSignalsResponse)
+WATCH: Final = _method("Watch", pb.WatchResponse)
+GET_DEFINITION: Final = _method("GetDefinition", pb.GetDefinitionResponse)
 # grpc.health.v1.Health/Check of the whole server: an empty request, an answer of one enum field, 1 for SERVING.
 CHECK_HEALTH: Final[Method[bytes]] = Method("Check", "/grpc.health.v1.Health/Check", bytes, mutates=False)
 HEALTH_REQUEST: Final = empty_pb2.Empty()
@@ -195,6 +205,15 @@ class SaveDraft:
             raise _located(error, namespace, item.workflow_id, item.scope, item.checkpoint_id) from error.__cause__
         if item.replace:
             request.on_conflict = pb.ON_CONFLICT_REPLACE
+        # Most saves have none of these, and a save should cost nothing for what it does not use.
+        if item.lease_token:
+            request.lease_token = item.lease_token
+        if item.release_lease:
+            request.release_lease = True
+        if item.consumed_signals:
+            request.consumed_signals.extend(_texts(item.consumed_signals, "consumed_signals"))
+        if item.manifest:
+            request.manifest = item.manifest
         increment = None
         if item.after == "start":
             request.parent_id = request.expected_head = ""
@@ -268,9 +287,12 @@ class SaveDraft:
             sequence=response.sequence,
             head_checkpoint_id=response.head_checkpoint_id,
             replayed=response.replayed,
-            create_time=_time(response.create_time),
+            create_time=read_time(response.create_time),
             digest=response.digest,
             revision=response.revision,
+            lease_remaining_s=response.lease_remaining_ms / 1_000,
+            pending_signals=read_pending(response),
+            pending_signal_count=response.pending_signal_count,
         )
 
 
@@ -376,7 +398,7 @@ def list_request(
         namespace=namespace,
         workflow_id=workflow_id,
         scope=scope,
-        page_size=_page_size(page_size, limit),
+        page_size=page_size_of(page_size, limit),
         order=pb.ORDER_NEWEST_FIRST if newest_first else pb.ORDER_OLDEST_FIRST,
         statuses=statuses_to_wire(status),
         current_step=current_step,
@@ -400,6 +422,7 @@ def append_records_request(
     compress_over_bytes: int | None,
     scope: str,
     require_checkpoint: bool,
+    lease_token: int,
 ) -> pb.AppendRecordsRequest:
     """Return an AppendRecords request.
 
@@ -417,6 +440,7 @@ def append_records_request(
         checkpoint_id=checkpoint_id,
         records=encoded,
         require_checkpoint=require_checkpoint,
+        lease_token=lease_token,
     )
 
 
@@ -437,7 +461,7 @@ def entry_history_request(
         scope=scope,
         checkpoint_id=checkpoint_id,
         entry_keys=(entries,) if isinstance(entries, str) else list(entries),
-        page_size=_page_size(page_size, limit),
+        page_size=page_size_of(page_size, limit),
         accept_compression=_compression.accepted(),
     )
 
@@ -451,6 +475,9 @@ def list_workflows_request(
     definition: str | None,
     updated_from: datetime | None,
     updated_before: datetime | None,
+    is_leased: bool | None,
+    has_pending_signals: bool | None,
+    fingerprint: str | None,
     limit: int | None,
     page_size: int | None,
 ) -> pb.ListWorkflowsRequest:
@@ -463,23 +490,41 @@ def list_workflows_request(
         definition=definition,
         updated_from=_timestamp(updated_from, "updated_from"),
         updated_before=_timestamp(updated_before, "updated_before"),
-        page_size=_page_size(page_size, limit),
+        is_leased=is_leased,
+        has_pending_signals=has_pending_signals,
+        fingerprint=fingerprint,
+        page_size=page_size_of(page_size, limit),
     )
 
 
 def delete_requests(
-    namespace: str, workflow_id: str, checkpoint_ids: Iterable[str], run_ids: Iterable[str], scope: str
+    namespace: str,
+    workflow_id: str,
+    checkpoint_ids: Iterable[str],
+    run_ids: Iterable[str],
+    *,
+    scope: str,
+    lease_token: int,
 ) -> list[pb.DeleteCheckpointsRequest]:
     """Return the requests that delete these checkpoints and these runs, each within the limits of one call."""
     ids, runs = _texts(checkpoint_ids, "checkpoint_ids"), _texts(run_ids, "run_ids")
     requests = [
         pb.DeleteCheckpointsRequest(
-            namespace=namespace, workflow_id=workflow_id, scope=scope, checkpoint_ids=ids[i : i + ITEMS_MAX]
+            namespace=namespace,
+            workflow_id=workflow_id,
+            scope=scope,
+            checkpoint_ids=ids[i : i + ITEMS_MAX],
+            lease_token=lease_token,
         )
         for i in range(0, len(ids), ITEMS_MAX)
     ]
     return requests + [
-        pb.DeleteCheckpointsRequest(namespace=namespace, workflow_id=workflow_id, run_ids=runs[i : i + RUNS_MAX])
+        pb.DeleteCheckpointsRequest(
+            namespace=namespace,
+            workflow_id=workflow_id,
+            run_ids=runs[i : i + RUNS_MAX],
+            lease_token=lease_token,
+        )
         for i in range(0, len(runs), RUNS_MAX)
     ]
 
@@ -498,7 +543,7 @@ def _texts(texts: Iterable[str], name: str) -> list[str]:
     return list(texts)
 
 
-def _page_size(page_size: int | None, limit: int | None) -> int:
+def page_size_of(page_size: int | None, limit: int | None) -> int:
     """Return the size of every page: no larger than what the caller wants in all. 0: the server decides."""
     if limit is not None and limit < 0:
         raise ValueError(f"limit is at least 0, not {limit}")
@@ -520,9 +565,15 @@ def _timestamp(moment: datetime | None, name: str) -> Timestamp | None:
 
 
 def read_checkpoint(
-    found: checkpoint_pb2.Checkpoint, codec: Codec, *, with_state: bool, head_checkpoint_id: str = ""
+    found: checkpoint_pb2.Checkpoint, codec: Codec, *, with_state: bool, loaded: pb.LoadResponse | None = None
 ) -> Checkpoint:
     """Return a checkpoint as programs see it.
+
+    Args:
+        found: The checkpoint.
+        codec: Decodes its values.
+        with_state: They were asked for.
+        loaded: The answer it came in, where it was loaded and not listed.
 
     Raises:
         CodecError: A value was stored by another codec, or is damaged.
@@ -543,8 +594,8 @@ def read_checkpoint(
         current_step=found.current_step,
         completed_steps=tuple(found.completed_steps),
         completed_step_count=found.completed_step_count,
-        status=_read_status(found.status),
-        create_time=_time(found.create_time),
+        status=read_status(found.status),
+        create_time=read_time(found.create_time),
         metadata=json.loads(found.metadata) if found.metadata else {},
         definition=found.definition,
         fingerprint=found.fingerprint,
@@ -555,7 +606,10 @@ def read_checkpoint(
         digest=found.digest,
         records=records,
         record_count=found.record_count,
-        head_checkpoint_id=head_checkpoint_id,
+        head_checkpoint_id="" if loaded is None else loaded.head_checkpoint_id,
+        revision=0 if loaded is None else loaded.revision,
+        pending_signals=() if loaded is None else read_pending(loaded),
+        pending_signal_count=0 if loaded is None else loaded.pending_signal_count,
         state_omitted=found.state_omitted,
         state_values=state,
     )
@@ -589,7 +643,7 @@ def read_workflow(found: checkpoint_pb2.Workflow) -> WorkflowInfo:
     return WorkflowInfo(
         namespace=found.namespace,
         workflow_id=found.workflow_id,
-        status=None if found.status == checkpoint_pb2.STATUS_UNSPECIFIED else _read_status(found.status),
+        status=None if found.status == checkpoint_pb2.STATUS_UNSPECIFIED else read_status(found.status),
         current_step=found.current_step,
         definition=found.definition,
         labels=dict(found.labels),
@@ -599,12 +653,35 @@ def read_workflow(found: checkpoint_pb2.Workflow) -> WorkflowInfo:
         checkpoint_count=found.checkpoint_count,
         scope_count=found.scope_count,
         stored_bytes=found.stored_bytes,
-        create_time=_time(found.create_time) if found.HasField("create_time") else None,
-        update_time=_time(found.update_time) if found.HasField("update_time") else None,
+        create_time=read_time(found.create_time) if found.HasField("create_time") else None,
+        update_time=read_time(found.update_time) if found.HasField("update_time") else None,
         revision=found.revision,
         incarnation=found.incarnation,
         forked_from_workflow_id=found.forked_from_workflow_id,
+        lease=read_lease(found.lease, found.namespace, found.workflow_id) if found.HasField("lease") else None,
+        pending_signal_count=found.pending_signal_count,
+        fingerprint=found.fingerprint,
     )
+
+
+def read_lease(found: lease_pb2.Lease, namespace: str, workflow_id: str) -> LeaseInfo:
+    """Return a lease as programs see it."""
+    return LeaseInfo(
+        namespace=namespace,
+        workflow_id=workflow_id,
+        token=found.token,
+        holder=found.holder,
+        ttl_s=found.ttl_ms / 1_000,
+        remaining_s=found.remaining_ms / 1_000,
+        grant_time=read_time(found.grant_time),
+    )
+
+
+def read_pending(found: pb.SaveResponse | pb.LoadResponse | pb.RenewLeaseResponse) -> tuple[PendingSignal, ...]:
+    """Return the pending signals that an answer names."""
+    if not found.pending_signal_count:
+        return ()
+    return tuple(PendingSignal(signal_id=one.signal_id, name=one.name) for one in found.pending_signals)
 
 
 def read_outcomes(found: Iterable[int]) -> list[RecordOutcome]:
@@ -612,7 +689,8 @@ def read_outcomes(found: Iterable[int]) -> list[RecordOutcome]:
     return [OUTCOME_FROM_WIRE[outcome] for outcome in found]
 
 
-def _read_status(wire: int) -> Status:
+def read_status(wire: int) -> Status:
+    """Return a status as programs see it."""
     status = STATUS_FROM_WIRE.get(wire)
     if status is None:
         # Guessing would tell a program that a finished workflow runs, or the other way round.
@@ -622,7 +700,8 @@ def _read_status(wire: int) -> Status:
     return status
 
 
-def _time(stamp: Timestamp) -> datetime:
+def read_time(stamp: Timestamp) -> datetime:
+    """Return a moment, in UTC."""
     return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1_000)
 
 
@@ -723,6 +802,21 @@ _VERBS: Final[Mapping[str, str]] = {
     "DeleteWorkflow": "delete of",
     "DeleteCheckpoints": "delete_checkpoints of",
     "PruneWorkflow": "prune of",
+    "AcquireLease": "acquire_lease of",
+    "RenewLease": "renew_lease of",
+    "ReleaseLease": "release_lease of",
+    "GetLease": "get_lease of",
+    "SendSignal": "send_signal to",
+    "ListSignals": "signals of",
+    "Watch": "watch of",
+}
+
+
+_VERBS_ALONE: Final[Mapping[str, str]] = {
+    "ListWorkflows": "workflows",
+    "Watch": "watch",
+    "GetDefinition": "definition_manifest",
+    "Check": "ping",
 }
 
 
@@ -732,7 +826,7 @@ def _asked(method: Method[Any], request: Message) -> str:
     if method.name == "BatchSave":
         return f"save_all of {len(request.items)} items"  # type: ignore[attr-defined]  # a BatchSaveRequest
     if not ids["workflow_id"] or method.name not in _VERBS:
-        return {"ListWorkflows": "workflows", "Check": "ping"}.get(method.name, method.name)
+        return _VERBS_ALONE.get(method.name, method.name)
     text = f"{_VERBS[method.name]} workflow {ids['workflow_id']!r}"
     if ids["scope"]:
         text += f", scope {ids['scope']!r}"

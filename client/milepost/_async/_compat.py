@@ -6,12 +6,14 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
 
 from milepost._config import ChannelOptions
 from milepost.errors import ClientForkedError
+
+ResponseT = TypeVar("ResponseT")
 
 Home: TypeAlias = asyncio.AbstractEventLoop
 """What a channel belongs to."""
@@ -55,6 +57,35 @@ class Bell:
             return False
         self._event.clear()
         return True
+
+
+class Stream(Generic[ResponseT]):
+    """The answers to one request, one at a time."""
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, ResponseT]) -> None:
+        self._call = call
+        self._answers = aiter(call)
+        self._is_cancelled = False
+
+    async def next(self) -> ResponseT | None:
+        """Wait for the next answer; None: there is none any more.
+
+        Raises:
+            grpc.RpcError: The stream broke, or was cancelled by the other side.
+        """
+        try:
+            return await anext(self._answers, None)
+        except asyncio.CancelledError:
+            # A call that is cancelled here ends its waiter as if it were the waiter's task that was cancelled.
+            task = asyncio.current_task()
+            if self._is_cancelled and not (task is not None and task.cancelling()):
+                return None
+            raise
+
+    def cancel(self) -> None:
+        """End it: who waits for an answer is woken."""
+        self._is_cancelled = True
+        self._call.cancel()
 
 
 class Heartbeat:

@@ -22,24 +22,32 @@ import grpc.aio
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from milepost import _calls, _compression, _config, _telemetry
+from milepost import _calls, _compression, _config, _lease_calls, _signal_calls, _telemetry, _watch
 from milepost._async import _compat
+from milepost._async.lease import AsyncLease
+from milepost._async.watch import AsyncWatch
 from milepost._batch import SaveAll
 from milepost._calls import Method, SaveDraft
 from milepost._config import TLS
+from milepost._leases import TTL_S, default_holder
 from milepost._retry import Attempts, RetryPolicy
 from milepost._state import DigestMemory
 from milepost.codecs import JSON, Codec
-from milepost.errors import BaseNotFoundError, ClientForkedError, MilepostError, UnavailableError
+from milepost.errors import BaseNotFoundError, ClientForkedError, LeaseHeldError, MilepostError, UnavailableError
 from milepost.types import (
     After,
     Checkpoint,
     EntryVersion,
+    LeaseInfo,
+    LeaseRenewal,
     Record,
     RecordOutcome,
     Saved,
     SaveItem,
+    Signal,
+    SignalSent,
     Status,
+    WatchAfter,
     WorkflowInfo,
     new_checkpoint_id,
 )
@@ -148,6 +156,10 @@ class AsyncClient:
         records: Sequence[Record] = (),
         history_entries: Sequence[str] = (),
         replace: bool = False,
+        lease_token: int = 0,
+        release_lease: bool = False,
+        consumed_signals: Sequence[str] = (),
+        manifest: str = "",
         timeout_s: float | None = None,
     ) -> Saved:
         """Store one checkpoint: when this returns it is on the server's disk, once, however often it was sent.
@@ -174,10 +186,18 @@ class AsyncClient:
             records: Stored with the checkpoint, at the same moment.
             history_entries: Entries whose meaning needs ancestors, which pruning then keeps.
             replace: Put this content in the place of what the checkpoint_id holds, if it holds other content.
+            lease_token: The token of the workflow's lease, which this save renews. While a lease is live, nothing is
+                saved without it.
+            release_lease: Release that lease with this save.
+            consumed_signals: Ids of signals that this checkpoint has taken in; they are pending no more. At most 1,000.
+            manifest: The definition's manifest, JSON text whose SHA-256 in hexadecimal is `fingerprint`; at most 1 MiB.
+                It is stored once, so only the first save under a fingerprint needs it.
             timeout_s: For the whole call, in seconds; default: the client's.
 
         Raises:
             HeadMovedError: `after` is not the head any more; it names the real one.
+            LeaseHeldError: Somebody else's lease is live, and no token was given.
+            LeaseLostError: The token is not that of the newest lease. Nothing was stored; stop.
             CheckpointExistsError: The id is taken by other content.
             CheckpointDeletedError: The id was stored before and has been deleted since.
             LimitExceededError: Something is too large; nothing was stored.
@@ -201,6 +221,10 @@ class AsyncClient:
             records=records,
             history_entries=history_entries,
             replace=replace,
+            lease_token=lease_token,
+            release_lease=release_lease,
+            consumed_signals=consumed_signals,
+            manifest=manifest,
         )
         attempts = self._attempts(timeout_s)
         draft = SaveDraft(
@@ -304,10 +328,7 @@ class AsyncClient:
         )
         response = await self._call(_calls.LOAD, request, self._attempts(timeout_s))
         return _calls.read_checkpoint(
-            response.checkpoint,
-            self._codec,
-            with_state=not request.omit_state,
-            head_checkpoint_id=response.head_checkpoint_id,
+            response.checkpoint, self._codec, with_state=not request.omit_state, loaded=response
         )
 
     def list(
@@ -380,6 +401,7 @@ class AsyncClient:
         *,
         scope: str = "",
         require_checkpoint: bool = False,
+        lease_token: int = 0,
         timeout_s: float | None = None,
     ) -> builtins.list[RecordOutcome]:
         """Append records to a checkpoint, durably, also before that checkpoint exists.
@@ -390,6 +412,7 @@ class AsyncClient:
             records: What to append, at most 10,000 and 4 MiB a checkpoint.
             scope: The nested run; "" is the root.
             require_checkpoint: Refuse records whose checkpoint does not exist.
+            lease_token: The token of the workflow's lease, as for a save; renews it too.
             timeout_s: For the whole call, in seconds; default: the client's.
 
         Returns:
@@ -398,6 +421,8 @@ class AsyncClient:
         Raises:
             CheckpointNotFoundError: `require_checkpoint`, and there is none.
             CheckpointDeletedError: The checkpoint was there and has been deleted.
+            LeaseHeldError: Somebody else's lease is live, and no token was given.
+            LeaseLostError: The token is not that of the newest lease.
             QuotaExceededError: Too many records wait for a checkpoint that does not come.
         """
         request = _calls.append_records_request(
@@ -409,6 +434,7 @@ class AsyncClient:
             compress_over_bytes=self._compress_over_bytes,
             scope=scope,
             require_checkpoint=require_checkpoint,
+            lease_token=lease_token,
         )
         if not request.records:
             return []
@@ -467,6 +493,9 @@ class AsyncClient:
         definition: str | None = None,
         updated_from: datetime | None = None,
         updated_before: datetime | None = None,
+        is_leased: bool | None = None,
+        has_pending_signals: bool | None = None,
+        fingerprint: str | None = None,
         limit: int | None = None,
         page_size: int | None = None,
         timeout_s: float | None = None,
@@ -480,6 +509,9 @@ class AsyncClient:
             definition: Only of this definition.
             updated_from: Only those updated at this time or later; with a time zone.
             updated_before: Only those updated before this time; with a time zone.
+            is_leased: Only those whose lease is live (True), or is not (False).
+            has_pending_signals: Only those that have pending signals (True), or have none (False).
+            fingerprint: Only those whose root head was saved under this fingerprint.
             limit: Most workflows in all; None: no end.
             page_size: Most workflows of one call, at most 1,000; default: 50.
             timeout_s: For each page, in seconds; default: the client's.
@@ -492,6 +524,9 @@ class AsyncClient:
             definition=definition,
             updated_from=updated_from,
             updated_before=updated_before,
+            is_leased=is_leased,
+            has_pending_signals=has_pending_signals,
+            fingerprint=fingerprint,
             limit=limit,
             page_size=page_size,
         )
@@ -552,12 +587,21 @@ class AsyncClient:
         response = await self._call(_calls.FORK_WORKFLOW, request, self._attempts(timeout_s))
         return _calls.read_workflow(response.workflow)
 
-    async def delete(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
+    async def delete(self, workflow_id: str, *, lease_token: int = 0, timeout_s: float | None = None) -> bool:
         """Delete a workflow with all its scopes, durably; return whether there was one.
 
         An answer lost on the way and a second attempt give False, though it was this call that deleted it.
+
+        Args:
+            workflow_id: The run.
+            lease_token: The token of its lease, which goes with it. While a lease is live, nothing is deleted without.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Raises:
+            LeaseHeldError: Somebody else's lease is live, and no token was given.
+            LeaseLostError: The token is not that of the newest lease.
         """
-        request = pb.DeleteWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id)
+        request = pb.DeleteWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=lease_token)
         response = await self._call(_calls.DELETE_WORKFLOW, request, self._attempts(timeout_s))
         return response.existed
 
@@ -568,6 +612,7 @@ class AsyncClient:
         *,
         run_ids: Iterable[str] = (),
         scope: str = "",
+        lease_token: int = 0,
         timeout_s: float | None = None,
     ) -> int:
         """Delete checkpoints by id, or all of some executions; return how many were deleted.
@@ -580,10 +625,19 @@ class AsyncClient:
             checkpoint_ids: These checkpoints of `scope`.
             run_ids: The checkpoints of these executions, in every scope.
             scope: The nested run that `checkpoint_ids` are in; "" is the root.
+            lease_token: The token of the workflow's lease. While a lease is live, nothing is deleted without it; with
+                `run_ids` over the namespace, workflows whose lease is live are passed over.
             timeout_s: For each call to the server, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+            LeaseHeldError: Somebody else's lease is live, and no token was given.
+            LeaseLostError: The token is not that of the newest lease.
         """
         deleted = 0
-        for request in _calls.delete_requests(self._namespace, workflow_id, checkpoint_ids, run_ids, scope):
+        for request in _calls.delete_requests(
+            self._namespace, workflow_id, checkpoint_ids, run_ids, scope=scope, lease_token=lease_token
+        ):
             while True:
                 response = await self._call(_calls.DELETE_CHECKPOINTS, request, self._attempts(timeout_s))
                 deleted += response.deleted
@@ -621,6 +675,212 @@ class AsyncClient:
             if response.done:
                 return deleted
             request.continue_token = response.continue_token
+
+    async def acquire_lease(
+        self,
+        workflow_id: str,
+        *,
+        ttl_s: float = TTL_S,
+        wait_s: float = 0.0,
+        holder: str | None = None,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> LeaseInfo:
+        """Take the exclusive right to advance a workflow, or wait for it; durable when it returns.
+
+        Count the ttl from before the call, and keep it with `renew_lease`; `lease()` does both by itself.
+
+        Args:
+            workflow_id: The run; need not exist yet. The lease covers all its scopes.
+            ttl_s: How long it runs without a renewal, 1 to 3,600 seconds.
+            wait_s: How long to wait while somebody else holds it, in seconds; any length.
+            holder: Who takes it, a label for people, at most 256 bytes; default: `host:pid`.
+            request_id: The same id is answered with the same lease, while that is the newest; default: a new one, so
+                that the client's own attempts are one request and every call is another.
+            timeout_s: For each call to the server beside the wait, in seconds; default: the client's.
+
+        Returns:
+            The lease with its token.
+
+        Raises:
+            LeaseHeldError: Somebody else holds it and the wait is over; names the holder and the time it still runs.
+        """
+        request = _lease_calls.acquire_request(
+            self._namespace,
+            workflow_id,
+            ttl_s=ttl_s,
+            wait_s=wait_s,
+            holder=default_holder() if holder is None else holder,
+            request_id=new_checkpoint_id() if request_id is None else request_id,
+        )
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        give_up_at = self._clock() + wait_s
+        while True:
+            left_s = max(0.0, give_up_at - self._clock())
+            # No longer than the timeout, so that a second attempt has time for a wait as long as the first.
+            part_s = min(left_s, timeout_s, _lease_calls.WAIT_S_MAX)
+            request.wait_ms = round(part_s * 1_000)
+            try:
+                response = await self._call(_calls.ACQUIRE_LEASE, request, self._attempts(part_s + timeout_s))
+            except LeaseHeldError:
+                if left_s <= part_s or self._clock() >= give_up_at:
+                    raise
+                continue
+            return _calls.read_lease(response.lease, self._namespace, workflow_id)
+
+    async def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float | None = None) -> LeaseRenewal:
+        """Let a lease run its full ttl again; tell which signals are pending.
+
+        The newest token may do so also after the ttl is over, until anyone else acts.
+
+        Raises:
+            LeaseLostError: The token is not that of the newest lease.
+        """
+        request = pb.RenewLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        response = await self._call(_calls.RENEW_LEASE, request, self._attempts(timeout_s))
+        return _lease_calls.renewal(response, self._namespace, workflow_id)
+
+    async def release_lease(self, workflow_id: str, token: int, *, timeout_s: float | None = None) -> bool:
+        """Give a lease back; return whether the token still held it.
+
+        An answer lost on the way and a second attempt give False, though it was this call that released it.
+        """
+        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        return (await self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
+
+    async def break_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
+        """Take the lease away from whoever holds it; return whether there was one.
+
+        For people who know that the holder is gone or stuck: its token is refused from now on.
+        """
+        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, force=True)
+        return (await self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
+
+    async def get_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> LeaseInfo | None:
+        """Read who holds a workflow's lease, without its token; None where there is none.
+
+        A lease that has run out is still told, with nothing remaining, while nobody else has acted.
+        """
+        request = pb.GetLeaseRequest(namespace=self._namespace, workflow_id=workflow_id)
+        response = await self._call(_calls.GET_LEASE, request, self._attempts(timeout_s))
+        return _lease_calls.lease(response, self._namespace, workflow_id)
+
+    def lease(
+        self, workflow_id: str, *, ttl_s: float = TTL_S, wait_s: float = 0.0, holder: str | None = None
+    ) -> AsyncLease:
+        """Return a lease for a `with` block: taken when it begins, renewed beside it, released at its end.
+
+        Pass its `token` to every save in the block. A lease that is lost raises LeaseLostError at the end of the
+        block, and where the block calls `check()`; an outage of the server is not a loss.
+
+        Args:
+            workflow_id: The run; need not exist yet.
+            ttl_s: How long it outlives this process, 1 to 3,600 seconds.
+            wait_s: How long to wait while somebody else holds it, in seconds; then the block raises LeaseHeldError.
+            holder: Who takes it, a label for people; default: `host:pid`.
+        """
+        return AsyncLease(self, workflow_id, ttl_s=ttl_s, wait_s=wait_s, holder=holder, clock=self._clock)
+
+    async def send_signal(
+        self,
+        workflow_id: str,
+        name: str,
+        value: object = None,
+        *,
+        signal_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> SignalSent:
+        """Send a signal to a workflow, durably and once. It stays pending until a save consumes it; needs no lease.
+
+        Args:
+            workflow_id: The run; must have a checkpoint.
+            name: What it is, for the workflow; `CANCEL_SIGNAL` asks it to stop. 1 to 256 bytes.
+            value: Its content, at most 64 KiB encoded; None: none.
+            signal_id: The same id is sent once, also for 7 days after it was consumed; default: a new one, so that
+                every call is a signal of its own.
+            timeout_s: For the whole call, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+            SignalExistsError: The id is taken by another name or value.
+            QuotaExceededError: Too many signals are pending.
+        """
+        signal_id = new_checkpoint_id() if signal_id is None else signal_id
+        request = _signal_calls.send_request(
+            self._namespace,
+            workflow_id,
+            name,
+            value,
+            signal_id=signal_id,
+            codec=self._codec,
+            compress_over_bytes=self._compress_over_bytes,
+        )
+        response = await self._call(_calls.SEND_SIGNAL, request, self._attempts(timeout_s))
+        return SignalSent(
+            signal_id=signal_id,
+            replayed=response.replayed,
+            consumed=response.consumed,
+            revision=response.revision,
+        )
+
+    def signals(
+        self,
+        workflow_id: str,
+        *,
+        name: str | None = None,
+        page_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Signal]:
+        """Read the signals that no save has consumed yet, in the order they came, a page at a time.
+
+        Args:
+            workflow_id: The run.
+            name: Only signals of this name.
+            page_size: Most signals of one call, at most 1,000; default: 50.
+            timeout_s: For each page, in seconds; default: the client's.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+        """
+        request = _signal_calls.list_request(self._namespace, workflow_id, name=name, page_size=page_size)
+        return self._pages(
+            _calls.LIST_SIGNALS,
+            request,
+            lambda page: (_signal_calls.read_signal(s, self._codec) for s in page.signals),
+            None,
+            timeout_s,
+        )
+
+    def watch(self, workflow_id: str = "", *, after: WatchAfter = None, definition: str | None = None) -> AsyncWatch:
+        """Follow what changes, event by event, without an end; close it to end it.
+
+        The watch begins with its first event, of the kind STARTED: what happens after that is told. A stream that
+        breaks is opened again, within the client's retry policy and its timeout. One workflow is then followed without
+        a gap; over a namespace STARTED comes again, and what happened meanwhile is not told.
+
+        Args:
+            workflow_id: The run; need not exist yet. "": every workflow of the namespace.
+            after: Go on after this event, or after the workflow as it was read; None: from now on. Only for one
+                workflow.
+            definition: Only workflows of this definition.
+
+        Raises:
+            WatchCompactedError: What came since `after`, or during an outage, is not kept any more.
+            WatchTooSlowError: Events came faster than they were read.
+        """
+        return AsyncWatch(
+            self,
+            _watch.WatchProgress(self._namespace, workflow_id, after=after, definition=definition),
+        )
+
+    async def definition_manifest(self, fingerprint: str, *, timeout_s: float | None = None) -> str:
+        """Read a definition's manifest by its fingerprint: JSON text as it was first sent.
+
+        Raises:
+            DefinitionNotFoundError: No save has brought it.
+        """
+        request = pb.GetDefinitionRequest(namespace=self._namespace, fingerprint=fingerprint)
+        return (await self._call(_calls.GET_DEFINITION, request, self._attempts(timeout_s))).manifest
 
     async def ping(self, *, timeout_s: float | None = None) -> None:
         """Return when the server says that it serves.
@@ -731,6 +991,15 @@ class AsyncClient:
         if connection is None or self._owner_pid != os.getpid():
             connection = self._open()
         return connection.sender(method)
+
+    def _open_stream(self, method: Method[ResponseT], payload: bytes) -> _compat.Stream[ResponseT]:
+        """Send one request that is answered by a stream."""
+        connection = self._connections.get(_compat.home())
+        if connection is None or self._owner_pid != os.getpid():
+            connection = self._open()
+        send: grpc.aio.UnaryStreamMultiCallable[bytes, ResponseT]
+        send = connection.channel.unary_stream(method.path, None, method.read)
+        return _compat.Stream(send(payload, metadata=self._token.metadata()))
 
     def _open(self) -> _Connection:
         with self._lock:

@@ -135,6 +135,13 @@ def check_item(item: SaveItem) -> None:
         workflow_id=item.workflow_id,
         unit="signals",
     )
+    if item.lease_token < 0 or (item.release_lease and not item.lease_token):
+        raise InvalidRequestError(
+            "lease_token is a token that was granted",
+            reason="INVALID_FIELD",
+            workflow_id=item.workflow_id,
+            metadata={"field": "lease_token"},
+        )
     check_manifest(item)
 
 

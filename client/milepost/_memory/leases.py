@@ -51,13 +51,7 @@ class LeaseTable:
         check_id("holder", holder, SHORT_ID_BYTES_MAX, may_be_empty=True)
         check_id("request_id", request_id, SHORT_ID_BYTES_MAX, may_be_empty=True)
         if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
-            raise InvalidRequestError(
-                f"ttl_s is {TTL_S_MIN:.0f} to {TTL_S_MAX:.0f} seconds, not {ttl_s}",
-                reason="INVALID_FIELD",
-                namespace=self._namespace,
-                workflow_id=workflow_id,
-                metadata={"field": "ttl_ms"},
-            )
+            raise self._invalid(workflow_id, "ttl_ms", f"ttl_s is {TTL_S_MIN:.0f} to {TTL_S_MAX:.0f}, not {ttl_s}")
         lease = self._leases.get(workflow_id)
         if lease is not None and request_id and lease.request_id == request_id:
             return self._info(workflow_id, lease, token=lease.token), True
@@ -75,12 +69,16 @@ class LeaseTable:
         Raises:
             LeaseLostError: The token is not that of the newest lease.
         """
+        if token <= 0:
+            raise self._invalid(workflow_id, "lease_token", "lease_token is a token that was granted")
         lease = self._require(workflow_id, token)
         lease.expires = self._clock() + lease.ttl
         return self._info(workflow_id, lease, token=token)
 
     def release(self, workflow_id: str, token: int) -> bool:
         """End the lease, if that token has it; tell whether it had."""
+        if token <= 0:
+            raise self._invalid(workflow_id, "lease_token", "lease_token is a token that was granted")
         lease = self._leases.get(workflow_id)
         if lease is None or lease.token != token:
             return False
@@ -143,6 +141,15 @@ class LeaseTable:
                 workflow_id,
             )
         return lease
+
+    def _invalid(self, workflow_id: str, field_name: str, message: str) -> InvalidRequestError:
+        return InvalidRequestError(
+            message,
+            reason="INVALID_FIELD",
+            namespace=self._namespace,
+            workflow_id=workflow_id,
+            metadata={"field": field_name},
+        )
 
     def _held(self, workflow_id: str, lease: _Lease, now: datetime) -> MilepostError:
         remaining_ms = round((lease.expires - now).total_seconds() * 1_000)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 
 from milepost._config import ChannelOptions
+
+ResponseT = TypeVar("ResponseT")
+AnswerT = TypeVar("AnswerT", covariant=True)
 
 Home: TypeAlias = str
 """What a channel belongs to."""
@@ -51,6 +54,32 @@ class Bell:
         if rung:
             self._event.clear()
         return rung
+
+
+class _StreamCall(Protocol[AnswerT]):
+    def __iter__(self) -> Iterator[AnswerT]: ...
+
+    def cancel(self) -> object: ...
+
+
+class Stream(Generic[ResponseT]):
+    """The answers to one request, one at a time."""
+
+    def __init__(self, call: _StreamCall[ResponseT]) -> None:
+        self._call = call
+        self._answers = iter(call)
+
+    def next(self) -> ResponseT | None:
+        """Wait for the next answer; None: there is none any more.
+
+        Raises:
+            grpc.RpcError: The stream broke, or was cancelled.
+        """
+        return next(self._answers, None)
+
+    def cancel(self) -> None:
+        """End it: who waits for an answer is woken."""
+        self._call.cancel()
 
 
 class Heartbeat:

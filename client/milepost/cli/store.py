@@ -256,9 +256,7 @@ def read_stored(response: pb.LoadResponse) -> StoredCheckpoint:
     )
     found.ClearField("state")
     found.ClearField("records")
-    header = _calls.read_checkpoint(
-        found, StoredCodec(), with_state=False, head_checkpoint_id=response.head_checkpoint_id
-    )
+    header = _calls.read_checkpoint(found, StoredCodec(), with_state=False, loaded=response)
     return StoredCheckpoint(header=header, metadata=found.metadata, entries=entries, records=records)
 
 
