@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.register_assert_rewrite("milepost.testing.store_contract")
 
 from milepost import AsyncClient, Client  # noqa: E402  asserts are rewritten at import
 from milepost.memory import AsyncInMemoryStore, InMemoryStore  # noqa: E402
-from milepost.testing import LocalServer, local_server  # noqa: E402
+from milepost.testing import FakeClock, LocalServer, local_server  # noqa: E402
 from milepost.testing.store_contract import AsyncStoreContract, StoreContract  # noqa: E402
 
 _numbers = itertools.count()
@@ -25,8 +26,26 @@ class TestInMemoryStore(StoreContract):
 
 class TestAsyncInMemoryStore(AsyncStoreContract):
     @pytest.fixture
-    def async_store(self) -> AsyncInMemoryStore:
-        return AsyncInMemoryStore()
+    def clock(self) -> FakeClock:
+        return FakeClock()
+
+    @pytest.fixture
+    def async_store(self, clock: FakeClock) -> AsyncInMemoryStore:
+        return AsyncInMemoryStore(clock=clock)
+
+    @pytest.fixture
+    def pass_time(self, clock: FakeClock) -> Iterator[Callable[[float], None]]:
+        """Let the clock stand still, but for what is asked of it; later it goes on, for whoever waits."""
+        timers: list[threading.Timer] = []
+
+        def advance(seconds: float) -> None:
+            clock.advance(seconds)
+            timers.append(threading.Timer(0.1, clock.advance, (1.0,)))
+            timers[-1].start()
+
+        yield advance
+        for timer in timers:
+            timer.join(10)
 
 
 @pytest.fixture(scope="module")

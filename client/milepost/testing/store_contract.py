@@ -17,15 +17,12 @@ load and list are tested where the store has the method, else skipped.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-import inspect
 import math
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import pytest
 from typing_extensions import override
@@ -46,14 +43,26 @@ from milepost.errors import (
     WorkflowNotFoundError,
 )
 from milepost.protocols import AsyncCheckpointStore, CheckpointStore
-from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status, WorkflowInfo
 
-W = "order-7"
+for _part in ("lease_contract", "signal_contract", "watch_contract"):
+    pytest.register_assert_rewrite(f"milepost.testing.{_part}")
+
+from milepost.testing._contract_support import (  # noqa: E402  asserts are rewritten at import
+    BlockingStore,
+    W,
+    able,
+    chain,
+    save_item,
+)
+from milepost.testing.lease_contract import LeaseContract  # noqa: E402
+from milepost.testing.signal_contract import SignalContract  # noqa: E402
+from milepost.testing.watch_contract import WatchContract  # noqa: E402
+from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status, WorkflowInfo  # noqa: E402
 
 AppendRecords: TypeAlias = Callable[..., list[RecordOutcome]]
 
 
-class StoreContract:
+class StoreContract(LeaseContract, SignalContract, WatchContract):
     """What any checkpoint store does. Override the fixture `store` with an empty one."""
 
     @pytest.fixture
@@ -756,72 +765,3 @@ class AsyncStoreContract(StoreContract):
         """Give the async store in blocking clothes."""
         with BlockingStore(async_store) as store:
             yield cast("CheckpointStore", store)
-
-
-class BlockingStore:
-    """An async store whose methods block, on an event loop of its own. Closes the store at the end."""
-
-    def __init__(self, store: AsyncCheckpointStore) -> None:
-        self._store = store
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._runner:
-            if hasattr(self._store, "close"):
-                self.close()
-
-    @override
-    def __repr__(self) -> str:
-        return repr(self._store)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._store, name)
-
-        def call(*args: Any, **options: Any) -> Any:
-            answer = method(*args, **options)
-            if inspect.isawaitable(answer):
-                return self._runner.run(_wait(answer))
-            return self._iterate(answer)
-
-        return call
-
-    def _iterate(self, items: AsyncIterator[Any]) -> Iterator[Any]:
-        while True:
-            try:
-                yield self._runner.run(_wait(anext(items)))
-            except StopAsyncIteration:
-                return
-
-
-async def _wait(answer: Any) -> Any:
-    return await answer
-
-
-def able(store: CheckpointStore, method: str) -> Any:
-    """Return a method that a store may lack; skip the test where it does."""
-    try:
-        return getattr(store, method)
-    except AttributeError:
-        pytest.skip(f"the store has no {method}")
-
-
-def chain(store: CheckpointStore, length: int) -> list[Saved]:
-    """Save `c1`, `c2`, … one after the other, with the state {"n": 1}, {"n": 2}, …."""
-    saves: list[Saved] = []
-    for number in range(1, length + 1):
-        after: Saved | Literal["start"] = saves[-1] if saves else "start"
-        saves.append(store.save(W, state={"n": number}, after=after, checkpoint_id=f"c{number}"))
-    return saves
-
-
-def save_item(store: CheckpointStore, checkpoint_id: str, *, n: int = 1, after: Any = None) -> Saved:
-    """Save the state {"n": n} under an id."""
-    return store.save(W, state={"n": n}, after=after, checkpoint_id=checkpoint_id, current_step="a")
