@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -25,6 +26,7 @@ from milepost.testing._contract_support import W, able, chain, save_item
 from milepost.types import CANCEL_SIGNAL, PendingSignal
 
 MANIFEST = '{"steps": [{"id": "price", "version": 1}],\n "name": "ä"}'
+NOISE = random.Random(0).randbytes(80_000)  # noqa: S311  too large for a signal, however it is compressed
 FINGERPRINT = hashlib.sha256(MANIFEST.encode()).hexdigest()
 
 
@@ -161,7 +163,7 @@ class SignalContract:
             lambda: signals.send_signal(W, "n" * 257),
             lambda: signals.send_signal(W, "go", signal_id=""),
             lambda: signals.send_signal(W, "go", signal_id="s" * 257),
-            lambda: signals.send_signal(W, "go", bytes(range(256)) * 300),
+            lambda: signals.send_signal(W, "go", NOISE),
             lambda: store.save(W, state={}, consumed_signals=[f"s{number}" for number in range(1_001)]),
         ]
         for send in malformed:
@@ -180,7 +182,7 @@ class SignalContract:
         failing: list[Callable[[], object]] = [
             lambda: signals.send_signal(W, "go", canary * 2, signal_id="s1"),
             lambda: signals.send_signal(W, "go", [canary, object()]),
-            lambda: signals.send_signal(W, "go", canary * 10_000),
+            lambda: signals.send_signal(W, "go", [canary, NOISE]),
         ]
         for call in failing:
             with pytest.raises(MilepostError) as caught:
