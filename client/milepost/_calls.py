@@ -69,23 +69,27 @@ class Method(Generic[ResponseT]):
     read: Callable[[bytes], ResponseT]
     mutates: bool
     """It changes something, so that a lost answer leaves it open whether it did."""
+    finds_twin: bool = True
+    """A refusal because of the lease says that no earlier attempt was stored: what was is looked for before."""
 
 
-def _method(name: str, response: type[ResponseT], *, mutates: bool = False) -> Method[ResponseT]:
-    return Method(name, f"/{SERVICE}/{name}", cast("Any", response).FromString, mutates)
+def _method(
+    name: str, response: type[ResponseT], *, mutates: bool = False, finds_twin: bool = True
+) -> Method[ResponseT]:
+    return Method(name, f"/{SERVICE}/{name}", cast("Any", response).FromString, mutates, finds_twin)
 
 
 SAVE: Final = _method("Save", pb.SaveResponse, mutates=True)
 BATCH_SAVE: Final = _method("BatchSave", pb.BatchSaveResponse, mutates=True)
 LOAD: Final = _method("Load", pb.LoadResponse)
 LIST: Final = _method("List", pb.ListResponse)
-APPEND_RECORDS: Final = _method("AppendRecords", pb.AppendRecordsResponse, mutates=True)
+APPEND_RECORDS: Final = _method("AppendRecords", pb.AppendRecordsResponse, mutates=True, finds_twin=False)
 GET_ENTRY_HISTORY: Final = _method("GetEntryHistory", pb.GetEntryHistoryResponse)
 LIST_WORKFLOWS: Final = _method("ListWorkflows", pb.ListWorkflowsResponse)
 GET_WORKFLOW: Final = _method("GetWorkflow", pb.GetWorkflowResponse)
 FORK_WORKFLOW: Final = _method("ForkWorkflow", pb.ForkWorkflowResponse, mutates=True)
-DELETE_WORKFLOW: Final = _method("DeleteWorkflow", pb.DeleteWorkflowResponse, mutates=True)
-DELETE_CHECKPOINTS: Final = _method("DeleteCheckpoints", pb.DeleteCheckpointsResponse, mutates=True)
+DELETE_WORKFLOW: Final = _method("DeleteWorkflow", pb.DeleteWorkflowResponse, mutates=True, finds_twin=False)
+DELETE_CHECKPOINTS: Final = _method("DeleteCheckpoints", pb.DeleteCheckpointsResponse, mutates=True, finds_twin=False)
 PRUNE_WORKFLOW: Final = _method("PruneWorkflow", pb.PruneWorkflowResponse, mutates=True)
 ACQUIRE_LEASE: Final = _method("AcquireLease", pb.AcquireLeaseResponse, mutates=True)
 RENEW_LEASE: Final = _method("RenewLease", pb.RenewLeaseResponse, mutates=True)

@@ -17,6 +17,7 @@ from milepost.errors import Code
 # outcome counts as unknown: less exact, never wrong.
 NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failure")
 
+LEASE_REASONS = frozenset({"LEASE_HELD", "LEASE_LOST"})
 FINAL = frozenset({Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.ABORTED, Code.FAILED_PRECONDITION})
 
 
@@ -117,11 +118,17 @@ class Attempts:
         """Time since the call began."""
         return self._clock() - self._started
 
-    def after(self, failure: Failure) -> float | None:
-        """Take note of a failed attempt; return the pause before the next one, or None to give up."""
+    def after(self, failure: Failure, *, twin_is_known: bool = True) -> float | None:
+        """Take note of a failed attempt; return the pause before the next one, or None to give up.
+
+        Args:
+            failure: The attempt.
+            twin_is_known: A refusal because of the lease would come only after a look for what was stored before.
+        """
         self.count += 1
         if failure.is_final:
-            self.outcome_unknown = False
+            if twin_is_known or failure.details.reason not in LEASE_REASONS:
+                self.outcome_unknown = False
         elif failure.may_have_taken_effect:
             self.outcome_unknown = True
         if not failure.is_retryable or self.count >= self._policy.attempts_max:

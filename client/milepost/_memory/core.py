@@ -741,7 +741,7 @@ class MemoryCore:
             check_size(
                 "value",
                 encoded.ByteSize(),
-                limit="signal_bytes_max",
+                limit="signal_value_bytes_max",
                 allowed=SIGNAL_BYTES_MAX,
                 workflow_id=workflow_id,
             )

@@ -715,16 +715,17 @@ class Client:
             request_id=new_checkpoint_id() if request_id is None else request_id,
         )
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        give_up_at = self._clock() + wait_s
+        left_s = wait_s
         while True:
-            left_s = max(0.0, give_up_at - self._clock())
             # No longer than the timeout, so that a second attempt has time for a wait as long as the first.
             part_s = min(left_s, timeout_s, _lease_calls.WAIT_S_MAX)
             request.wait_ms = round(part_s * 1_000)
             try:
                 response = self._call(_calls.ACQUIRE_LEASE, request, self._attempts(part_s + timeout_s))
             except LeaseHeldError:
-                if left_s <= part_s or self._clock() >= give_up_at:
+                # By parts, not by the clock: a server that refuses at once is not asked without a pause.
+                left_s -= part_s
+                if left_s <= 0:
                     raise
                 continue
             return _calls.read_lease(response.lease, self._namespace, workflow_id)
@@ -942,7 +943,7 @@ class Client:
                 return send(payload, timeout=remaining_s, metadata=self._token.metadata())
             except grpc.RpcError as error:
                 cause, failure = error, _calls.read_failure(error)
-            pause_s = attempts.after(failure)
+            pause_s = attempts.after(failure, twin_is_known=method.finds_twin)
             if pause_s is None:
                 break
             logger.debug(
