@@ -10,9 +10,11 @@ Names that are not in `__all__`, here or in the public modules, are private.
 """
 
 from milepost._async.client import AsyncClient
+from milepost._async.lease import AsyncLease
 from milepost._config import TLS
 from milepost._retry import RetryPolicy
 from milepost._sync.client import Client
+from milepost._sync.lease import Lease
 from milepost.codecs import JSON, Codec
 from milepost.errors import (
     AuthError,
@@ -102,6 +104,7 @@ __all__ = [
     "AsyncCheckpointStore",
     "AsyncClient",
     "AsyncInMemoryStore",
+    "AsyncLease",
     "AsyncSupportsDefinitions",
     "AsyncSupportsLeases",
     "AsyncSupportsRecords",
@@ -133,6 +136,7 @@ __all__ = [
     "InMemoryStore",
     "InternalError",
     "InvalidRequestError",
+    "Lease",
     "LeaseError",
     "LeaseHeldError",
     "LeaseInfo",
@@ -180,5 +184,5 @@ __all__ = [
 ]
 
 # What lives in a private module shows under the name it is imported by, in tracebacks and in pickles.
-for _public in (AsyncClient, Client, TLS, RetryPolicy):
+for _public in (AsyncClient, AsyncLease, Client, Lease, TLS, RetryPolicy):
     _public.__module__ = __name__

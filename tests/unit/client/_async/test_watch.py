@@ -1,0 +1,200 @@
+"""A watch over a real connection, against a server that streams from a script."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from milepost import AsyncClient
+from milepost._async import _compat
+from milepost._retry import RetryPolicy
+from milepost.errors import UnavailableError, WatchCompactedError, WatchTooSlowError
+from milepost.types import WatchEventKind
+from milepost.v1 import checkpoint_pb2
+from milepost.v1 import checkpoint_store_pb2 as pb
+from tests.support.scripted_server import Abort, ScriptedServer, scripted_server
+
+COMPACTED = Abort(grpc.StatusCode.OUT_OF_RANGE, "WATCH_COMPACTED", workflow_id="w", revision="3")
+TOO_SLOW = Abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_TOO_SLOW", limit="events", allowed="10")
+UNAVAILABLE = Abort(grpc.StatusCode.UNAVAILABLE)
+DEADLINE_S = 20.0
+
+
+def started(revision: int, incarnation: str = "i1", workflow_id: str = "w") -> pb.WatchResponse:
+    return pb.WatchResponse(
+        kind=pb.WATCH_EVENT_KIND_STARTED, workflow_id=workflow_id, incarnation=incarnation, revision=revision
+    )
+
+
+def saved(revision: int, incarnation: str = "i1", workflow_id: str = "w") -> pb.WatchResponse:
+    return pb.WatchResponse(
+        kind=pb.WATCH_EVENT_KIND_SAVED,
+        workflow_id=workflow_id,
+        incarnation=incarnation,
+        revision=revision,
+        checkpoint_id=f"c{revision}",
+        status=checkpoint_pb2.STATUS_RUNNING,
+    )
+
+
+def stream(*answers: pb.WatchResponse | Abort) -> Callable[[Any, grpc.ServicerContext], Iterator[pb.WatchResponse]]:
+    """Answer with these, and end, or break off with an error."""
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        for one in answers:
+            if isinstance(one, Abort):
+                context.set_trailing_metadata(one.trailers)
+                context.abort(one.code, one.message)
+            yield one
+
+    return answer
+
+
+class Quiet:
+    """A stream that says nothing more until its reader has gone."""
+
+    def __init__(self, *answers: pb.WatchResponse) -> None:
+        self.answers = answers
+        self.is_ended = threading.Event()
+
+    def __call__(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        context.add_callback(self.is_ended.set)
+        yield from self.answers
+        assert self.is_ended.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: ScriptedServer) -> AsyncIterator[AsyncClient]:
+    retry = RetryPolicy(attempts_max=3, backoff_initial_s=0.001, backoff_max_s=0.001)
+    async with AsyncClient(server.target, timeout_s=20, retry=retry) as client:
+        yield client
+
+
+async def test_a_watch_of_one_workflow_goes_on_after_the_last_revision_when_its_stream_breaks(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
+    quiet = Quiet(started(9), saved(6))
+    server.on("Watch", stream(started(4), saved(5), UNAVAILABLE), UNAVAILABLE, stream(started(9), UNAVAILABLE), quiet)
+    async with client.watch("w", definition="orders") as events:
+        seen = [await anext(events) for _ in range(3)]
+    assert [(event.kind, event.revision) for event in seen] == [
+        (WatchEventKind.STARTED, 4),
+        (WatchEventKind.SAVED, 5),
+        (WatchEventKind.SAVED, 6),
+    ]
+    asked = server.asked("Watch")
+    assert [(one.after_incarnation, one.after_revision) for one in asked] == [("", 0), ("i1", 5), ("i1", 5), ("i1", 5)]
+    assert {(one.workflow_id, one.definition, one.namespace) for one in asked} == {("w", "orders", "default")}
+    assert quiet.is_ended.wait(DEADLINE_S), "closing the watch ends its stream"
+
+
+async def test_a_stream_that_the_server_ends_is_opened_again(server: ScriptedServer, client: AsyncClient) -> None:
+    server.on("Watch", stream(started(4)), Quiet(started(4), saved(5)))
+    async with client.watch("w") as events:
+        assert [(await anext(events)).revision for _ in range(2)] == [4, 5]
+
+
+async def test_a_watch_of_all_workflows_begins_anew_and_says_so(server: ScriptedServer, client: AsyncClient) -> None:
+    begin = started(0, "", "")
+    server.on("Watch", stream(begin, saved(5), UNAVAILABLE), Quiet(begin, saved(7)))
+    async with client.watch() as events:
+        kinds = [(await anext(events)).kind for _ in range(4)]
+    assert kinds == [WatchEventKind.STARTED, WatchEventKind.SAVED] * 2
+    assert {one.after_incarnation for one in server.asked("Watch")} == {""}
+
+
+async def test_a_workflow_that_came_during_an_outage_is_told_of_by_a_second_beginning(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
+    server.on("Watch", stream(started(0, ""), UNAVAILABLE), Quiet(started(3, "i1")))
+    async with client.watch("w") as events:
+        told = [await anext(events) for _ in range(2)]
+    assert [(event.incarnation, event.revision) for event in told] == [("", 0), ("i1", 3)]
+
+
+async def test_the_first_event_of_a_resumed_watch_passes_over_nothing(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
+    server.on("Watch", stream(started(9), UNAVAILABLE), Quiet(started(9), saved(4)))
+    async with client.watch("w", after=("i1", 3)) as events:
+        assert [(await anext(events)).revision for _ in range(2)] == [9, 4]
+    assert [one.after_revision for one in server.asked("Watch")] == [3, 3]
+
+
+@pytest.mark.parametrize("abort, error", [(COMPACTED, WatchCompactedError), (TOO_SLOW, WatchTooSlowError)])
+async def test_what_cannot_be_mended_by_trying_again_is_raised_and_ends_the_watch(
+    server: ScriptedServer, client: AsyncClient, abort: Abort, error: type[Exception]
+) -> None:
+    server.on("Watch", stream(started(4), abort))
+    events = client.watch("w")
+    assert (await anext(events)).revision == 4
+    with pytest.raises(error):
+        await anext(events)
+    assert [event async for event in events] == []
+    assert len(server.asked("Watch")) == 1
+
+
+async def test_a_server_that_stays_away_is_told_after_the_attempts_of_the_policy(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
+    server.on("Watch", stream(started(4), UNAVAILABLE), *[UNAVAILABLE] * 5)
+    async with client.watch("w") as events:
+        await anext(events)
+        with pytest.raises(UnavailableError, match=r"watch of workflow .w..*after 3 attempts"):
+            await anext(events)
+
+
+async def test_each_event_makes_the_attempts_count_anew(server: ScriptedServer, client: AsyncClient) -> None:
+    breaking = [stream(started(4), saved(revision), UNAVAILABLE) for revision in range(5, 15)]
+    server.on("Watch", *breaking, Quiet(started(4), saved(15)))
+    async with client.watch("w") as events:
+        assert [(await anext(events)).revision for _ in range(12)] == [4, *range(5, 16)]
+
+
+async def test_a_waiting_reader_is_woken_by_the_close(server: ScriptedServer, client: AsyncClient) -> None:
+    quiet = Quiet(started(4))
+    server.on("Watch", quiet)
+    events = client.watch("w")
+    await anext(events)
+    closer = _compat.Heartbeat(lambda: close(events), "closer")
+    closer.start(0.01)
+    assert [event async for event in events] == []
+    await closer.stop()
+    assert quiet.is_ended.wait(DEADLINE_S)
+
+
+async def close(events: Any) -> float | None:
+    await events.aclose()
+    return None
+
+
+async def test_a_reader_between_two_attempts_is_woken_by_the_close(server: ScriptedServer) -> None:
+    slow = RetryPolicy(backoff_initial_s=1_000, backoff_max_s=1_000)
+    async with AsyncClient(server.target, timeout_s=10_000, retry=slow) as client:
+        client._random = lambda: 1.0
+        server.on("Watch", stream(started(4), UNAVAILABLE))
+        events = client.watch("w")
+        await anext(events)
+        closer = _compat.Heartbeat(lambda: close(events), "closer")
+        closer.start(0.05)
+        assert [event async for event in events] == []
+        await closer.stop()
+
+
+async def test_an_unknown_kind_of_event_is_a_change(server: ScriptedServer, client: AsyncClient) -> None:
+    odd = pb.WatchResponse(workflow_id="w", incarnation="i1", revision=5)
+    odd.kind = 99  # type: ignore[assignment]  # of a later server
+    server.on("Watch", Quiet(started(4), odd))
+    async with client.watch("w") as events:
+        await anext(events)
+        assert (await anext(events)).kind is WatchEventKind.CHANGED
