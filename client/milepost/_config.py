@@ -30,6 +30,10 @@ CHANNEL_OPTIONS: Final[ChannelOptions] = (
     # A server that restarts is found again within the pauses of the retry policy, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # While a call waits (a watch, a lease that is held), a server that is gone without a word is noticed.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.primary_user_agent", "milepost-python"),
 )
 

@@ -86,9 +86,6 @@ class WatchProgress:
             is_first, self._has_started = not self._has_started, True
             if self._is_resumed and not is_first:
                 return None
-            if self._position is not None:
-                # The events since then follow; this one must not pass over them.
-                return event
         if self._workflow_id and event.incarnation:
             self._position = event.incarnation, event.revision
         return event

@@ -333,7 +333,8 @@ class WatchEventKind(enum.StrEnum):
     """What a watcher is told of."""
 
     STARTED = "started"
-    """The first event: what happens after it is told. Says where the workflow stands, if there is one."""
+    """The first event: what happens after it is told. Says where the workflow stands, if there is one; in a watch that
+    goes on after an earlier one, the place it goes on from."""
     SAVED = "saved"
     """A checkpoint was saved."""
     REPLACED = "replaced"

@@ -814,7 +814,10 @@ class MemoryCore:
                 newest = workflow.revision if workflow is not None and is_same else None
                 events = self._log.since(workflow_id, incarnation, revision, newest=newest)
             started = WatchEvent(kind=WatchEventKind.STARTED, workflow_id=workflow_id)
-            if workflow is not None:
+            if events and after is not None:
+                # Names the place it goes on from: who is cut off again right now has skipped nothing.
+                started = dataclasses.replace(started, incarnation=after[0], revision=after[1])
+            elif workflow is not None:
                 started = self._event(workflow, WatchEventKind.STARTED, row=workflow.head(""))
             return started, events, self._log.end
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from typing_extensions import override
 
-from milepost.cli import reading, writing
+from milepost.cli import leases, reading, signals, watching, writing
 from milepost.cli.failures import EXIT_CODES_HELP, ExitCode, Failure, explain
 from milepost.cli.rendering import printable
 from milepost.cli.session import CommandError, Session, setting_options
@@ -86,7 +86,7 @@ def _discard_output() -> None:
 @setting_options(hidden=False)
 @click.version_option(metadata.version("milepost"), message="milepost %(version)s")
 def cli() -> None:
-    """Look at durable workflows and their checkpoints; compare, save, fork and delete them."""
+    """Look at durable workflows and their checkpoints; compare, save, fork and delete them; watch and signal them."""
 
 
 for _command in (
@@ -95,9 +95,14 @@ for _command in (
     reading.show,
     reading.diff,
     reading.stats,
+    watching.watch,
     writing.save,
     writing.fork,
     writing.prune,
     writing.delete,
+    signals.signal,
+    signals.cancel,
+    signals.signals,
+    leases.lease,
 ):
     cli.add_command(_command)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from milepost.cli.diff import Change, CheckpointDiff, EntryChange
 from milepost.cli.json_text import JsonText
 from milepost.cli.store import StoredCheckpoint, StoredRecord, StoredValue
-from milepost.types import Checkpoint, Saved, WorkflowInfo
+from milepost.types import Checkpoint, LeaseInfo, Saved, Signal, SignalSent, WatchEvent, WorkflowInfo
 
 Document: TypeAlias = dict[str, Any]
 
@@ -39,6 +39,66 @@ def workflow_document(info: WorkflowInfo) -> Document:
         "revision": info.revision,
         "incarnation": info.incarnation,
         "forked_from_workflow_id": info.forked_from_workflow_id,
+        "lease": None if info.lease is None else lease_document(info.lease),
+        "pending_signal_count": info.pending_signal_count,
+        "fingerprint": info.fingerprint,
+    }
+
+
+def lease_document(lease: LeaseInfo) -> Document:
+    """Return a lease, as `milepost lease show` writes it."""
+    return {
+        "namespace": lease.namespace,
+        "workflow_id": lease.workflow_id,
+        "holder": lease.holder,
+        "ttl_s": lease.ttl_s,
+        "remaining_s": lease.remaining_s,
+        "grant_time": _time(lease.grant_time),
+    }
+
+
+def signal_document(signal: Signal) -> Document:
+    """Return a pending signal, as `milepost signals` writes it; without a value it has none."""
+    document: Document = {
+        "signal_id": signal.signal_id,
+        "name": signal.name,
+        "create_time": _time(signal.create_time),
+        "value": None,
+    }
+    if isinstance(signal.value, StoredValue):
+        document["value"] = value_document(signal.value)
+    return document
+
+
+def sent_document(workflow_id: str, name: str, sent: SignalSent) -> Document:
+    """Return what became of a signal, as `milepost signal` and `milepost cancel` write it."""
+    return {
+        "workflow_id": workflow_id,
+        "signal_id": sent.signal_id,
+        "name": name,
+        "replayed": sent.replayed,
+        "consumed": sent.consumed,
+        "revision": sent.revision,
+    }
+
+
+def event_document(event: WatchEvent) -> Document:
+    """Return an event, as `milepost watch` writes it."""
+    return {
+        "kind": event.kind.value,
+        "workflow_id": event.workflow_id,
+        "incarnation": event.incarnation,
+        "revision": event.revision,
+        "scope": event.scope,
+        "checkpoint_id": event.checkpoint_id,
+        "sequence": event.sequence,
+        "current_step": event.current_step,
+        "status": None if event.status is None else event.status.value,
+        "definition": event.definition,
+        "signal_name": event.signal_name,
+        "signal_id": event.signal_id,
+        "holder": event.holder,
+        "lease_released": event.lease_released,
     }
 
 

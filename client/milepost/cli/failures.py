@@ -16,11 +16,15 @@ from milepost.errors import (
     DeadlineError,
     HeadMovedError,
     InvalidRequestError,
+    LeaseError,
+    LeaseHeldError,
     MilepostError,
     NotFoundError,
     OutcomeUnknownError,
     StoreFullError,
     UnavailableError,
+    WatchCompactedError,
+    WatchTooSlowError,
     WorkflowNotFoundError,
 )
 
@@ -51,7 +55,7 @@ Exit codes:
   1    the answer is no: not found, different, not confirmed
   2    usage, bad input, or a token that does not allow it
   3    the server cannot be reached, is unavailable or full
-  4    conflict: the head moved, the id is taken, and the like
+  4    conflict: the head moved, the id is taken, somebody holds the lease, and the like
   5    damaged data, or a defect in server or tool
   130  Ctrl-C
 """
@@ -98,7 +102,7 @@ def _exit_code(error: MilepostError) -> ExitCode:
             return ExitCode.USAGE
         case UnavailableError() | DeadlineError() | CapacityError() | OutcomeUnknownError():
             return ExitCode.UNAVAILABLE
-        case ConflictError():
+        case ConflictError() | LeaseError():
             return ExitCode.CONFLICT
         case _:
             return ExitCode.BROKEN
@@ -113,6 +117,10 @@ def _hint(error: MilepostError, target: str) -> str:
             return "`milepost history WORKFLOW --all-scopes` lists what there is; --scope names a nested run"
         case HeadMovedError():
             return "somebody saved in between: look at `milepost show WORKFLOW`, then save --after that head"
+        case LeaseHeldError():
+            return "`milepost lease show WORKFLOW` tells how long; `milepost lease break` takes it from who is gone"
+        case WatchCompactedError() | WatchTooSlowError():
+            return "events were missed: look at `milepost show WORKFLOW`, then watch again"
         case StoreFullError():
             return "deleting and pruning still work: `milepost prune`, `milepost delete`"
         case UnavailableError() | DeadlineError():

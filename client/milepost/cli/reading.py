@@ -31,6 +31,7 @@ from milepost.cli.rendering import (
     hexadecimal,
     indented_lines,
     json_value,
+    lease_text,
     moment,
     printable,
     shortened,
@@ -79,6 +80,14 @@ def _statuses(names: Iterable[str]) -> list[Status] | None:
     help="Only with this label; repeatable.",
 )
 @click.option("--definition", type=TEXT, help="Only of this definition.")
+@click.option("--fingerprint", type=TEXT, help="Only those whose root head was saved under this fingerprint.")
+@click.option("--leased/--unleased", "is_leased", default=None, help="Only those whose lease is live, or is not.")
+@click.option(
+    "--pending/--no-pending",
+    "has_pending_signals",
+    default=None,
+    help="Only those that have signals waiting, or have none.",
+)
 @limit_option
 @setting_options(hidden=True)
 @pass_session
@@ -89,6 +98,9 @@ def workflows(
     statuses: tuple[str, ...],
     labels: dict[str, str],
     definition: str | None,
+    fingerprint: str | None,
+    is_leased: bool | None,
+    has_pending_signals: bool | None,
     limit: int | None,
 ) -> None:
     """List the workflows of the namespace whose id begins with PREFIX, by id."""
@@ -99,6 +111,9 @@ def workflows(
             status=_statuses(statuses),
             labels=labels or None,
             definition=definition,
+            is_leased=is_leased,
+            has_pending_signals=has_pending_signals,
+            fingerprint=fingerprint,
             limit=limit,
             page_size=PAGE_SIZE,
         )
@@ -113,10 +128,14 @@ def workflows(
             Column("checkpoints", is_number=True),
             Column("head"),
             Column("size", is_number=True),
+            Column("lease", shrinks=True),
+            Column("signals", is_number=True),
             Column("updated", is_number=True),
         ]
         if not output.table(columns, _workflow_rows(found, output, session.now())):
-            what = "no such workflows" if prefix or statuses or labels or definition else "no workflows"
+            filters = (prefix, statuses, labels, definition, fingerprint)
+            is_filtered = any(filters) or is_leased is not None or has_pending_signals is not None
+            what = "no such workflows" if is_filtered else "no workflows"
             session.note(f"{what} in namespace {printable(store.namespace)!r}")
 
 
@@ -132,6 +151,8 @@ def _workflow_rows(found: Iterator[WorkflowInfo], output: Output, now: datetime)
                 str(info.checkpoint_count),
                 short[info.head_checkpoint_id],
                 size(info.stored_bytes),
+                "" if info.lease is None else printable(info.lease.holder or "(no name)"),
+                str(info.pending_signal_count),
                 age(info.update_time, now),
             )
 
@@ -534,12 +555,15 @@ def _write_workflow(output: Output, info: WorkflowInfo, now: datetime) -> None:
         ("status", "(the root scope is empty)" if info.status is None else info.status.value),
         ("step", info.current_step or "(none)"),
         ("definition", info.definition),
+        ("fingerprint", info.fingerprint),
         ("labels", labels),
         ("forked from", info.forked_from_workflow_id),
         ("head", f"{info.head_checkpoint_id} (sequence {info.head_sequence})" if info.head_checkpoint_id else ""),
         ("checkpoints", f"{info.checkpoint_count} in {count(info.scope_count, 'scope')}"),
         ("last sequence", str(info.last_sequence)),
         ("size", size(info.stored_bytes)),
+        ("lease", "" if info.lease is None else lease_text(info.lease)),
+        ("signals", f"{info.pending_signal_count} pending" if info.pending_signal_count else ""),
         ("created", moment(info.create_time, now)),
         ("updated", moment(info.update_time, now)),
         ("revision", str(info.revision)),

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from milepost.cli import json_text
+from milepost.types import LeaseInfo
 
 ROWS_AT_ONCE: Final = 200
 """A table is laid out and printed this many rows at a time, so that its first rows do not wait for its last."""
@@ -87,6 +88,14 @@ def size(count_bytes: int) -> str:
 def moment(time: datetime | None, now: datetime) -> str:
     """Return a time and how long ago it was."""
     return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age(time, now)} ago)"
+
+
+def lease_text(lease: LeaseInfo) -> str:
+    """Return who holds a lease and how long it still runs."""
+    holder = lease.holder or "(no name)"
+    if lease.remaining_s <= 0:
+        return f"{holder}, expired; goes on until anyone else acts"
+    return f"{holder}, for another {lease.remaining_s:.1f} s of {lease.ttl_s:g} s"
 
 
 def count(number: int, noun: str) -> str:

@@ -148,8 +148,12 @@ class Session:
         if not self.as_json:
             click.echo(text, err=True)
 
-    def confirm(self, question: str) -> None:
+    def confirm(self, question: str, *, otherwise: str = "nothing was deleted") -> None:
         """Return if the answer is yes.
+
+        Args:
+            question: What is about to be done.
+            otherwise: What is said to have become of it if the answer is no.
 
         Raises:
             CommandError: It is no, or nobody is there to ask.
@@ -158,7 +162,7 @@ class Session:
             raise CommandError(
                 ExitCode.USAGE,
                 f"not asked, since there is no terminal: {question}",
-                "nothing was deleted; say --yes to go ahead without a question",
+                f"{otherwise}; say --yes to go ahead without a question",
             )
         try:
             is_confirmed = click.confirm(question, err=True)
@@ -166,7 +170,7 @@ class Session:
             click.echo(err=True)
             raise
         if not is_confirmed:
-            raise CommandError(ExitCode.NEGATIVE, "not confirmed: nothing was deleted")
+            raise CommandError(ExitCode.NEGATIVE, f"not confirmed: {otherwise}")
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
@@ -220,7 +224,7 @@ def setting_options(*, hidden: bool) -> Decorator[Any]:
             "as_json",
             is_flag=True,
             hidden=False,
-            help="Write JSON: one document, or one on each line for workflows and history.",
+            help="Write JSON: one document, or one on each line for workflows, history, signals and watch.",
         ),
         _setting("--no-color", is_flag=True, hidden=hidden, help="No colours, as with NO_COLOR in the environment."),
         _setting("--tls", is_flag=True, hidden=hidden, help="Encrypt; trust the well-known authorities."),

@@ -14,7 +14,18 @@ from milepost import Client, _calls, _compression
 from milepost.cli import json_text
 from milepost.codecs import JSON
 from milepost.errors import DeadlineError, MilepostError, UnavailableError
-from milepost.types import After, Checkpoint, Saved, Status, WorkflowInfo
+from milepost.protocols import WatchStream
+from milepost.types import (
+    After,
+    Checkpoint,
+    LeaseInfo,
+    Saved,
+    Signal,
+    SignalSent,
+    Status,
+    WatchAfter,
+    WorkflowInfo,
+)
 from milepost.v1 import checkpoint_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 
@@ -105,6 +116,9 @@ class Store(Protocol):
         status: Status | Iterable[Status] | None = None,
         labels: Mapping[str, str] | None = None,
         definition: str | None = None,
+        is_leased: bool | None = None,
+        has_pending_signals: bool | None = None,
+        fingerprint: str | None = None,
         limit: int | None = None,
         page_size: int | None = None,
     ) -> Iterator[WorkflowInfo]:
@@ -158,6 +172,28 @@ class Store(Protocol):
 
     def prune(self, workflow_id: str, *, keep_last: int = 1, dry_run: bool = False) -> int:
         """Delete old checkpoints; return how many were deleted."""
+        ...
+
+    def get_lease(self, workflow_id: str) -> LeaseInfo | None:
+        """Read who holds the lease."""
+        ...
+
+    def break_lease(self, workflow_id: str) -> bool:
+        """Take the lease away from whoever holds it; return whether there was one."""
+        ...
+
+    def send_signal(
+        self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None
+    ) -> SignalSent:
+        """Send a signal; its value is a `StoredValue`."""
+        ...
+
+    def signals(self, workflow_id: str, *, name: str | None = None, page_size: int | None = None) -> Iterator[Signal]:
+        """Read the signals that wait; their values are `StoredValue`."""
+        ...
+
+    def watch(self, workflow_id: str = "", *, after: WatchAfter = None, definition: str | None = None) -> WatchStream:
+        """Follow what changes."""
         ...
 
     def close(self) -> None:

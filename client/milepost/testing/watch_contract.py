@@ -121,7 +121,8 @@ class WatchContract:
         info = able(store, "workflow")(W)
         store.save(W, state={}, checkpoint_id="later")
         with watch(store, W, after=seen) as events:
-            assert next(events).kind is WatchEventKind.STARTED
+            started = next(events)
+            assert (started.kind, started.revision) == (WatchEventKind.STARTED, seen.revision)
             store.save(W, state={}, checkpoint_id="new")
             found = [*islice(events, 3)]
         assert [event.checkpoint_id for event in found] == ["meanwhile", "later", "new"]

@@ -128,7 +128,9 @@ def documents(result: Result) -> list[Any]:
 
 def test_workflows_are_a_table(run: Run) -> None:
     header, row = run("workflows").stdout.splitlines()
-    assert header.split() == ["workflow", "status", "step", "checkpoints", "head", "size", "updated"]
+    assert header.split() == [
+        *("workflow", "status", "step", "checkpoints", "head", "size", "lease", "signals", "updated")
+    ]
     assert row.split()[:5] == ["order-7", "completed", "charge", "3", "c3"]
     assert row.endswith("5m")
 
@@ -155,6 +157,9 @@ def test_workflows_are_json_lines(run: Run, store: MemoryStore) -> None:
         "revision",
         "incarnation",
         "forked_from_workflow_id",
+        "lease",
+        "pending_signal_count",
+        "fingerprint",
     }
     assert one["update_time"] == "2026-01-01T00:00:00Z"
     assert one["labels"] == {"team": "red"}
