@@ -242,6 +242,9 @@ def check_usage(program: str, name: str, arguments: str) -> None:
     group = PROGRAMS[program]
     command = group.commands.get(name)
     assert command is not None, f"{program} {name}"
+    if isinstance(command, click.Group) and arguments.strip():
+        name, _, arguments = arguments.strip().partition(" ")
+        command = command.commands[name]
     known = {
         flag for parameter in [*command.params, *group.params] for flag in [*parameter.opts, *parameter.secondary_opts]
     }

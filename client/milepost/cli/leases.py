@@ -14,6 +14,7 @@ from milepost.types import LeaseInfo
 
 
 @click.group()
+@setting_options(hidden=True)
 def lease() -> None:
     """Look at the lease of a workflow, or take it from its holder."""
 
