@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from milepost import Client, Record, SaveItem
+from milepost import Client, LeaseLostError, Record, SaveItem
 from milepost.codecs import JSON
 from tests.support.server_process import ServerProcess
 
@@ -183,6 +183,49 @@ def test_ctrl_c_ends_it_quietly(environment: dict[str, str]) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_watch_tells_each_change_at_once_and_ends_well_with_ctrl_c(
+    environment: dict[str, str], client: Client
+) -> None:
+    client.save("w", state={}, current_step="price", checkpoint_id="c1")
+    with subprocess.Popen(
+        [*COMMAND, "--json", "watch", "w"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,  # noqa: PLW1509 - as above
+    ) as process:
+        assert process.stdout is not None
+        started = json.loads(process.stdout.readline())
+        client.send_signal("w", "go", signal_id="s1")
+        told = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert (started["kind"], started["checkpoint_id"]) == ("started", "c1")
+    assert (told["kind"], told["signal_name"], told["revision"]) == ("signal_sent", "go", started["revision"] + 1)
+
+
+def test_a_lease_and_signals_from_the_shell(environment: dict[str, str], client: Client) -> None:
+    client.save("w", state={})
+    token = client.acquire_lease("w", holder="web-3").token
+    assert answer(environment, "lease", "show", "w")[0]["holder"] == "web-3"
+    refused = milepost(environment, "delete", "w", "--yes")
+    assert refused.returncode == 4
+    assert "web-3" in refused.stderr
+    assert answer(environment, "lease", "break", "w", "--yes")[0]["broken"] is True
+    answer(environment, "signal", "w", "approval", "--value", '{"sum": 1.10}', "--id", "s1")
+    assert answer(environment, "cancel", "w", "--yes")[0]["name"] == "milepost.cancel"
+    assert [one["name"] for one in answer(environment, "signals", "w")] == ["approval", "milepost.cancel"]
+    assert [one["pending_signal_count"] for one in answer(environment, "workflows", "--pending", "--unleased")] == [2]
+    assert [(one.name, one.value) for one in client.signals("w")] == [
+        ("approval", {"sum": 1.1}),
+        ("milepost.cancel", None),
+    ]
+    with pytest.raises(LeaseLostError):
+        client.save("w", state={}, lease_token=token)
 
 
 def on_a_terminal(environment: dict[str, str], *args: str) -> str:

@@ -7,28 +7,41 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, assert_type
 
 from milepost import (
+    CANCEL_SIGNAL,
     JSON,
     TLS,
     AsyncCheckpointStore,
     AsyncClient,
     AsyncInMemoryStore,
+    AsyncLease,
     AsyncSupportsRecords,
+    AsyncWatchStream,
+    AsyncWorkflowStore,
     Checkpoint,
     CheckpointStore,
     Client,
     EntryVersion,
     HeadMovedError,
     InMemoryStore,
+    Lease,
+    LeaseInfo,
     MilepostError,
     OutcomeUnknownError,
+    PendingSignal,
     Record,
     RecordOutcome,
     RetryPolicy,
     Saved,
     SaveItem,
+    Signal,
+    SignalSent,
     Status,
     SupportsRecords,
+    WatchEvent,
+    WatchEventKind,
+    WatchStream,
     WorkflowInfo,
+    WorkflowStore,
 )
 
 
@@ -105,6 +118,53 @@ def takes_async_store(store: AsyncSupportsRecords) -> AsyncCheckpointStore:
     return store
 
 
+def leases_signals_and_watches(client: Client) -> None:
+    with client.lease("w", ttl_s=10, wait_s=60, holder="me") as lease:
+        assert_type(lease, Lease)
+        saved = client.save("w", state={}, lease_token=lease.token, consumed_signals=["s"], release_lease=True)
+        assert_type(saved.pending_signals, tuple[PendingSignal, ...])
+        lease.check()
+    assert_type(client.acquire_lease("w"), LeaseInfo)
+    assert_type(client.get_lease("w"), LeaseInfo | None)
+    assert_type(client.renew_lease("w", 7).lease, LeaseInfo)
+    assert_type(client.release_lease("w", 7), bool)
+    assert_type(client.send_signal("w", CANCEL_SIGNAL, {"by": "me"}), SignalSent)
+    assert_type(client.signals("w"), Iterator[Signal])
+    with client.watch("w", after=client.workflow("w")) as events:
+        for event in events:
+            assert_type(event, WatchEvent)
+    assert_type(client.definition_manifest("f"), str)
+    assert_type(client.workflows(is_leased=False, has_pending_signals=True, fingerprint="f"), Iterator[WorkflowInfo])
+
+
+async def async_leases_signals_and_watches(client: AsyncClient) -> None:
+    async with client.lease("w") as lease:
+        assert_type(lease, AsyncLease)
+        await client.save("w", state={}, lease_token=lease.token)
+    async with client.watch() as events:
+        async for event in events:
+            assert_type(event.kind, WatchEventKind)
+    async for signal in client.signals("w"):
+        assert_type(signal, Signal)
+
+
+def takes_everything(store: WorkflowStore) -> WatchStream:
+    store.save("w", state={}, lease_token=store.acquire_lease("w").token, manifest="{}", fingerprint="f")
+    return store.watch("w")
+
+
+async def takes_everything_async(store: AsyncWorkflowStore) -> AsyncWatchStream:
+    await store.renew_lease("w", (await store.acquire_lease("w")).token)
+    return store.watch("w")
+
+
+async def every_store_runs_workflows(client: Client, async_client: AsyncClient) -> None:
+    takes_everything(client)
+    takes_everything(InMemoryStore())
+    await takes_everything_async(async_client)
+    await takes_everything_async(AsyncInMemoryStore())
+
+
 def any_store(client: Client, async_client: AsyncClient) -> None:
     takes_store(client)
     takes_store(InMemoryStore())
@@ -121,4 +181,6 @@ def is_refused(client: Client, async_client: AsyncClient) -> None:
     client.save("w", state={}, steps=["a"])  # type: ignore[call-arg]
     client.load("w").sequence = 3  # type: ignore[misc]
     takes_store(async_client)  # type: ignore[arg-type]
+    takes_everything(async_client)  # type: ignore[arg-type]
+    client.save("w", state={}, lease_token="7")  # type: ignore[arg-type]
     takes_async_store(client)  # type: ignore[arg-type]
