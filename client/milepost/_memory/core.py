@@ -585,6 +585,8 @@ class MemoryCore:
                     metadata={"workflow_id": target_workflow_id},
                 )
             source = self._require(workflow_id, scope)
+            # Whoever has taken the lease of the target before it exists is the one to make it.
+            self._leases.check(target_workflow_id, 0)
             first = pick(source, scope, checkpoint_id, None, frozenset())
             if first is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
@@ -592,6 +594,7 @@ class MemoryCore:
                 taken = [row for row in source.rows.values() if row.sequence <= first.sequence]
             else:
                 taken = [*source.ancestors(first)][::-1]
+            self._leases.settle(target_workflow_id, 0)
             target = self._create(target_workflow_id)
             target.last_sequence = first.sequence
             target.definition, target.labels = source.definition, source.labels
@@ -611,11 +614,15 @@ class MemoryCore:
     def delete(self, workflow_id: str, *, lease_token: int) -> bool:
         """Delete a workflow with all its scopes; tell whether there was one."""
         with self._lock:
-            if workflow_id not in self._workflows:
+            workflow = self._workflows.get(workflow_id)
+            if workflow is None and self._leases.find(workflow_id) is None:
+                # Nothing is there to be guarded, so a repeated delete is none whose lease was lost.
                 return False
             self._leases.check(workflow_id, lease_token)
             self._leases.clear(workflow_id)
-            workflow = self._workflows.pop(workflow_id)
+            if workflow is None:
+                return False
+            del self._workflows[workflow_id]
             for row in workflow.rows.values():
                 self._leave_stub(workflow_id, row)
             self._changed(workflow, WatchEventKind.WORKFLOW_DELETED)

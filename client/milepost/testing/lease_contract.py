@@ -147,6 +147,20 @@ class LeaseContract:
             store.save(W, state={}, scope="child")
         assert store.save(W, state={}, scope="child", lease_token=token).sequence == 1
 
+    def test_the_lease_of_a_workflow_that_does_not_exist_yet_guards_its_name(self, store: CheckpointStore) -> None:
+        leases = with_leases(store)
+        chain(store, 1)
+        token = leases.acquire_lease("new").token
+        delete, fork = able(store, "delete"), able(store, "fork")
+        with pytest.raises(LeaseHeldError):
+            delete("new")
+        with pytest.raises(LeaseHeldError):
+            fork(W, "new")
+        assert delete("new", lease_token=token) is False
+        assert leases.get_lease("new") is None
+        assert delete("new", lease_token=token) is False
+        assert fork(W, "new").workflow_id == "new"
+
     def test_pruning_needs_no_lease(self, store: CheckpointStore) -> None:
         leases = with_leases(store)
         chain(store, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
@@ -11,18 +12,23 @@ from typing import Any
 
 import pytest
 
+from milepost._memory import events
 from milepost.codecs import MSGPACK
 from milepost.errors import (
     CheckpointDeletedError,
     HeadMovedError,
+    LeaseHeldError,
+    LeaseLostError,
     LimitExceededError,
     MilepostError,
     QuotaExceededError,
+    WatchCompactedError,
+    WatchTooSlowError,
 )
 from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.protocols import AsyncCheckpointStore, AsyncSupportsRecords, CheckpointStore, SupportsRecords
 from milepost.testing import FakeClock
-from milepost.types import Record, Saved
+from milepost.types import Record, Saved, WatchEventKind
 
 DAY_S = 86_400.0
 
@@ -220,3 +226,130 @@ def test_lists_check_their_limit() -> None:
             call()
     with pytest.raises(TypeError):
         store.load("w", entries="abc")
+
+
+# Leases, signals, watching.
+
+
+def test_a_lease_runs_out_by_the_clock_of_the_store() -> None:
+    clock = FakeClock()
+    store = InMemoryStore(clock=clock)
+    token = store.acquire_lease("w", ttl_s=10).token
+    clock.advance(11)
+    store.save("w", state={"n": 1}, lease_token=token)
+    with pytest.raises(LeaseHeldError):
+        store.save("w", state={"n": 2})
+    clock.advance(11)
+    store.save("w", state={"n": 2})
+    with pytest.raises(LeaseLostError):
+        store.renew_lease("w", token)
+
+
+def test_a_block_knows_that_its_lease_has_run_out() -> None:
+    clock = FakeClock()
+    with InMemoryStore(clock=clock).lease("w", ttl_s=3_600) as lease:
+        known = [lease.is_valid]
+        clock.advance(3_601)
+        known.append(lease.is_valid)
+        assert known == [True, False]
+        assert not lease.lost
+
+
+def test_who_waits_for_a_lease_is_woken_by_its_release() -> None:
+    store = InMemoryStore()
+    mine = store.acquire_lease("w", ttl_s=3_600)
+    granted: list[int] = []
+    waiting = threading.Thread(target=lambda: granted.append(store.acquire_lease("w", wait_s=60).token))
+    waiting.start()
+    store.release_lease("w", mine.token)
+    waiting.join(30)
+    assert granted == [mine.token + 1]
+
+
+async def test_an_async_waiter_leaves_the_loop_to_others() -> None:
+    store = AsyncInMemoryStore()
+    mine = await store.acquire_lease("w", ttl_s=3_600)
+    waiting = asyncio.create_task(store.acquire_lease("w", wait_s=60))
+    await asyncio.sleep(0)
+    assert await store.release_lease("w", mine.token)
+    async with asyncio.timeout(30):
+        assert (await waiting).token > mine.token
+    with pytest.raises(LeaseHeldError):
+        await store.acquire_lease("w", wait_s=0.01)
+
+
+def test_a_consumed_signal_is_known_for_the_replay_window() -> None:
+    clock = FakeClock()
+    store = InMemoryStore(clock=clock)
+    store.save("w", state={})
+    store.send_signal("w", "go", signal_id="s1")
+    store.save("w", state={}, consumed_signals=["s1"])
+    clock.advance(7 * DAY_S - 1)
+    assert store.send_signal("w", "go", signal_id="s1").consumed
+    clock.advance(2)
+    assert not store.send_signal("w", "go", signal_id="s1").replayed
+
+
+def test_signals_that_nobody_consumes_have_a_bound() -> None:
+    store = InMemoryStore()
+    store.save("w", state={})
+    for number in range(1_000):
+        store.send_signal("w", "go", signal_id=f"s{number}")
+    with pytest.raises(QuotaExceededError) as caught:
+        store.send_signal("w", "go")
+    assert (caught.value.limit, caught.value.allowed) == ("pending_signals_max", 1_000)
+    assert store.send_signal("w", "go", signal_id="s0").replayed
+    store.save("w", state={}, consumed_signals=["s0"])
+    store.send_signal("w", "go")
+
+
+def test_a_watcher_that_does_not_read_is_told_that_it_missed_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "EVENTS_MAX", 5)
+    store = InMemoryStore()
+    store.save("w", state={})
+    before = store.workflow("w")
+    with store.watch("w") as slow, store.watch("other") as other:
+        next(slow)
+        next(other)
+        for _ in range(6):
+            store.save("w", state={})
+        for watch in (slow, other):
+            with pytest.raises(WatchTooSlowError):
+                next(watch)
+    with store.watch("w", after=before) as late, pytest.raises(WatchCompactedError):
+        next(late)
+    with store.watch("w", after=(before.incarnation, before.revision + 1)) as late:
+        assert [next(late).revision for _ in range(6)] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_watcher_in_another_thread_is_woken_by_events_and_by_the_close() -> None:
+    store = InMemoryStore()
+    watch = store.watch()
+    started, told = threading.Event(), threading.Event()
+    seen: list[WatchEventKind] = []
+
+    def read() -> None:
+        for event in watch:
+            seen.append(event.kind)
+            (started if event.kind is WatchEventKind.STARTED else told).set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert started.wait(30)
+    store.save("w", state={})
+    assert told.wait(30)
+    watch.close()
+    reader.join(30)
+    assert not reader.is_alive()
+    assert seen == [WatchEventKind.STARTED, WatchEventKind.SAVED]
+    assert not store._core._log._bells, "a closed watch leaves nothing behind"
+
+
+async def test_an_async_watcher_is_woken_from_another_thread() -> None:
+    store = AsyncInMemoryStore()
+    async with store.watch() as watch, asyncio.timeout(30):
+        await anext(watch)
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(asyncio.run, store.save("w", state={}))
+        assert (await waiting).kind is WatchEventKind.SAVED
