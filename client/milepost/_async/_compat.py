@@ -153,13 +153,15 @@ def open_channel(
     interceptors: Sequence[Interceptor],
     *,
     traced: bool,
-) -> grpc.aio.Channel:
-    """Make a channel; it connects at the first call."""
+) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
+    """Make a channel, which connects at the first call: one face for calls, and one for streams; here they are one."""
     chain = list(interceptors)
     if traced:
         # An extra, and not typed.
         instrumentation: Any = importlib.import_module("opentelemetry.instrumentation.grpc")
         chain += instrumentation.aio_client_interceptors()
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options, interceptors=chain)
-    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=chain)
+        channel = grpc.aio.insecure_channel(target, options=options, interceptors=chain)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options=options, interceptors=chain)
+    return channel, channel

@@ -999,7 +999,7 @@ class AsyncClient:
         if connection is None or self._owner_pid != os.getpid():
             connection = self._open()
         send: grpc.aio.UnaryStreamMultiCallable[bytes, ResponseT]
-        send = connection.channel.unary_stream(method.path, None, method.read)
+        send = connection.streams.unary_stream(method.path, None, method.read)
         return _compat.Stream(send(payload, metadata=self._token.metadata()))
 
     def _open(self) -> _Connection:
@@ -1022,10 +1022,10 @@ class AsyncClient:
             if connection is None:
                 for other in [place for place in self._connections if _compat.is_gone(place)]:
                     del self._connections[other]
-                connection = self._connections[here] = _Connection(self._channel())
+                connection = self._connections[here] = _Connection(*self._channels())
             return connection
 
-    def _channel(self) -> grpc.aio.Channel:
+    def _channels(self) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
         tls = self._endpoint.tls
         return _compat.open_channel(
             self.target,
@@ -1039,10 +1039,11 @@ class AsyncClient:
 class _Connection:
     """One channel, and what sends each method over it: making that anew for each call would cost a tenth of it."""
 
-    __slots__ = ("_senders", "channel")
+    __slots__ = ("_senders", "channel", "streams")
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, streams: grpc.aio.Channel) -> None:
         self.channel = channel
+        self.streams = streams
         self._senders: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = {}
 
     def sender(self, method: Method[ResponseT]) -> grpc.aio.UnaryUnaryMultiCallable[bytes, ResponseT]:

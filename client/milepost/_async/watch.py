@@ -82,7 +82,15 @@ class AsyncWatch:
             if self._is_closed:
                 # It was closed meanwhile, by somebody who did not see this stream.
                 self._stream.cancel()
-        return await self._stream.next()
+        try:
+            return await self._stream.next()
+        except grpc.RpcError:
+            raise
+        except BaseException:
+            # Its reader was interrupted, and the stream went with that: whoever reads on gets a new one.
+            self._stream.cancel()
+            self._stream = None
+            raise
 
     async def _pause(self, failure: Failure, cause: grpc.RpcError | None) -> None:
         """Wait before the stream is opened again, or give up. Nothing of it where the watch was closed."""

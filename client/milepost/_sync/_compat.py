@@ -129,14 +129,20 @@ def open_channel(
     interceptors: Sequence[Interceptor],
     *,
     traced: bool,
-) -> grpc.Channel:
-    """Make a channel; it connects at the first call."""
+) -> tuple[grpc.Channel, grpc.Channel]:
+    """Make a channel, which connects at the first call: one face for calls, and one for streams.
+
+    Streams are not traced: a span would last as long as a watch, and the instrumentation's streams cannot be cancelled.
+    """
     if credentials is None:
         channel = grpc.insecure_channel(target, options=options)
     else:
         channel = grpc.secure_channel(target, credentials, options=options)
+    streams = channel
     if traced:
         # An extra, and not typed.
         instrumentation: Any = importlib.import_module("opentelemetry.instrumentation.grpc")
         channel = instrumentation.intercept_channel(channel, instrumentation.client_interceptor())
-    return grpc.intercept_channel(channel, *interceptors) if interceptors else channel
+    if not interceptors:
+        return channel, streams
+    return grpc.intercept_channel(channel, *interceptors), grpc.intercept_channel(streams, *interceptors)

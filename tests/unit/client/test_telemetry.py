@@ -77,3 +77,16 @@ async def test_interceptors_of_the_caller_are_used() -> None:
         async with AsyncClient(server.target, interceptors=[Async()]) as async_client:
             await async_client.delete("w")
     assert seen == ["sync", "async"]
+
+
+@needs_otel
+async def test_a_watch_of_a_traced_client_can_be_closed() -> None:
+    started = pb.WatchResponse(kind=pb.WATCH_EVENT_KIND_STARTED)
+    with scripted_server() as server:
+        server.on("Watch", *[lambda request, context: iter([started, started])] * 2)
+        with Client(server.target, instrument=True) as client, client.watch() as events:
+            next(events)
+        assert list(events) == []
+        async with AsyncClient(server.target, instrument=True) as async_client, async_client.watch() as async_events:
+            await anext(async_events)
+        assert [event async for event in async_events] == []
