@@ -69,6 +69,7 @@ class Lease:
         self._holder = holder
         self._clock = clock
         self._state: LeaseState | None = None
+        self._is_cut_off = False
         self._heartbeat = _compat.Heartbeat(self._renew, f"milepost-lease-{workflow_id}")
 
     @property
@@ -137,7 +138,7 @@ class Lease:
         loss = self._held.loss
         if loss is None:
             try:
-                self._store.release_lease(self._workflow_id, self.token, timeout_s=self._held.renewal_timeout_s)
+                self._store.release_lease(self._workflow_id, self.token, timeout_s=self._held.release_timeout_s)
             except MilepostError as failure:
                 # It runs out by itself; what the block has done is done.
                 logger.warning("lease of workflow %r could not be released: %s", self._workflow_id, failure)
@@ -170,7 +171,13 @@ class Lease:
             logger.warning("lease of workflow %r is not renewed any more: %s", self._workflow_id, error)
             return None
         except MilepostError as error:
-            logger.warning("lease of workflow %r could not be renewed yet: %s", self._workflow_id, error)
+            # Once for an outage, however long it lasts.
+            level = logging.DEBUG if self._is_cut_off else logging.WARNING
+            logger.log(level, "lease of workflow %r could not be renewed yet: %s", self._workflow_id, error)
+            self._is_cut_off = True
             return state.retry_in_s
+        if self._is_cut_off:
+            self._is_cut_off = False
+            logger.info("lease of workflow %r is renewed again", self._workflow_id)
         state.renewed(renewal.lease, asked_at=asked_at)
         return state.renew_in_s
