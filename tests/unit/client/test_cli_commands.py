@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,54 +13,19 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from milepost import InMemoryStore, Record, Status
+from milepost import Record, Status
 from milepost.cli.app import cli
 from milepost.cli.failures import ExitCode
 from milepost.cli.session import Session, Settings, connect
-from milepost.cli.store import StoredCheckpoint, StoredCodec, StoredRecord, StoredValue
+from milepost.cli.store import StoredValue
 from milepost.codecs import JSON
 from milepost.v1 import checkpoint_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 from tests.support.scripted_server import Abort, ScriptedServer, scripted_server
+from tests.support.stored_memory import MemoryStore
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(minutes=5)
-
-
-class MemoryStore(InMemoryStore):
-    """The in-memory store, with values as they are stored."""
-
-    def __init__(self) -> None:
-        super().__init__(codec=StoredCodec(), clock=lambda: START)
-
-    def load_stored(
-        self,
-        workflow_id: str,
-        *,
-        checkpoint_id: str | None = None,
-        sequence: int | None = None,
-        scope: str = "",
-        entries: Iterable[str] | None = None,
-        with_state: bool = True,
-        with_records: bool = True,
-    ) -> StoredCheckpoint:
-        found = self.load(
-            workflow_id,
-            checkpoint_id=checkpoint_id,
-            sequence=sequence,
-            scope=scope,
-            entries=entries,
-            with_state=with_state,
-        )
-        return StoredCheckpoint(
-            header=found,
-            metadata=json.dumps(dict(found.metadata)) if found.metadata else "",
-            entries=found.state if with_state else {},
-            records=[
-                StoredRecord(task_id=r.task_id, index=r.index, path=r.path, name=r.name, value=r.value)
-                for r in (found.records if with_records else ())
-            ],
-        )
 
 
 def value(text: str) -> StoredValue:
@@ -70,7 +35,7 @@ def value(text: str) -> StoredValue:
 @pytest.fixture
 def store() -> MemoryStore:
     """Three checkpoints of `order-7`: c1, c2, c3; the last one has two records."""
-    store = MemoryStore()
+    store = MemoryStore(lambda: START)
     one = store.save(
         "order-7",
         state={"total": value("42.10"), "draft": value("true")},

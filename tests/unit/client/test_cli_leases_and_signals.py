@@ -12,7 +12,8 @@ from milepost.cli.app import cli
 from milepost.cli.failures import ExitCode
 from milepost.cli.session import Session
 from milepost.types import CANCEL_SIGNAL, WatchAfter, WatchEvent
-from tests.unit.client.test_cli_commands import NOW, MemoryStore, Run, documents, runner_for, value
+from tests.support.stored_memory import MemoryStore
+from tests.unit.client.test_cli_commands import NOW, START, Run, documents, runner_for, value
 
 DOCUMENTED = {"kind", "workflow_id", "incarnation", "revision", "scope", "checkpoint_id", "sequence", "current_step"}
 DOCUMENTED |= {"status", "definition", "signal_name", "signal_id", "holder", "lease_released"}
@@ -20,7 +21,7 @@ DOCUMENTED |= {"status", "definition", "signal_name", "signal_id", "holder", "le
 
 @pytest.fixture
 def store() -> MemoryStore:
-    store = MemoryStore()
+    store = MemoryStore(lambda: START)
     store.save("order-7", state={"total": value("42")}, current_step="price", checkpoint_id="c1", fingerprint="f1")
     store.save("order-8", state={}, checkpoint_id="d1")
     return store
@@ -211,7 +212,7 @@ class InterruptedWatch:
 
 
 def watched(*args: str) -> str:
-    store = WatchedStore()
+    store = WatchedStore(lambda: START)
     store.save("order-7", state={}, checkpoint_id="c1", current_step="price")
     session = Session(connect=lambda settings: store, now=lambda: NOW)
     result = CliRunner().invoke(cli, ["watch", *args], obj=session)
