@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from milepost import _calls
@@ -22,7 +23,7 @@ def acquire_request(
         InvalidRequestError: A time makes no sense.
     """
     # On the wire a ttl of 0 is the server's default; from a caller it is a mistake.
-    for name, seconds, is_wrong in (("ttl_s", ttl_s, not ttl_s > 0), ("wait_s", wait_s, not wait_s >= 0)):
+    for name, seconds, is_wrong in (("ttl_s", ttl_s, not 0 < ttl_s < math.inf), ("wait_s", wait_s, not wait_s >= 0)):
         if is_wrong:
             raise InvalidRequestError(
                 f"acquire_lease of workflow {workflow_id!r}: {name} is a number of seconds, not {seconds}",

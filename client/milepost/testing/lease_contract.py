@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from milepost.errors import InvalidRequestError, LeaseHeldError, LeaseLostError, MilepostError
 from milepost.protocols import CheckpointStore, SupportsLeases
 from milepost.testing._contract_support import W, able, chain, save_item
-from milepost.types import Record
+from milepost.types import Record, Saved, SaveItem
 
 
 class LeaseContract:
@@ -140,6 +141,26 @@ class LeaseContract:
         with pytest.raises(LeaseLostError):
             store.save(W, state={"n": 9}, after=first, lease_token=token)
 
+    def test_saves_in_a_batch_each_bring_their_own_token(self, store: CheckpointStore) -> None:
+        save_all: Any = able(store, "save_all")
+        token = with_leases(store).acquire_lease(W, ttl_s=20, holder="me").token
+        first = SaveItem(workflow_id=W, state={"n": 1}, lease_token=token)
+        results = save_all(
+            [
+                first,
+                SaveItem(workflow_id=W, state={"n": 2}),
+                SaveItem(workflow_id="other", state={"n": 3}),
+                SaveItem(workflow_id="other", state={"n": 4}, lease_token=token),
+                SaveItem(workflow_id=W, state={"n": 5}, after=first, lease_token=token, release_lease=True),
+                SaveItem(workflow_id=W, state={"n": 6}),
+            ]
+        )
+        kinds = [type(result) for result in results]
+        assert kinds == [Saved, LeaseHeldError, Saved, LeaseLostError, Saved, Saved]
+        assert (results[1].holder, results[3].workflow_id) == ("me", "other")
+        assert 0 < results[0].lease_remaining_s <= 20
+        assert (results[4].lease_remaining_s, results[5].sequence) == (0, 3)
+
     def test_a_lease_covers_all_scopes(self, store: CheckpointStore) -> None:
         leases = with_leases(store)
         token = leases.acquire_lease(W).token
@@ -200,7 +221,7 @@ class LeaseContract:
         pass_time(0.8)
         assert leases.acquire_lease(W, wait_s=10).token > old.token
 
-    @pytest.mark.parametrize("ttl_s", [0, -1, 0.2, 3601, 1e9])
+    @pytest.mark.parametrize("ttl_s", [0, -1, 0.2, 3601, 1e9, math.inf, math.nan])
     def test_a_ttl_out_of_bounds_is_refused(self, store: CheckpointStore, ttl_s: float) -> None:
         leases = with_leases(store)
         with pytest.raises(InvalidRequestError):
