@@ -16,6 +16,8 @@ from milepost.types import Saved
 
 W = "order-7"
 """The workflow that most tests use."""
+EVENT_WAIT_S = 10.0
+"""How long a test waits for an event, so that a store that tells none fails it and does not hang."""
 
 
 class BlockingStore:
@@ -70,7 +72,7 @@ class BlockingBlock:
 
     def __next__(self) -> Any:
         try:
-            return self._runner.run(_wait(anext(self._inner)))
+            return self._runner.run(_wait(anext(self._inner), EVENT_WAIT_S))
         except StopAsyncIteration:
             raise StopIteration from None
 
@@ -105,8 +107,9 @@ def _iterate(items: AsyncIterator[Any], runner: asyncio.Runner) -> Iterator[Any]
             return
 
 
-async def _wait(answer: Any) -> Any:
-    return await answer
+async def _wait(answer: Any, timeout_s: float | None = None) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await answer
 
 
 def able(store: CheckpointStore, method: str) -> Any:

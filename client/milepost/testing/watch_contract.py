@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import islice
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
 
 from milepost.errors import InvalidRequestError, WatchCompactedError
 from milepost.protocols import CheckpointStore, WatchStream
-from milepost.testing._contract_support import W, able, chain
-from milepost.types import Record, Status, WatchEventKind
+from milepost.testing._contract_support import EVENT_WAIT_S, BlockingBlock, W, able, chain
+from milepost.types import Record, Status, WatchEvent, WatchEventKind
 
 
 class WatchContract:
@@ -169,6 +171,45 @@ class WatchContract:
 
 
 def watch(store: CheckpointStore, workflow_id: str = "", **options: Any) -> WatchStream:
-    """Watch a store; skip the test where it cannot be watched."""
-    stream: WatchStream = able(store, "watch")(workflow_id, **options)
-    return stream
+    """Watch a store, with a deadline for each event; skip the test where it cannot be watched."""
+    return ImpatientStream(able(store, "watch")(workflow_id, **options))
+
+
+class ImpatientStream:
+    """A stream that fails the test when the next event does not come."""
+
+    def __init__(self, inner: WatchStream) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WatchEvent:
+        if isinstance(self._inner, BlockingBlock):
+            # Has a deadline of its own, and cannot be closed by another thread.
+            return next(self._inner)  # type: ignore[no-any-return]
+        too_late = threading.Timer(EVENT_WAIT_S, self._inner.close)
+        too_late.start()
+        try:
+            return next(self._inner)
+        except StopIteration:
+            if too_late.finished.is_set():
+                pytest.fail(f"no event came within {EVENT_WAIT_S:g} s")
+            raise
+        finally:
+            too_late.cancel()
+
+    def close(self) -> None:
+        """End it."""
+        self._inner.close()
