@@ -1,0 +1,200 @@
+"""What passes between the engine and a driver: effects out, answers and events in.
+
+The engine is a generator. What it yields is an effect that the driver carries out, and each falls under one of two:
+
+- A **request** (`AcquireLease`, `LoadHead`, `SaveCheckpoint`, …) is answered: the driver sends the answer into the
+  generator, or throws the error that it met.
+- An **order** (`StartAttempt`, `CancelAttempt`, `Enqueue`) is begun, and answered with None at once. What becomes of an
+  attempt comes later, as an event.
+
+`NextEvent` is the one request that waits for whatever happens first: an attempt that ended, a notice from outside, or
+the moment the engine asked to be woken at (then the answer is None). So the engine never reads from a channel, never
+sleeps, and needs no lock: whatever happens, happens to it in one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from milepost.types import PendingSignal, Record, SaveItem
+
+if TYPE_CHECKING:
+    from milepost.runner.attempt import Attempt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireLease:
+    """Request: take the workflow's lease. Answer: `LeaseInfo`."""
+
+    ttl_s: float
+    wait_s: float
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadHead:
+    """Request: read the head of a scope with its records. Answer: `Checkpoint`."""
+
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadManifest:
+    """Request: read a stored definition. Answer: its text."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSignals:
+    """Request: read the pending signals of a name. Answer: a sequence of `Signal`, oldest first."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCheckpoint:
+    """Request: store one checkpoint. Answer: `Saved`."""
+
+    arguments: Mapping[str, Any] = field(repr=False)
+    """The keyword arguments of the store's `save`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppendRecords:
+    """Request: append records to a checkpoint that exists. Answer: a list of `RecordOutcome`."""
+
+    scope: str
+    checkpoint_id: str
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Order: store a checkpoint behind those queued before it, while the run goes on. Waits where the queue is full."""
+
+    item: SaveItem = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Request: wait until everything queued is durable. Answer: the newest `Saved`, or None where nothing was queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartAttempt:
+    """Order: call a step once."""
+
+    attempt: Attempt
+    may_block: bool
+    """Nothing else has to happen meanwhile: a blocking driver may call the step in its own thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAttempt:
+    """Order: ask an attempt to end. It may take its time, or never end."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class NextEvent:
+    """Request: wait for the next event. Answer: the event, or None once `until` has come."""
+
+    until: float | None
+    """A reading of the clock; None: without end. One that is past asks what has happened already."""
+
+
+Effect: TypeAlias = (
+    AcquireLease
+    | LoadHead
+    | LoadManifest
+    | ReadSignals
+    | SaveCheckpoint
+    | AppendRecords
+    | Enqueue
+    | Drain
+    | StartAttempt
+    | CancelAttempt
+    | NextEvent
+)
+
+Flow: TypeAlias = Generator[Effect, Any, T]
+"""A part of the engine: yields effects, is sent their answers, returns a T."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt has returned or raised."""
+
+    attempt: Attempt
+    result: Any = field(default=None, repr=False)
+    """What it left: a patch, or for an item the item's encoded result."""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePaused:
+    """The lease may run out before it is renewed: nothing may be started or saved until it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRenewed:
+    """The lease was renewed after a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGone:
+    """The lease is lost, or could not be renewed for too long: the run ends without saving anything."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class SignalsPending:
+    """What is pending now, as a renewal said it."""
+
+    signals: tuple[PendingSignal, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendRequested:
+    """Stop at the next step boundary; or at once, where the time for that is over."""
+
+    is_overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The step that this nested run belongs to was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFailed:
+    """A queued checkpoint could not be stored."""
+
+    error: Exception
+
+
+Event: TypeAlias = (
+    AttemptEnded
+    | LeasePaused
+    | LeaseRenewed
+    | LeaseGone
+    | SignalsPending
+    | SuspendRequested
+    | StopRequested
+    | QueueFailed
+)
+
+
+def cancels_steps(event: Event) -> bool:
+    """Tell whether steps that run should hear of an event at once, even while the engine cannot."""
+    return isinstance(event, LeasePaused | LeaseGone | StopRequested | SuspendRequested) and (
+        not isinstance(event, SuspendRequested) or event.is_overdue
+    )
