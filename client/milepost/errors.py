@@ -14,6 +14,7 @@
     │   ├── BaseNotFoundError
     │   ├── DefinitionMismatchError
     │   ├── DigestMismatchError
+    │   ├── InputMismatchError
     │   ├── PredecessorFailedError
     │   ├── SignalExistsError
     │   ├── PageExpiredError
@@ -37,7 +38,15 @@
     ├── CodecError
     ├── StateNotLoadedError
     ├── StateSchemaError
-    └── ClientForkedError (RuntimeError)
+    ├── ClientForkedError (RuntimeError)
+    └── WorkflowError
+        ├── StepFailedError
+        │   └── StepTimeoutError (TimeoutError)
+        ├── StepOutcomeUnknownError
+        ├── DefinitionChangedError
+        ├── WorkflowCancelledError
+        ├── WorkflowDeadlineError (TimeoutError)
+        └── StateConflictError
 
 Every error takes a message and the same keyword fields, so it can be made from an answer of the server, by the
 in-memory stores and by tests alike; what belongs to one class is a property over `metadata`. All of them survive
@@ -47,10 +56,10 @@ pickle and copy. A message carries ids, names and sizes, never a value of the st
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
 
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 __all__ = [
     "AuthError",
@@ -64,10 +73,12 @@ __all__ = [
     "ConflictError",
     "DataLossError",
     "DeadlineError",
+    "DefinitionChangedError",
     "DefinitionMismatchError",
     "DefinitionNotFoundError",
     "DigestMismatchError",
     "HeadMovedError",
+    "InputMismatchError",
     "InternalError",
     "InvalidRequestError",
     "LeaseError",
@@ -83,12 +94,19 @@ __all__ = [
     "QueueFullError",
     "QuotaExceededError",
     "SignalExistsError",
+    "StateConflictError",
     "StateNotLoadedError",
     "StateSchemaError",
+    "StepFailedError",
+    "StepOutcomeUnknownError",
+    "StepTimeoutError",
     "StoreFullError",
     "UnavailableError",
     "WatchCompactedError",
     "WatchTooSlowError",
+    "WorkflowCancelledError",
+    "WorkflowDeadlineError",
+    "WorkflowError",
     "WorkflowExistsError",
     "WorkflowNotFoundError",
 ]
@@ -254,6 +272,10 @@ class DefinitionMismatchError(ConflictError):
 
 class DigestMismatchError(ConflictError):
     """A replace named content that is not the stored one."""
+
+
+class InputMismatchError(ConflictError):
+    """The workflow was started with another input. To go on with it, pass no state; to run another one, take a new id."""
 
 
 class PredecessorFailedError(ConflictError):
@@ -484,6 +506,164 @@ class ClientForkedError(MilepostError, RuntimeError):
         super().__init__(message)
         self.owner_pid = owner_pid
         self.pid = pid
+
+
+class ErrorFields(TypedDict, total=False):
+    """The keyword fields that every error takes."""
+
+    reason: str
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+    metadata: Mapping[str, str] | None
+
+
+class WorkflowError(MilepostError):
+    """A run of a workflow did not reach its end. What was saved before stays, and the run can be resumed from there.
+
+    Attributes:
+        step: The step it is about, "" where it is about none.
+    """
+
+    step: str
+
+    def __init__(self, message: str = "", *, step: str = "", **fields: Unpack[ErrorFields]) -> None:
+        super().__init__(message, **fields)
+        self.step = step
+
+
+class StepFailedError(WorkflowError):
+    """A step raised in its last attempt; what it raised is the cause, a group where several branches failed.
+
+    Attributes:
+        attempts: How often the step was tried.
+    """
+
+    attempts: int
+
+    def __init__(self, message: str = "", *, step: str = "", attempts: int = 0, **fields: Unpack[ErrorFields]) -> None:
+        super().__init__(message, step=step, **fields)
+        self.attempts = attempts
+
+
+class StepTimeoutError(StepFailedError, TimeoutError):
+    """A step took longer than its `timeout_s`, in its last attempt.
+
+    Attributes:
+        timeout_s: What the step was given, in seconds.
+        abandoned: Its thread went on past the grace time and may still be running; its result is discarded.
+    """
+
+    timeout_s: float
+    abandoned: bool
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        step: str = "",
+        attempts: int = 0,
+        timeout_s: float = 0.0,
+        abandoned: bool = False,
+        **fields: Unpack[ErrorFields],
+    ) -> None:
+        super().__init__(message, step=step, attempts=attempts, **fields)
+        self.timeout_s = timeout_s
+        self.abandoned = abandoned
+
+
+class StepOutcomeUnknownError(WorkflowError):
+    """A step with `at_most_once` was started and its result is not known, so it is not run again.
+
+    Find out what happened, then say so: `runner.resolve(workflow_id, step, …)`.
+
+    Attributes:
+        item_key: The item, where the step runs once for each.
+        attempt_id: Names the attempt whose outcome is unknown.
+    """
+
+    item_key: str
+    attempt_id: str
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        step: str = "",
+        item_key: str = "",
+        attempt_id: str = "",
+        **fields: Unpack[ErrorFields],
+    ) -> None:
+        super().__init__(message, step=step, **fields)
+        self.item_key = item_key
+        self.attempt_id = attempt_id
+
+
+class DefinitionChangedError(WorkflowError):
+    """The workflow was started under another definition, and `on_change` does not let this one go on with it.
+
+    Attributes:
+        added: Steps that this definition has and that one had not.
+        removed: Steps that it has no more.
+        changed: Steps that both have, with a difference.
+        problems: Why it cannot go on, a sentence each.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        step: str = "",
+        added: Iterable[str] = (),
+        removed: Iterable[str] = (),
+        changed: Iterable[str] = (),
+        problems: Iterable[str] = (),
+        **fields: Unpack[ErrorFields],
+    ) -> None:
+        super().__init__(message, step=step, **fields)
+        self.added = tuple(added)
+        self.removed = tuple(removed)
+        self.changed = tuple(changed)
+        self.problems = tuple(problems)
+
+
+class WorkflowCancelledError(WorkflowError):
+    """The workflow was cancelled; it is stored as such and does not go on."""
+
+
+class WorkflowDeadlineError(WorkflowError, TimeoutError):
+    """The time given to the whole workflow was over before it was finished."""
+
+
+class StateConflictError(WorkflowError):
+    """Steps that ran side by side left different values in one entry, and nothing says how to merge them.
+
+    Attributes:
+        entry: The entry.
+        steps: The steps, in the order of their declaration.
+    """
+
+    entry: str
+    steps: tuple[str, ...]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        step: str = "",
+        entry: str = "",
+        steps: Iterable[str] = (),
+        **fields: Unpack[ErrorFields],
+    ) -> None:
+        super().__init__(message, step=step, **fields)
+        self.entry = entry
+        self.steps = tuple(steps)
 
 
 class Code(enum.IntEnum):

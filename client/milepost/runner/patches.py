@@ -1,0 +1,434 @@
+"""Entries as a run holds them, and the effect of a step: the entries that it left different.
+
+A run keeps entries encoded. Each step gets values of its own, decoded for it, and what it leaves is encoded, compared
+with what it got, and read back: no live object crosses a step's boundary, and a resumed run cannot differ from one that
+was never interrupted. A value that does not come back equal is an error at the step that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+
+from typing_extensions import override
+
+from milepost._refusals import child_path, type_name
+from milepost.codecs import Codec, JsonCodec, require_equal
+from milepost.errors import CodecError, StateConflictError, StateSchemaError
+from milepost.runner.reducers import last
+from milepost.runner.state_type import DELETE, Replace, StateType
+
+__all__ = ["EMPTY_PATCH", "Content", "Entries", "Patch", "apply", "collect", "effect_of", "from_record", "item_result"]
+__all__ += ["merge", "to_record"]
+
+S = TypeVar("S")
+Content: TypeAlias = str | bytes
+"""An encoded value: text by codecs that write JSON, else bytes."""
+
+_ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
+
+
+class Entries:
+    """An immutable state: entries by key, encoded. Make it with `of`; hands out values that belong to the caller."""
+
+    __slots__ = ("_atoms", "_codec", "_contents")
+
+    def __init__(self, contents: dict[str, Content], codec: Codec, atoms: dict[str, Any]) -> None:
+        self._contents = contents
+        self._codec = codec
+        self._atoms = atoms
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], codec: Codec, where: str = "") -> Entries:
+        """Encode a state and read it back.
+
+        Args:
+            values: The entries.
+            codec: Encodes each value.
+            where: Begins the message of an error, for example "step 'price'".
+
+        Raises:
+            CodecError: A value cannot be encoded, or does not come back equal; has the path of the culprit.
+        """
+        contents: dict[str, Content] = {}
+        atoms: dict[str, Any] = {}
+        for key, value in values.items():
+            contents[key] = _encode(key, value, codec, where)
+            _read_back(key, value, contents[key], codec, atoms, where)
+        return cls(contents, codec, atoms)
+
+    @property
+    def codec(self) -> Codec:
+        """What the values are encoded by."""
+        return self._codec
+
+    @property
+    def contents(self) -> Mapping[str, Content]:
+        """The encoded values."""
+        return self._contents
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of keys and encoded values; characters count as bytes."""
+        return sum(map(len, self._contents)) + sum(map(len, self._contents.values()))
+
+    def values(self) -> dict[str, Any]:
+        """Return all values, decoded for the caller."""
+        atoms, decode = self._atoms, self._codec.decode
+        return {
+            key: atoms[key] if key in atoms else decode(content, child_path("$", key))
+            for key, content in self._contents.items()
+        }
+
+    def value(self, key: str) -> Any:
+        """Return one value, decoded for the caller; None where there is no such entry."""
+        content = self._contents.get(key)
+        return None if content is None else self._codec.decode(content, child_path("$", key))
+
+    def digest(self) -> str:
+        """Return 64 hexadecimal digits that stand for keys and values, whatever the order of the entries."""
+        digest = hashlib.sha256()
+        for key in sorted(self._contents):
+            for part in (key, self._contents[key]):
+                content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+                digest.update(len(content).to_bytes(8, "big"))
+                digest.update(content)
+        return digest.hexdigest()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._contents
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entries) and self._contents == other._contents
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @override
+    def __repr__(self) -> str:
+        return f"Entries(keys={sorted(self._contents)}, size_bytes={self.size_bytes})"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a step changed. The values are encoded, and have been read back."""
+
+    contents: Mapping[str, Content] = field(default_factory=dict, repr=False)
+    """Entries that are new or different, encoded."""
+    removed: frozenset[str] = frozenset()
+    """Entries that are gone."""
+    atoms: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Those of the values that cannot be changed in place, decoded."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing changed."""
+        return not self.contents and not self.removed
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of keys and encoded values; characters count as bytes."""
+        return sum(map(len, self.contents)) + sum(map(len, self.contents.values())) + sum(map(len, self.removed))
+
+
+EMPTY_PATCH: Final = Patch()
+
+
+def effect_of(before: Entries, left: S, returned: object, state_type: StateType[S], step_id: str) -> Patch:
+    """Return what a step changed.
+
+    Args:
+        before: The entries the step was given a copy of.
+        left: That copy, as the step left it.
+        returned: What the step's function answered: None, the copy counts; a mapping, laid on the copy; a state of the
+            declared type; or `Replace`.
+        state_type: The declared type.
+        step_id: For errors.
+
+    Raises:
+        TypeError: The answer is none of these.
+        StateSchemaError: What is left is not of the declared type.
+        CodecError: A value cannot be encoded, or does not come back equal; has the path of the culprit.
+    """
+    where = f"step {step_id!r}"
+    try:
+        after, model = _entries_left(left, returned, state_type, where)
+    except StateSchemaError as error:
+        raise StateSchemaError(f"{where}: {error.message}") from None
+    patch = _difference(before, after, where)
+    if state_type.fields is not None and (not patch.is_empty or state_type.hides_fields):
+        _require_readable(apply(before, patch), model, state_type, where)
+    return patch
+
+
+def apply(entries: Entries, patch: Patch) -> Entries:
+    """Return the entries with a patch laid on them."""
+    if patch.is_empty:
+        return entries
+    contents = {**entries.contents, **patch.contents}
+    atoms = entries._atoms.copy()  # noqa: SLF001  the other half of one class
+    for key in patch.contents:
+        atoms.pop(key, None)
+    atoms.update(patch.atoms)
+    for key in patch.removed:
+        contents.pop(key, None)
+        atoms.pop(key, None)
+    return Entries(contents, entries.codec, atoms)
+
+
+def merge(
+    base: Entries,
+    branches: Sequence[tuple[str, Patch]],
+    reducers: Mapping[str, Callable[[Any, Any, Any], Any]],
+) -> Patch:
+    """Return one patch with the effects of branches that all started from `base`.
+
+    Args:
+        base: The entries before the branches.
+        branches: Step id and effect of each, in the order of declaration: the result depends on it, never on timing.
+        reducers: By entry: merges two different effects. Without one they must be equal.
+
+    Raises:
+        StateConflictError: Branches left different values in one entry, and there is no reducer, or it refused.
+        CodecError: What a reducer answered cannot be encoded, or does not come back equal.
+    """
+    if len(branches) == 1:
+        return branches[0][1]
+    touched: dict[str, list[tuple[str, Content | None]]] = {}
+    for step_id, patch in branches:
+        for key, content in patch.contents.items():
+            touched.setdefault(key, []).append((step_id, content))
+        for key in patch.removed:
+            touched.setdefault(key, []).append((step_id, None))
+    merged: dict[str, Any] = {}
+    contents: dict[str, Content] = {}
+    removed: set[str] = set()
+    content: Content | None
+    for key, effects in touched.items():
+        first = effects[0][1]
+        reducer = reducers.get(key)
+        # With a reducer equal values are still two effects: 0 to 1 twice is 2 where they are added.
+        if all(content == first for _, content in effects) and (len(effects) == 1 or first is None or reducer is None):
+            content = first
+        else:
+            content = _reduced(key, effects, base, reducer, merged)
+        if content is None:
+            removed.add(key)
+        else:
+            contents[key] = content
+    atoms = {
+        key: value
+        for _, patch in branches
+        for key, value in patch.atoms.items()
+        if contents.get(key) == patch.contents[key]
+    }
+    return Patch(contents, frozenset(removed), {**atoms, **merged})
+
+
+def to_record(patch: Patch, codec: Codec) -> dict[str, Any]:
+    """Return a patch as the value of a record."""
+    return {
+        "set": {key: codec.decode(content, child_path("$", key)) for key, content in patch.contents.items()},
+        "removed": sorted(patch.removed),
+    }
+
+
+def from_record(value: Any, codec: Codec) -> Patch:
+    """Return the patch that `to_record` made a record of.
+
+    Raises:
+        CodecError: The record is no patch.
+    """
+    match value:
+        case {"set": dict(changed), "removed": list(removed), **rest} if not rest:
+            entries = Entries.of(changed, codec, "record")
+            return Patch(entries.contents, frozenset(removed), entries._atoms)  # noqa: SLF001  as in `apply`
+        case _:
+            raise CodecError("the record of a finished branch is no patch", path="$", type=type_name(type(value)))
+
+
+def item_result(returned: object, state_type: StateType[Any], codec: Codec, step_id: str, item_key: str) -> Any:
+    """Return the result of one item as the codec reads it back, for `collect` and for its record.
+
+    Raises:
+        CodecError: It cannot be encoded, or does not come back equal.
+        TypeError: It is an awaitable: the function is not async, and forgot to wait.
+    """
+    where = f"step {step_id!r}, item {item_key!r}"
+    if inspect.isawaitable(returned):
+        raise TypeError(f"{where}: it returned an awaitable ({type(returned).__name__}); make the function async")
+    value = state_type.value_of(returned)
+    content = _encode("result", value, codec, where)
+    found = codec.decode(content, "$.result")
+    _require_equal("result", value, found, codec, where)
+    return found
+
+
+def collect(before: Entries, into: str, results: Iterable[Any], state_type: StateType[Any], step_id: str) -> Patch:
+    """Return the effect of a step that ran for each item: its results, as a list in the order of the items.
+
+    Args:
+        before: The entries the step started from.
+        into: The entry that the results go to.
+        results: What `item_result` answered for each item, in order.
+        state_type: The declared type.
+        step_id: For errors.
+
+    Raises:
+        CodecError: They cannot be encoded.
+        StateSchemaError: They are not of the declared type.
+    """
+    where = f"step {step_id!r}"
+    content = _encode(into, list(results), before.codec, where)
+    if before.contents.get(into) == content:
+        return EMPTY_PATCH
+    patch = Patch({into: content})
+    if state_type.fields is not None:
+        _require_readable(apply(before, patch), None, state_type, where)
+    return patch
+
+
+def _entries_left(left: S, returned: object, state_type: StateType[S], where: str) -> tuple[dict[str, Any], S | None]:
+    """Return the entries a step leaves, and the state they are of where that is an instance."""
+    if returned is None:
+        return state_type.to_entries(left), left
+    if state_type.is_state(returned):
+        state: Any = returned
+        return state_type.to_entries(state), state
+    if isinstance(returned, Replace):
+        if not state_type.is_mapping:
+            raise TypeError(f"{where}: Replace is for dict states; return a {state_type.name}")
+        return dict(returned.values), None
+    if isinstance(returned, Mapping):
+        return state_type.with_changes(left, returned), None
+    if inspect.isawaitable(returned):
+        raise TypeError(f"{where}: it returned an awaitable ({type(returned).__name__}); make the function async")
+    whole = "Replace" if state_type.is_mapping else state_type.name
+    raise TypeError(
+        f"{where}: it returned {type_name(type(returned))}; "
+        f"a step returns None, a mapping of entries to change, or a whole state ({whole})"
+    )
+
+
+def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
+    codec, known = before.codec, before.contents
+    contents: dict[str, Content] = {}
+    atoms: dict[str, Any] = {}
+    for key, value in after.items():
+        if value is DELETE:
+            raise TypeError(f"{where}: DELETE is for the mapping that a step returns, not for its copy of the state")
+        content = _encode(key, value, codec, where)
+        if known.get(key) == content:
+            continue
+        if key in known and not isinstance(codec, JsonCodec) and _means_the_same(key, value, known[key], codec):
+            continue
+        contents[key] = content
+        _read_back(key, value, content, codec, atoms, where)
+    removed = known.keys() - after.keys() if len(after) - len(contents) < len(known) else ()
+    if not contents and not removed:
+        return EMPTY_PATCH
+    return Patch(contents, frozenset(removed), atoms)
+
+
+def _means_the_same(key: str, value: Any, content: Content, codec: Codec) -> bool:
+    """Tell whether a value equals a stored one though its bytes differ, as pickles of equal objects may."""
+    try:
+        _require_equal(key, value, codec.decode(content, child_path("$", key)), codec, "")
+    except CodecError:
+        return False
+    return True
+
+
+def _require_readable(entries: Entries, model: S | None, state_type: StateType[S], where: str) -> None:
+    """Raise unless the entries are a state of the declared type, the same that the step left."""
+    try:
+        found = state_type.from_entries(entries.values())
+    except StateSchemaError as error:
+        raise StateSchemaError(f"{where}: {error.message}") from None
+    if model is not None and (name := state_type.differing_field(model, found)) is not None:
+        path = child_path("$", name)
+        raise CodecError(
+            f"{where}: {path} does not come back as it was: {state_type.name} hides it from what is stored, or changes "
+            "it when it is made",
+            path=path,
+            type=type_name(type(getattr(model, name))),
+        )
+
+
+def _encode(key: str, value: Any, codec: Codec, where: str) -> Content:
+    if type(key) is not str:
+        prefix = f"{where}: " if where else ""
+        raise CodecError(f"{prefix}entry keys are str, not {type(key).__name__}", path="$", type=type_name(type(key)))
+    try:
+        return codec.encode(value, child_path("$", key))
+    except CodecError as error:
+        raise _at(error, where) from error.__cause__
+
+
+def _read_back(key: str, value: Any, content: Content, codec: Codec, atoms: dict[str, Any], where: str) -> None:
+    found = codec.decode(content, child_path("$", key))
+    _require_equal(key, value, found, codec, where)
+    if type(found) in _ATOMS:
+        atoms[key] = found
+
+
+def _require_equal(key: str, value: Any, found: Any, codec: Codec, where: str) -> None:
+    try:
+        require_equal(value, found, codec, child_path("$", key))
+    except CodecError as error:
+        raise _at(error, where) from None
+
+
+def _at(error: CodecError, where: str) -> CodecError:
+    if not where:
+        return error
+    return CodecError(f"{where}: {error.message}", path=error.path, type=error.type)
+
+
+def _reduced(
+    key: str,
+    effects: Sequence[tuple[str, Content | None]],
+    base: Entries,
+    reducer: Callable[[Any, Any, Any], Any] | None,
+    merged: dict[str, Any],
+) -> Content | None:
+    steps = tuple(step_id for step_id, _ in effects)
+    names = ", ".join(map(repr, steps))
+    if reducer is last:
+        return effects[-1][1]
+    if reducer is None:
+        raise StateConflictError(
+            f"steps {names} left different values in entry {key!r}: give it a reducer, or let one step depend on the other",
+            entry=key,
+            steps=steps,
+        )
+    codec, path = base.codec, child_path("$", key)
+
+    def decoded(content: Content | None) -> Any:
+        if content is None:
+            raise StateConflictError(
+                f"of the steps {names} some removed entry {key!r} and some changed it", entry=key, steps=steps
+            )
+        return codec.decode(content, path)
+
+    value = decoded(effects[0][1])
+    for _, content in effects[1:]:
+        right = decoded(content)
+        try:
+            value = reducer(base.value(key), value, right)
+        except Exception as error:
+            raise StateConflictError(
+                f"steps {names} left values in entry {key!r} that its reducer does not merge ({type(error).__name__})",
+                entry=key,
+                steps=steps,
+            ) from error
+    where = f"the reducer of {key!r}, for the steps {names}"
+    result = _encode(key, value, codec, where)
+    _read_back(key, value, result, codec, merged, where)
+    return result

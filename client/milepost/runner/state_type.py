@@ -1,0 +1,212 @@
+"""The declared type of a workflow's state: one top-level field is one entry, and back again.
+
+dict, TypedDict, dataclass and pydantic models. Pydantic is recognised, never imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin
+
+import typing_extensions
+from typing_extensions import override
+
+from milepost import _schema
+from milepost.errors import StateSchemaError
+from milepost.runner.reducers import Reducer
+
+__all__ = ["DELETE", "Delete", "Replace", "StateType"]
+
+S = TypeVar("S")
+
+
+class Delete:
+    """The type of `DELETE`."""
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return "DELETE"
+
+    @override
+    def __reduce__(self) -> str:
+        return "DELETE"
+
+
+DELETE: Final = Delete()
+"""In a mapping that a step returns: remove this entry."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replace:
+    """Returned by a step: these are all entries of the new state; the others are removed. For dict states."""
+
+    values: Mapping[str, Any] = dataclasses.field(repr=False)
+
+
+class StateType(Generic[S]):
+    """How instances of the declared type become entries, and entries an instance.
+
+    Args:
+        kind: `dict[str, Any]`, a TypedDict, a dataclass or a pydantic model.
+
+    Raises:
+        TypeError: It is none of these, or cannot be made from its own fields.
+    """
+
+    def __init__(self, kind: type[S]) -> None:
+        self._kind: Any = kind
+        self.fields: frozenset[str] | None = None
+        """Names of the declared fields; None: any."""
+        self.is_mapping = True
+        """A step gets a dict; otherwise an instance of a class."""
+        self._hidden: tuple[str, ...] = ()
+        self._is_model = False
+        origin = get_origin(kind) or kind
+        if origin is dict:
+            args = get_args(kind)
+            if args and args[0] not in {str, Any}:
+                raise TypeError(f"a state's keys are str: declare dict[str, …], not {kind!r}")
+        elif typing_extensions.is_typeddict(kind):
+            self.fields = frozenset(typing_extensions.get_type_hints(kind))
+        elif hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
+            self._use_model(kind)
+        elif dataclasses.is_dataclass(kind):
+            self._use_dataclass(kind)
+        else:
+            raise TypeError(
+                f"a state is declared as dict[str, Any], TypedDict, dataclass or pydantic model, not as {kind!r}"
+            )
+
+    def _use_model(self, kind: Any) -> None:
+        self.is_mapping = False
+        self._is_model = True
+        if getattr(kind, "__pydantic_root_model__", False):
+            raise TypeError(f"{kind.__name__} is a root model: it has no fields that could be entries")
+        self.fields = frozenset(kind.model_fields)
+        self._hidden = tuple(name for name, field in kind.model_fields.items() if field.exclude)
+
+    def _use_dataclass(self, kind: Any) -> None:
+        self.is_mapping = False
+        self.fields = frozenset(field.name for field in dataclasses.fields(kind))
+        for parameter in inspect.signature(kind).parameters.values():
+            if parameter.default is parameter.empty and parameter.name not in self.fields:
+                raise TypeError(
+                    f"{kind.__name__} cannot be a state: its constructor wants {parameter.name!r}, which is no field"
+                )
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self._kind.__name__ if inspect.isclass(self._kind) else str(self._kind)
+
+    @property
+    def hides_fields(self) -> bool:
+        """There are fields that the type keeps out of what is stored, so they must not be changed."""
+        return bool(self._hidden)
+
+    def reducers(self) -> dict[str, Reducer]:
+        """Return the reducers that the fields' annotations name, by field."""
+        if self.fields is None:
+            return {}
+        found: dict[str, Reducer] = {}
+        for name, hint in typing_extensions.get_type_hints(self._kind, include_extras=True).items():
+            for mark in _marks(hint):
+                if isinstance(mark, Reducer) and name in self.fields:
+                    found[name] = mark
+        return found
+
+    def is_state(self, value: object) -> bool:
+        """Tell whether a step's answer is a whole state of this type. A mapping never is: it is a patch."""
+        return not self.is_mapping and type(value) is self._kind
+
+    def to_entries(self, state: S) -> dict[str, Any]:
+        """Return the entries. Their values may be the state's own objects.
+
+        Raises:
+            TypeError: It is no instance of the declared type.
+        """
+        if self.is_mapping:
+            if not isinstance(state, Mapping):
+                raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
+            return dict(state)
+        if type(state) is not self._kind:
+            raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
+        if self._is_model:
+            # Python names and Python values. `round_trip` leaves out what is computed, which would not be read back.
+            dumped = cast("Any", state).model_dump(by_alias=False, round_trip=True, warnings=False)
+            return cast("dict[str, Any]", dumped)
+        return {name: getattr(state, name) for name in self._ordered_fields()}
+
+    def with_changes(self, state: S, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entries of a state with a mapping laid on it.
+
+        Raises:
+            StateSchemaError: An entry is not declared, or a field of a class would be removed.
+        """
+        removed = [key for key, value in changes.items() if value is DELETE]
+        if self.fields is not None and (unknown := [key for key in changes if key not in self.fields]):
+            raise StateSchemaError(f"{self.name} has no entries {', '.join(map(repr, unknown))}")
+        if removed and not self.is_mapping:
+            raise StateSchemaError(
+                f"{', '.join(map(repr, removed))} cannot be removed: {self.name} is a class; set another value"
+            )
+        if self._is_model:
+            # Dumped as the model would: a nested model in the changes becomes what the field's is stored as.
+            return self.to_entries(cast("Any", state).model_copy(update=dict(changes)))
+        entries = self.to_entries(state)
+        entries.update(changes)
+        for key in removed:
+            del entries[key]
+        return entries
+
+    def from_entries(self, entries: dict[str, Any], *, workflow_id: str = "", checkpoint_id: str = "") -> S:
+        """Return the state that entries stand for. A dict is returned as it is.
+
+        Raises:
+            StateSchemaError: An entry is missing, unknown, or not of the declared type.
+        """
+        return cast("S", _schema.read_state(entries, self._kind, workflow_id=workflow_id, checkpoint_id=checkpoint_id))
+
+    def differing_field(self, left: S, read_back: S) -> str | None:
+        """Return a field that differs between a state and what reading it back made; None where there is none.
+
+        For classes only: their constructor may have changed what the codec gave back.
+        """
+        if self.is_mapping:
+            return None
+        for name in self._ordered_fields():
+            if not _is_equal(getattr(left, name), getattr(read_back, name)):
+                return name
+        return None
+
+    def value_of(self, result: object) -> object:
+        """Return the result of one item as it goes into its entry: a pydantic model is dumped, as in a state."""
+        if self._is_model and hasattr(result, "model_dump") and not inspect.isclass(result):
+            return cast("Any", result).model_dump(by_alias=False, round_trip=True, warnings=False)
+        return result
+
+    def _ordered_fields(self) -> tuple[str, ...]:
+        if self._is_model:
+            return tuple(self._kind.model_fields)
+        return tuple(field.name for field in dataclasses.fields(self._kind))
+
+    @override
+    def __repr__(self) -> str:
+        return f"StateType({self.name})"
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))  # noqa: PLR0124  NaN
+
+
+def _marks(hint: Any) -> list[Any]:
+    """Return what `Annotated` says beside a type, also inside `Required` and the like."""
+    if hasattr(hint, "__metadata__"):
+        return [*_marks(hint.__origin__), *hint.__metadata__]
+    if get_origin(hint) in {typing_extensions.Required, typing_extensions.NotRequired, typing_extensions.ReadOnly}:
+        return _marks(get_args(hint)[0])
+    return []
