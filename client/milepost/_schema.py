@@ -8,10 +8,11 @@ is recognised, never imported.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import typing_extensions
 
@@ -38,7 +39,7 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
     if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
         return cast("T", state)
     if typing_extensions.is_typeddict(kind):
-        _check(state, typing_extensions.get_type_hints(kind), _required_keys(kind), refuse)
+        _check(state, *_declared_keys(kind), refuse)
         return cast("T", state)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(state, kind, refuse)
@@ -51,8 +52,13 @@ class _Refuse(typing.Protocol):
     def __call__(self, problem: str) -> StateSchemaError: ...
 
 
-def _required_keys(kind: Any) -> set[str]:
-    """Return the keys that a TypedDict must have.
+_KINDS_MAX: Final = 256
+"""Types whose hints are kept: reading them again would cost more than checking a state."""
+
+
+@functools.lru_cache(_KINDS_MAX)
+def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the keys of a TypedDict with their types, and those it must have.
 
     Its own `__required_keys__` overlooks the marks of annotations that are text, as all are under
     `from __future__ import annotations`.
@@ -64,22 +70,26 @@ def _required_keys(kind: Any) -> set[str]:
             required.discard(key)
         elif mark is typing_extensions.Required:
             required.add(key)
-    return required
+    return typing_extensions.get_type_hints(kind), frozenset(required)
+
+
+@functools.lru_cache(_KINDS_MAX)
+def _declared_fields(kind: Any) -> tuple[dict[str, Any], frozenset[str], frozenset[str]]:
+    """Return the fields of a dataclass with their types, those without a default, and those set after it is made."""
+    fields = dataclasses.fields(kind)
+    hints = typing.get_type_hints(kind)
+    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    return {f.name: hints[f.name] for f in fields}, frozenset(required), frozenset(f.name for f in fields if not f.init)
 
 
 def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
-    fields = {f.name: f for f in dataclasses.fields(cast("Any", kind))}
-    hints = typing.get_type_hints(kind)
-    required = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    _check(state, {name: hints[name] for name in fields}, required, refuse)
-    made = kind(**{name: value for name, value in state.items() if fields[name].init})
-    for name, value in state.items():
-        if not fields[name].init:
-            object.__setattr__(made, name, value)
+    hints, required, set_later = _declared_fields(kind)
+    _check(state, hints, required, refuse)
+    if not set_later:
+        return kind(**state)
+    made = kind(**{name: value for name, value in state.items() if name not in set_later})
+    for name in set_later & state.keys():
+        object.__setattr__(made, name, state[name])
     return made
 
 

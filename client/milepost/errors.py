@@ -275,7 +275,10 @@ class DigestMismatchError(ConflictError):
 
 
 class InputMismatchError(ConflictError):
-    """The workflow was started with another input. To go on with it, pass no state; to run another one, take a new id."""
+    """The workflow was started with another input.
+
+    To go on with it, pass no state; to run another one, take a new id.
+    """
 
 
 class PredecessorFailedError(ConflictError):

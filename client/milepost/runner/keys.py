@@ -10,13 +10,10 @@ from urllib.parse import quote
 from milepost.runner.step import Step
 
 __all__ = [
-    "branch_task",
     "child_scope",
-    "failure_task",
     "idempotency_key",
     "item_keys",
-    "resume_task",
-    "started_task",
+    "task_name",
 ]
 
 _KEY_CHARS_MAX: Final = 96
@@ -82,24 +79,9 @@ def item_keys(step: Step[Any], items: Sequence[object]) -> list[str]:
     return keys
 
 
-def branch_task(step_id: str, item_key: str | None = None) -> str:
-    """Return the record key of a finished branch of a stage."""
-    return _task("branch", step_id, item_key)
-
-
-def started_task(step_id: str, item_key: str | None = None) -> str:
-    """Return the record key that says that a step with `at_most_once` was started."""
-    return _task("started", step_id, item_key)
-
-
-def failure_task(step_id: str, item_key: str | None = None) -> str:
-    """Return the record key of a step's failure."""
-    return _task("failure", step_id, item_key)
-
-
-def resume_task(run_id: str) -> str:
-    """Return the record key of one resume at an unchanged head."""
-    return f"resume:{run_id}"
+def task_name(step_id: str, item_key: str | None = None) -> str:
+    """Return how records name a step, or one item of it: `charge`, `charge[7]`. At most 512 bytes."""
+    return step_id if item_key is None else f"{step_id}[{_escaped(item_key)}]"
 
 
 def child_scope(
@@ -114,20 +96,12 @@ def child_scope(
         iteration: The turn of the step's loop.
         number: From 1: which child of the step it is.
     """
-    name = _with_item(step_id, item_key)
+    name = task_name(step_id, item_key)
     if iteration is not None:
         name += f"#{iteration}"
     if number > 1:
         name += f":{number}"
     return f"{scope}/{name}" if scope else name
-
-
-def _task(kind: str, step_id: str, item_key: str | None) -> str:
-    return f"{kind}:{_with_item(step_id, item_key)}"
-
-
-def _with_item(step_id: str, item_key: str | None) -> str:
-    return step_id if item_key is None else f"{step_id}[{_escaped(item_key)}]"
 
 
 def _escaped(item_key: str) -> str:

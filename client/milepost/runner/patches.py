@@ -55,9 +55,10 @@ class Entries:
         """
         contents: dict[str, Content] = {}
         atoms: dict[str, Any] = {}
+        exactly = _Exactly(codec, where)
         for key, value in values.items():
-            contents[key] = _encode(key, value, codec, where)
-            _read_back(key, value, contents[key], codec, atoms, where)
+            contents[key] = exactly.encode(key, value)
+            exactly.read_back(key, value, contents[key], atoms)
         return cls(contents, codec, atoms)
 
     @property
@@ -158,9 +159,10 @@ def effect_of(before: Entries, left: S, returned: object, state_type: StateType[
     """
     where = f"step {step_id!r}"
     try:
-        after, model = _entries_left(left, returned, state_type, where)
+        found = _entries_left(left, returned, state_type, where)
     except StateSchemaError as error:
         raise StateSchemaError(f"{where}: {error.message}") from None
+    after, model = found
     patch = _difference(before, after, where)
     if state_type.fields is not None and (not patch.is_empty or state_type.hides_fields):
         _require_readable(apply(before, patch), model, state_type, where)
@@ -209,19 +211,18 @@ def merge(
     merged: dict[str, Any] = {}
     contents: dict[str, Content] = {}
     removed: set[str] = set()
-    content: Content | None
     for key, effects in touched.items():
         first = effects[0][1]
         reducer = reducers.get(key)
         # With a reducer equal values are still two effects: 0 to 1 twice is 2 where they are added.
         if all(content == first for _, content in effects) and (len(effects) == 1 or first is None or reducer is None):
-            content = first
+            result = first
         else:
-            content = _reduced(key, effects, base, reducer, merged)
-        if content is None:
+            result = _reduced(key, effects, base, reducer, merged)
+        if result is None:
             removed.add(key)
         else:
-            contents[key] = content
+            contents[key] = result
     atoms = {
         key: value
         for _, patch in branches
@@ -264,10 +265,8 @@ def item_result(returned: object, state_type: StateType[Any], codec: Codec, step
     if inspect.isawaitable(returned):
         raise TypeError(f"{where}: it returned an awaitable ({type(returned).__name__}); make the function async")
     value = state_type.value_of(returned)
-    content = _encode("result", value, codec, where)
-    found = codec.decode(content, "$.result")
-    _require_equal("result", value, found, codec, where)
-    return found
+    exactly = _Exactly(codec, where)
+    return exactly.read_back("result", value, exactly.encode("result", value))
 
 
 def collect(before: Entries, into: str, results: Iterable[Any], state_type: StateType[Any], step_id: str) -> Patch:
@@ -285,7 +284,7 @@ def collect(before: Entries, into: str, results: Iterable[Any], state_type: Stat
         StateSchemaError: They are not of the declared type.
     """
     where = f"step {step_id!r}"
-    content = _encode(into, list(results), before.codec, where)
+    content = _Exactly(before.codec, where).encode(into, list(results))
     if before.contents.get(into) == content:
         return EMPTY_PATCH
     patch = Patch({into: content})
@@ -318,31 +317,23 @@ def _entries_left(left: S, returned: object, state_type: StateType[S], where: st
 
 def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
     codec, known = before.codec, before.contents
+    exactly = _Exactly(codec, where)
     contents: dict[str, Content] = {}
     atoms: dict[str, Any] = {}
     for key, value in after.items():
         if value is DELETE:
             raise TypeError(f"{where}: DELETE is for the mapping that a step returns, not for its copy of the state")
-        content = _encode(key, value, codec, where)
+        content = exactly.encode(key, value)
         if known.get(key) == content:
             continue
-        if key in known and not isinstance(codec, JsonCodec) and _means_the_same(key, value, known[key], codec):
+        if key in known and not isinstance(codec, JsonCodec) and exactly.is_read_from(key, value, known[key]):
             continue
         contents[key] = content
-        _read_back(key, value, content, codec, atoms, where)
+        exactly.read_back(key, value, content, atoms)
     removed = known.keys() - after.keys() if len(after) - len(contents) < len(known) else ()
     if not contents and not removed:
         return EMPTY_PATCH
     return Patch(contents, frozenset(removed), atoms)
-
-
-def _means_the_same(key: str, value: Any, content: Content, codec: Codec) -> bool:
-    """Tell whether a value equals a stored one though its bytes differ, as pickles of equal objects may."""
-    try:
-        _require_equal(key, value, codec.decode(content, child_path("$", key)), codec, "")
-    except CodecError:
-        return False
-    return True
 
 
 def _require_readable(entries: Entries, model: S | None, state_type: StateType[S], where: str) -> None:
@@ -361,28 +352,43 @@ def _require_readable(entries: Entries, model: S | None, state_type: StateType[S
         )
 
 
-def _encode(key: str, value: Any, codec: Codec, where: str) -> Content:
-    if type(key) is not str:
-        prefix = f"{where}: " if where else ""
-        raise CodecError(f"{prefix}entry keys are str, not {type(key).__name__}", path="$", type=type_name(type(key)))
-    try:
-        return codec.encode(value, child_path("$", key))
-    except CodecError as error:
-        raise _at(error, where) from error.__cause__
+class _Exactly:
+    """Encodes values and reads them back; errors say where and have the path of the culprit."""
 
+    __slots__ = ("_codec", "_where")
 
-def _read_back(key: str, value: Any, content: Content, codec: Codec, atoms: dict[str, Any], where: str) -> None:
-    found = codec.decode(content, child_path("$", key))
-    _require_equal(key, value, found, codec, where)
-    if type(found) in _ATOMS:
-        atoms[key] = found
+    def __init__(self, codec: Codec, where: str) -> None:
+        self._codec = codec
+        self._where = where
 
+    def encode(self, key: str, value: Any) -> Content:
+        if type(key) is not str:
+            kind = type_name(type(key))
+            raise _at(CodecError(f"entry keys are str, not {kind}", path="$", type=kind), self._where)
+        try:
+            return self._codec.encode(value, child_path("$", key))
+        except CodecError as error:
+            raise _at(error, self._where) from error.__cause__
 
-def _require_equal(key: str, value: Any, found: Any, codec: Codec, where: str) -> None:
-    try:
-        require_equal(value, found, codec, child_path("$", key))
-    except CodecError as error:
-        raise _at(error, where) from None
+    def read_back(self, key: str, value: Any, content: Content, atoms: dict[str, Any] | None = None) -> Any:
+        """Return what the codec makes of the content, noted in `atoms` where it cannot be changed in place."""
+        path = child_path("$", key)
+        found = self._codec.decode(content, path)
+        try:
+            require_equal(value, found, self._codec, path)
+        except CodecError as error:
+            raise _at(error, self._where) from None
+        if atoms is not None and type(found) in _ATOMS:
+            atoms[key] = found
+        return found
+
+    def is_read_from(self, key: str, value: Any, content: Content) -> bool:
+        """Tell whether a value is what a content stands for, though its own may differ, as pickles of equals may."""
+        try:
+            self.read_back(key, value, content)
+        except CodecError:
+            return False
+        return True
 
 
 def _at(error: CodecError, where: str) -> CodecError:
@@ -404,7 +410,8 @@ def _reduced(
         return effects[-1][1]
     if reducer is None:
         raise StateConflictError(
-            f"steps {names} left different values in entry {key!r}: give it a reducer, or let one step depend on the other",
+            f"steps {names} left different values in entry {key!r}: "
+            "give it a reducer, or let one step depend on the other",
             entry=key,
             steps=steps,
         )
@@ -428,7 +435,7 @@ def _reduced(
                 entry=key,
                 steps=steps,
             ) from error
-    where = f"the reducer of {key!r}, for the steps {names}"
-    result = _encode(key, value, codec, where)
-    _read_back(key, value, result, codec, merged, where)
+    exactly = _Exactly(codec, f"the reducer of {key!r}, for the steps {names}")
+    result = exactly.encode(key, value)
+    exactly.read_back(key, value, result, merged)
     return result

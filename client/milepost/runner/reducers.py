@@ -54,7 +54,7 @@ def _union(base: Any, left: Any, right: Any) -> Any:
     merged = dict(left)
     for key in before.keys() | right.keys():
         was, here, there = (one.get(key, _ABSENT) for one in (before, left, right))
-        if there == was or there == here:
+        if there in (was, here):
             continue
         if here != was:
             raise ValueError("union found a key that two branches changed in different ways")

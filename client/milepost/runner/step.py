@@ -205,7 +205,7 @@ def _is_async(execute: object, step_id: str) -> bool:
     function: Any = execute
     while isinstance(function, functools.partial):
         function = function.func
-    candidates = (function, getattr(type(function), "__call__", None))
+    candidates = (function, getattr(type(function), "__call__", None))  # noqa: B004  an object with an async call
     for candidate in candidates:
         if inspect.isgeneratorfunction(candidate) or inspect.isasyncgenfunction(candidate):
             raise TypeError(f"step {step_id!r}: its function is a generator; a step returns its result")
