@@ -39,7 +39,7 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
     if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
         return cast("T", state)
     if typing_extensions.is_typeddict(kind):
-        _check(state, *_declared_keys(kind), refuse)
+        _check(state, *_declared_keys(cast("Any", kind)), refuse)
         return cast("T", state)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(state, kind, refuse)
@@ -83,7 +83,7 @@ def _declared_fields(kind: Any) -> tuple[dict[str, Any], frozenset[str], frozens
 
 
 def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
-    hints, required, set_later = _declared_fields(kind)
+    hints, required, set_later = _declared_fields(cast("Any", kind))
     _check(state, hints, required, refuse)
     if not set_later:
         return kind(**state)

@@ -28,18 +28,22 @@ S = TypeVar("S")
 Content: TypeAlias = str | bytes
 """An encoded value: text by codecs that write JSON, else bytes."""
 
-_ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
+# Values that cannot be changed in place: kept decoded, and handed out again and again. Floats are not among them: 0.0
+# equals -0.0, and NaN not even itself, so they are compared as they are encoded.
+_ATOMS: Final = frozenset({str, int, bool, type(None), bytes})
 
 
 class Entries:
     """An immutable state: entries by key, encoded. Make it with `of`; hands out values that belong to the caller."""
 
-    __slots__ = ("_atoms", "_codec", "_contents")
+    __slots__ = ("_atoms", "_codec", "_contents", "_made")
 
     def __init__(self, contents: dict[str, Content], codec: Codec, atoms: dict[str, Any]) -> None:
         self._contents = contents
         self._codec = codec
         self._atoms = atoms
+        # A state that was made to check these entries, for the first who asks for one.
+        self._made: list[Any] = []
 
     @classmethod
     def of(cls, values: Mapping[str, Any], codec: Codec, where: str = "") -> Entries:
@@ -78,16 +82,28 @@ class Entries:
 
     def values(self) -> dict[str, Any]:
         """Return all values, decoded for the caller."""
-        atoms, decode = self._atoms, self._codec.decode
+        atoms = self._atoms
         return {
-            key: atoms[key] if key in atoms else decode(content, child_path("$", key))
+            key: atoms[key] if key in atoms else _decode(self._codec, key, content)
             for key, content in self._contents.items()
         }
+
+    def state_as(self, state_type: StateType[S], *, workflow_id: str = "", checkpoint_id: str = "") -> S:
+        """Return a state of the declared type, decoded for the caller.
+
+        Raises:
+            StateSchemaError: The entries are none.
+        """
+        try:
+            made: S = self._made.pop()  # in one step: nobody else gets it
+        except IndexError:
+            return state_type.from_entries(self.values(), workflow_id=workflow_id, checkpoint_id=checkpoint_id)
+        return made
 
     def value(self, key: str) -> Any:
         """Return one value, decoded for the caller; None where there is no such entry."""
         content = self._contents.get(key)
-        return None if content is None else self._codec.decode(content, child_path("$", key))
+        return None if content is None else _decode(self._codec, key, content)
 
     def digest(self) -> str:
         """Return 64 hexadecimal digits that stand for keys and values, whatever the order of the entries."""
@@ -126,6 +142,8 @@ class Patch:
     """Entries that are gone."""
     atoms: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Those of the values that cannot be changed in place, decoded."""
+    result: tuple[Entries, Entries] | None = field(default=None, repr=False, compare=False)
+    """Entries that the patch was made of, and what it makes of them, where that is known."""
 
     @property
     def is_empty(self) -> bool:
@@ -165,7 +183,11 @@ def effect_of(before: Entries, left: S, returned: object, state_type: StateType[
     after, model = found
     patch = _difference(before, after, where)
     if state_type.fields is not None and (not patch.is_empty or state_type.hides_fields):
-        _require_readable(apply(before, patch), model, state_type, where)
+        entries = _laid(before, patch)
+        made = _require_readable(entries, model, state_type, where)
+        entries._made.append(made)  # noqa: SLF001  the other half of one class
+        # The usual next thing is to lay this very patch on these very entries.
+        patch = Patch(patch.contents, patch.removed, patch.atoms, (before, entries))
     return patch
 
 
@@ -173,8 +195,14 @@ def apply(entries: Entries, patch: Patch) -> Entries:
     """Return the entries with a patch laid on them."""
     if patch.is_empty:
         return entries
+    if patch.result is not None and patch.result[0] is entries:
+        return patch.result[1]
+    return _laid(entries, patch)
+
+
+def _laid(entries: Entries, patch: Patch) -> Entries:
     contents = {**entries.contents, **patch.contents}
-    atoms = entries._atoms.copy()  # noqa: SLF001  the other half of one class
+    atoms = entries._atoms.copy()  # noqa: SLF001  as above
     for key in patch.contents:
         atoms.pop(key, None)
     atoms.update(patch.atoms)
@@ -316,12 +344,16 @@ def _entries_left(left: S, returned: object, state_type: StateType[S], where: st
 
 
 def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
-    codec, known = before.codec, before.contents
+    codec, known, atoms_before = before.codec, before.contents, before._atoms  # noqa: SLF001  as above
     exactly = _Exactly(codec, where)
     contents: dict[str, Content] = {}
     atoms: dict[str, Any] = {}
     for key, value in after.items():
-        if value is DELETE:
+        if key in atoms_before and type(value) in _ATOMS:
+            atom = atoms_before[key]
+            if value is atom or (type(value) is type(atom) and value == atom):
+                continue
+        elif value is DELETE:
             raise TypeError(f"{where}: DELETE is for the mapping that a step returns, not for its copy of the state")
         content = exactly.encode(key, value)
         if known.get(key) == content:
@@ -330,14 +362,14 @@ def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
             continue
         contents[key] = content
         exactly.read_back(key, value, content, atoms)
-    removed = known.keys() - after.keys() if len(after) - len(contents) < len(known) else ()
+    removed = known.keys() - after.keys()
     if not contents and not removed:
         return EMPTY_PATCH
     return Patch(contents, frozenset(removed), atoms)
 
 
-def _require_readable(entries: Entries, model: S | None, state_type: StateType[S], where: str) -> None:
-    """Raise unless the entries are a state of the declared type, the same that the step left."""
+def _require_readable(entries: Entries, model: S | None, state_type: StateType[S], where: str) -> S:
+    """Return the state that the entries are of; raise unless it is the one that the step left."""
     try:
         found = state_type.from_entries(entries.values())
     except StateSchemaError as error:
@@ -350,6 +382,14 @@ def _require_readable(entries: Entries, model: S | None, state_type: StateType[S
             path=path,
             type=type_name(type(getattr(model, name))),
         )
+    return found
+
+
+def _decode(codec: Codec, key: str, content: Content) -> Any:
+    try:
+        return codec.decode(content)
+    except CodecError:
+        return codec.decode(content, child_path("$", key))  # raises again, with the path
 
 
 class _Exactly:
@@ -366,16 +406,20 @@ class _Exactly:
             kind = type_name(type(key))
             raise _at(CodecError(f"entry keys are str, not {kind}", path="$", type=kind), self._where)
         try:
+            return self._codec.encode(value)
+        except CodecError:
+            pass
+        # Once more, to learn the path: making one for each value that passes would cost as much as encoding it.
+        try:
             return self._codec.encode(value, child_path("$", key))
         except CodecError as error:
             raise _at(error, self._where) from error.__cause__
 
     def read_back(self, key: str, value: Any, content: Content, atoms: dict[str, Any] | None = None) -> Any:
         """Return what the codec makes of the content, noted in `atoms` where it cannot be changed in place."""
-        path = child_path("$", key)
-        found = self._codec.decode(content, path)
+        found = _decode(self._codec, key, content)
         try:
-            require_equal(value, found, self._codec, path)
+            require_equal(value, found, self._codec, child_path("$", key))
         except CodecError as error:
             raise _at(error, self._where) from None
         if atoms is not None and type(found) in _ATOMS:
