@@ -61,8 +61,7 @@ class Attempt:
 
     def _arguments(self) -> tuple[Any, list[Any]]:
         # Decoded for this call: nothing that another step holds is in it.
-        values = self._entries.values()
-        state = self._state_type.from_entries(values)
+        state = self._entries.state_as(self._state_type)
         arguments = [state]
         if self.step.for_each is not None:
             items = state[self.step.for_each] if self._state_type.is_mapping else getattr(state, self.step.for_each)
