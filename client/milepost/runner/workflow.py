@@ -239,13 +239,13 @@ class Workflow(Generic[S]):
             ValueError: The definition has a fault, or an option is out of range.
             TypeError: That is no store, or it lacks leases or records, which `unfenced=True` would accept.
         """
-        from milepost.runner.runner import AsyncRunner, Runner  # noqa: PLC0415  the runner knows the workflow
-
         settings = Settings(**options)
         _ = self.definition
         save = getattr(store, "save", None)
         if not callable(save):
             raise TypeError(f"workflow {self._name!r}: bind takes a store, not {type(store).__name__}")
+        from milepost.runner.runner import AsyncRunner, Runner  # noqa: PLC0415  the runner knows the workflow
+
         if inspect.iscoroutinefunction(save):
             return AsyncRunner(self, store, settings)
         return Runner(self, store, settings)
