@@ -86,6 +86,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Request: wait. Events stay where they are until somebody asks for the next one."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StartAttempt:
     """Order: call a step once."""
 
@@ -118,6 +125,7 @@ Effect: TypeAlias = (
     | AppendRecords
     | Enqueue
     | Drain
+    | Sleep
     | StartAttempt
     | CancelAttempt
     | NextEvent

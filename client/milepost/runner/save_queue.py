@@ -1,0 +1,135 @@
+"""Checkpoints of a pipelined run on their way: stored in order by one thread, whatever has come meanwhile in one call.
+
+Each names the one before it as `after`, so nothing is stored behind a hole: where one fails, so do those after it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from milepost.errors import MilepostError
+from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
+from milepost.runner.settings import Environment, Settings
+from milepost.types import Saved, SaveItem
+
+__all__ = ["SaveQueue", "settled"]
+
+
+class SaveQueue:
+    """A bounded queue in front of the store's `save_all`.
+
+    Args:
+        said: Told of each item's answer, or of the error that ended the queue, with the clock's reading from before it
+            was sent. Called from the queue's thread.
+    """
+
+    def __init__(
+        self, store: Any, settings: Settings, environment: Environment, said: Callable[[Saved | Exception, float], None]
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._environment = environment
+        self._said = said
+        self._condition = threading.Condition()
+        self._items: deque[SaveItem] = deque()
+        self._unanswered = 0
+        self._is_closed = False
+        self._failure: Exception | None = None
+        self._newest: Saved | None = None
+        self._thread: threading.Thread | None = None
+
+    def put(self, item: SaveItem) -> None:
+        """Queue a checkpoint; waits while the queue is full. After a failure nothing is queued: `drain` raises it."""
+        with self._condition:
+            while self._unanswered >= self._settings.queue_items_max and self._failure is None:
+                self._condition.wait(self._settings.outage_limit_s)
+            if self._failure is not None:
+                raise self._failure
+            self._items.append(item)
+            self._unanswered += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="milepost-save-queue", daemon=True)
+                self._thread.start()
+            self._condition.notify_all()
+
+    def drain(self) -> Saved | None:
+        """Wait until all is stored; return the newest answer since the last call.
+
+        Raises:
+            Exception: What kept one from being stored.
+        """
+        with self._condition:
+            while self._unanswered and self._failure is None:
+                # Bounded by the sender, which gives up after the outage limit.
+                self._condition.wait()
+            if self._failure is not None:
+                raise self._failure
+            newest, self._newest = self._newest, None
+            return newest
+
+    def close(self) -> None:
+        """Store nothing more than what is on its way."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._items and not self._is_closed:
+                    self._condition.wait()
+                if self._is_closed:
+                    return
+                batch = [*self._items]
+                self._items.clear()
+            asked_at = self._environment.clock()
+            try:
+                answers = self._send(batch)
+            except Exception as error:  # noqa: BLE001  handed to the run, which raises it
+                self._fail(error, asked_at)
+                return
+            for answer in answers:
+                self._said(answer, asked_at)
+            with self._condition:
+                self._newest = answers[-1]
+                self._unanswered -= len(answers)
+                self._condition.notify_all()
+
+    def _send(self, batch: list[SaveItem]) -> list[Saved]:
+        clock = self._environment.clock
+        give_up_at = clock() + self._settings.outage_limit_s
+        pause_s = PAUSE_INITIAL_S
+        answers: list[Saved] = []
+        while True:
+            rest = batch[len(answers) :]
+            try:
+                results = self._store.save_all(rest)
+                answers += settled(results)
+                if len(answers) == len(batch):
+                    return answers
+                failure: MilepostError = results[len(answers) - len(batch) + len(rest)]
+            except PASSING as error:
+                failure = error
+            if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
+                raise failure
+            (self._environment.sleep or threading.Event().wait)(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+    def _fail(self, error: Exception, asked_at: float) -> None:
+        with self._condition:
+            self._failure = error
+            self._condition.notify_all()
+        self._said(error, asked_at)
+
+
+def settled(results: list[Saved | MilepostError]) -> list[Saved]:
+    """Return the answers before the first failure."""
+    found: list[Saved] = []
+    for result in results:
+        if not isinstance(result, Saved):
+            break
+        found.append(result)
+    return found
