@@ -39,7 +39,7 @@ from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, NextEvent, ReadSignals
 from milepost.runner.journal import Journal
-from milepost.runner.keys import branch_task, item_keys
+from milepost.runner.keys import item_keys, task_name
 from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
 from milepost.runner.patches import Entries, Patch, apply, collect, from_record, merge, to_record
@@ -194,7 +194,8 @@ class Engine(Generic[S]):
 
     def cancel(self) -> Flow[None]:
         """Save the workflow as cancelled, unless it has ended already."""
-        yield from self._take_lease()
+        if self._uses_lease:
+            yield from self._take_lease()
         head = yield from self._load_head()
         if head is None or head.status in ENDED:
             return
@@ -665,7 +666,7 @@ class Engine(Generic[S]):
                     )
                 keys = item_keys(step, items)
                 branches += [
-                    Branch(step, _task(step.id, key), item_key=key, item_index=index) for index, key in enumerate(keys)
+                    Branch(step, task_name(step.id, key), item_key=key, item_index=index) for index, key in enumerate(keys)
                 ]
                 continue
             iteration = None
@@ -693,7 +694,7 @@ class Engine(Generic[S]):
         if not records.branches and not records.started:
             return
         for branch in branches:
-            names = (branch.task, *(_task(alias, branch.item_key) for alias in branch.step.aliases))
+            names = (branch.task, *(task_name(alias, branch.item_key) for alias in branch.step.aliases))
             for name in names:
                 if name in records.branches:
                     left = records.branches[name]
@@ -939,7 +940,7 @@ class Engine(Generic[S]):
         started = dict(records.started)
         for failure in records.failures:
             if failure.kind == "unknown":
-                started[_task(failure.step, failure.item_key or None)] = ""
+                started[task_name(failure.step, failure.item_key or None)] = ""
         kept += [
             started_record(workflow_id, task, _step_of(task), attempt_id)
             for task, attempt_id in started.items()
@@ -1025,6 +1026,3 @@ class _WaitsError(Exception):
 def _step_of(task: str) -> str:
     return task.partition("[")[0]
 
-
-def _task(step_id: str, item_key: str | None) -> str:
-    return branch_task(step_id, item_key).removeprefix("branch:")

@@ -107,10 +107,11 @@ class SaveQueue:
             rest = batch[len(answers) :]
             try:
                 results = self._store.save_all(rest)
-                answers += settled(results)
+                stored = settled(results)
+                answers += stored
                 if len(answers) == len(batch):
                     return answers
-                failure: MilepostError = results[len(answers) - len(batch) + len(rest)]
+                failure: MilepostError = results[len(stored)]
             except PASSING as error:
                 failure = error
             if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:

@@ -22,7 +22,6 @@ from milepost.runner.events import (
     AttemptEnded,
     CancelAttempt,
     Drain,
-    Effect,
     Enqueue,
     Event,
     Flow,
@@ -36,13 +35,14 @@ from milepost.runner.events import (
     SignalsPending,
     Sleep,
     StartAttempt,
+    StopRequested,
     cancels_steps,
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
 from milepost.runner.save_queue import SaveQueue
 from milepost.runner.settings import Environment, Settings
 from milepost.runner.threads import DaemonThreads
-from milepost.types import Checkpoint, LeaseInfo, Saved, SaveItem, Signal
+from milepost.types import Checkpoint, LeaseInfo, Saved, Signal
 
 __all__ = ["SyncDriver"]
 
@@ -113,6 +113,10 @@ class SyncDriver:
         here = self._here
         if here is not None:
             _cancel_here(here, event)
+
+    def stop(self) -> None:
+        """Have a nested run end, because the step it belongs to was asked to. May be called from any thread."""
+        self.post(StopRequested())
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow of the engine to its end, and give back what it holds, however it ends."""

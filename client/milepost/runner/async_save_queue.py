@@ -1,0 +1,105 @@
+"""Checkpoints of a pipelined run on an event loop on their way. See `save_queue`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from milepost.errors import MilepostError
+from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
+from milepost.runner.save_queue import settled
+from milepost.runner.settings import Environment, Settings
+from milepost.types import Saved, SaveItem
+
+__all__ = ["AsyncSaveQueue"]
+
+
+class AsyncSaveQueue:
+    """A bounded queue in front of the store's `save_all`. See `SaveQueue`."""
+
+    def __init__(
+        self, store: Any, settings: Settings, environment: Environment, said: Callable[[Saved | Exception, float], None]
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._environment = environment
+        self._said = said
+        self._condition = asyncio.Condition()
+        self._items: deque[SaveItem] = deque()
+        self._unanswered = 0
+        self._failure: Exception | None = None
+        self._newest: Saved | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def put(self, item: SaveItem) -> None:
+        """Queue a checkpoint; waits while the queue is full."""
+        async with self._condition:
+            while self._unanswered >= self._settings.queue_items_max and self._failure is None:
+                await self._condition.wait()
+            if self._failure is not None:
+                raise self._failure
+            self._items.append(item)
+            self._unanswered += 1
+            if self._task is None:
+                self._task = asyncio.get_running_loop().create_task(self._work(), name="milepost save queue")
+            self._condition.notify_all()
+
+    async def drain(self) -> Saved | None:
+        """Wait until all is stored; return the newest answer since the last call."""
+        async with self._condition:
+            while self._unanswered and self._failure is None:
+                await self._condition.wait()
+            if self._failure is not None:
+                raise self._failure
+            newest, self._newest = self._newest, None
+            return newest
+
+    def close(self) -> None:
+        """Store nothing more than what is on its way."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            async with self._condition:
+                while not self._items:
+                    await self._condition.wait()
+                batch = [*self._items]
+                self._items.clear()
+            asked_at = self._environment.clock()
+            try:
+                answers = await self._send(batch)
+            except Exception as error:  # noqa: BLE001  handed to the run, which raises it
+                async with self._condition:
+                    self._failure = error
+                    self._condition.notify_all()
+                self._said(error, asked_at)
+                return
+            for answer in answers:
+                self._said(answer, asked_at)
+            async with self._condition:
+                self._newest = answers[-1]
+                self._unanswered -= len(answers)
+                self._condition.notify_all()
+
+    async def _send(self, batch: list[SaveItem]) -> list[Saved]:
+        clock = self._environment.clock
+        give_up_at = clock() + self._settings.outage_limit_s
+        pause_s = PAUSE_INITIAL_S
+        answers: list[Saved] = []
+        while True:
+            try:
+                results = await self._store.save_all(batch[len(answers) :])
+                stored = settled(results)
+                answers += stored
+                if len(answers) == len(batch):
+                    return answers
+                failure: MilepostError = results[len(stored)]
+            except PASSING as error:
+                failure = error
+            if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
+                raise failure
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)

@@ -1,0 +1,469 @@
+"""A workflow bound to a store: start, resume, cancel, signal, look. `Runner` blocks; `AsyncRunner` is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import override
+
+from milepost.codecs import JSON, Codec
+from milepost.errors import LeaseHeldError
+from milepost.runner.async_driver import AsyncDriver
+from milepost.runner.context import AsyncContext, BaseContext
+from milepost.runner.engine import Engine, Order, Resolution
+from milepost.runner.events import SuspendRequested
+from milepost.runner.heartbeats import heartbeats_for
+from milepost.runner.lease_keeper import LeaseKeeper
+from milepost.runner.run import Run
+from milepost.runner.settings import Environment, Settings
+from milepost.runner.sync_driver import SyncDriver
+from milepost.runner.threads import DaemonThreads
+from milepost.runner.workflow import Workflow
+from milepost.types import CANCEL_SIGNAL, Checkpoint, SignalSent, WorkflowInfo
+
+__all__ = ["AsyncRunner", "Runner"]
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class _BaseRunner(Generic[S]):
+    """What both kinds have: the store's abilities, the runs in progress, and what they share."""
+
+    def __init__(
+        self, workflow: Workflow[S], store: Any, settings: Settings, environment: Environment | None = None
+    ) -> None:
+        self._workflow = workflow
+        self._store = store
+        self._settings = settings
+        self._environment = environment or Environment()
+        self._codec: Codec = getattr(store, "codec", None) or getattr(store, "_codec", None) or JSON
+        self._namespace: str = getattr(store, "namespace", "default")
+        self._keeps_records = hasattr(store, "append_records")
+        has_leases = all(hasattr(store, name) for name in ("acquire_lease", "renew_lease", "release_lease"))
+        self._uses_lease = not settings.unfenced
+        self._check_store(has_leases=has_leases)
+        self._threads = DaemonThreads(f"milepost-{workflow.name}")
+        self._keeper = (
+            LeaseKeeper(heartbeats_for(store), settings, self._environment.clock) if self._uses_lease else None
+        )
+        self._lock = threading.Lock()
+        self._drivers: set[SyncDriver | AsyncDriver] = set()
+        self._suspended: SuspendRequested | None = None
+
+    def _check_store(self, *, has_leases: bool) -> None:
+        where = f"workflow {self._workflow.name!r}: {type(self._store).__name__}"
+        if self._uses_lease and not (has_leases and self._keeps_records):
+            lacks = " and ".join(
+                name for name, has in (("leases", has_leases), ("records", self._keeps_records)) if not has
+            )
+            raise TypeError(
+                f"{where} has no {lacks}, so nothing keeps two hosts from running one workflow at once; "
+                "bind(store, unfenced=True) accepts that"
+            )
+        for step in self._workflow.definition.steps.values():
+            if step.at_most_once and not self._keeps_records:
+                raise TypeError(f"{where} has no records, which step {step.id!r} needs for at_most_once")
+            if step.waits_for is not None and not hasattr(self._store, "signals"):
+                raise TypeError(f"{where} has no signals, which step {step.id!r} needs for waits_for")
+
+    @property
+    def workflow(self) -> Workflow[S]:
+        """The definition."""
+        return self._workflow
+
+    @property
+    def settings(self) -> Settings:
+        """How it runs."""
+        return self._settings
+
+    def suspend(self, *, grace_s: float | None = None) -> None:
+        """Have every run of this runner stop at its next step boundary, for good. Returns at once.
+
+        What is finished is saved, leases are given back, and `run` returns with the status "suspended"; somebody else
+        may go on from there. Steps that are still running after the grace time are cancelled. May be called from any
+        thread and from signal handlers of Python.
+
+        Args:
+            grace_s: Time for steps to end by themselves, in seconds; default: the runner's.
+        """
+        self._suspended = SuspendRequested()
+        self._tell_all(self._suspended)
+        overdue = threading.Timer(self._settings.grace_s if grace_s is None else grace_s, self._suspend_now)
+        overdue.daemon = True
+        overdue.start()
+
+    def _suspend_now(self) -> None:
+        self._suspended = SuspendRequested(is_overdue=True)
+        self._tell_all(self._suspended)
+
+    def _tell_all(self, event: SuspendRequested) -> None:
+        with self._lock:
+            drivers = [*self._drivers]
+        for driver in drivers:
+            driver.post(event)
+
+    def _enlist(self, driver: SyncDriver | AsyncDriver) -> None:
+        with self._lock:
+            self._drivers.add(driver)
+            suspended = self._suspended
+        if suspended is not None:
+            driver.post(suspended)
+
+    def _dismiss(self, driver: SyncDriver | AsyncDriver) -> None:
+        with self._lock:
+            self._drivers.discard(driver)
+
+    def _engine(self, workflow: Workflow[T], order: Order[T]) -> Engine[T]:
+        return Engine(
+            workflow,
+            order,
+            settings=self._settings,
+            environment=self._environment,
+            codec=self._codec,
+            namespace=self._namespace,
+            keeps_records=self._keeps_records,
+            uses_lease=self._uses_lease,
+        )
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._workflow!r}, {self._store!r})"
+
+
+def _child_order(context: BaseContext, state: T, scope: str) -> Order[T]:
+    return Order(
+        workflow_id=context.workflow_id,
+        state=state,
+        scope=scope,
+        lease_token=context.lease_token,
+        deadline=context.deadline,
+    )
+
+
+class Runner(_BaseRunner[S]):
+    """Runs a workflow on a blocking store. Make it with `Workflow.bind`. Safe for threads: each call is a run.
+
+    Sync steps that run alone and have no timeout are called in the caller's thread; others in daemon threads.
+    """
+
+    def run(
+        self,
+        workflow_id: str,
+        state: S | None = None,
+        *,
+        deadline_s: float | None = None,
+        lease_wait_s: float | None = None,
+    ) -> Run[S]:
+        """Start the workflow, or resume it where it stands, and run it to its end or until it waits for a signal.
+
+        Everything the result says is durable. A workflow that is finished returns its stored result.
+
+        Args:
+            workflow_id: Its name in the store.
+            state: The input. An existing workflow must have been started with the same; omit it to resume.
+            deadline_s: Time for the whole workflow from now on, in seconds, kept across resumes; None: as it was.
+            lease_wait_s: Longest wait for a host that holds the workflow, in seconds; default: as long as its lease
+                can live without a renewal.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist, and there is no input.
+            InputMismatchError: It was started with another input.
+            LeaseHeldError: Another host is running it.
+            LeaseLostError: Another host took over; nothing was saved since.
+            StepFailedError: A step failed, from what it raised; a group where several did.
+            StepTimeoutError: A step took too long.
+            StepOutcomeUnknownError: A step that may run once was started and nobody knows how it ended.
+            DefinitionChangedError: It was started under another definition.
+            WorkflowCancelledError: It is cancelled.
+            WorkflowDeadlineError: Its time is over.
+            MilepostError: The store does not take or give what it should; nothing is lost that was saved before.
+        """
+        return self._run(
+            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
+        )
+
+    def start(
+        self, workflow_id: str, state: S, *, deadline_s: float | None = None, lease_wait_s: float | None = None
+    ) -> Run[S]:
+        """Start a workflow that does not exist yet. See `run`.
+
+        Raises:
+            WorkflowExistsError: It exists.
+        """
+        return self._run(
+            Order(
+                workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s
+            )
+        )
+
+    def resume(self, workflow_id: str, *, deadline_s: float | None = None, lease_wait_s: float | None = None) -> Run[S]:
+        """Go on with a workflow that exists. See `run`.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist.
+        """
+        return self._run(
+            Order(workflow_id=workflow_id, kind="resume", deadline_s=deadline_s, lease_wait_s=lease_wait_s)
+        )
+
+    def fork(self, workflow_id: str, new_workflow_id: str, *, checkpoint_id: str | None = None) -> WorkflowInfo:
+        """Make a new workflow whose history is another's up to a checkpoint; `resume` it to go on from there.
+
+        Its idempotency keys are others, and nothing that happened after the checkpoint is taken along.
+
+        Args:
+            workflow_id: The workflow to fork.
+            new_workflow_id: The name of the new one.
+            checkpoint_id: Where it begins; default: the head.
+
+        Raises:
+            WorkflowExistsError: The new one exists already.
+            CheckpointNotFoundError: There is no such checkpoint.
+        """
+        info: WorkflowInfo = self._store.fork(workflow_id, new_workflow_id, checkpoint_id=checkpoint_id)
+        return info
+
+    def cancel(self, workflow_id: str) -> None:
+        """Ask a workflow to stop, wherever it runs. One that nobody runs is saved as cancelled at once.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist.
+        """
+        if hasattr(self._store, "send_signal"):
+            self._store.send_signal(workflow_id, CANCEL_SIGNAL)
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        try:
+            self._driver(engine).run(engine.cancel())
+        except LeaseHeldError:
+            return  # Whoever runs it has the signal, or will with its next save or heartbeat.
+
+    def signal(self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None) -> SignalSent:
+        """Send a signal, durably and once. A step with `waits_for=name` takes it in; a waiting workflow has to be resumed.
+
+        Args:
+            workflow_id: The workflow.
+            name: What the step waits for.
+            value: Becomes `ctx.signal`.
+            signal_id: Makes the call repeatable; default: a new one.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist.
+        """
+        sent: SignalSent = self._store.send_signal(workflow_id, name, value, signal_id=signal_id)
+        return sent
+
+    def resolve(
+        self,
+        workflow_id: str,
+        step: str,
+        resolution: Resolution,
+        left: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say how an unfinished step goes on that a resume refuses to run, for example one that may run once.
+
+        Args:
+            workflow_id: The workflow.
+            step: The step's id.
+            resolution: "retry": it may run again. "done": it is finished. "fail": the workflow stays failed until it is
+                resolved otherwise.
+            left: With "done": the entries that the step changed.
+
+        Raises:
+            ValueError: The workflow has no such unfinished step, or has ended.
+            LeaseHeldError: Somebody is running it.
+        """
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        self._driver(engine).run(engine.resolve(step, resolution, left))
+
+    def status(self, workflow_id: str) -> WorkflowInfo:
+        """Read where a workflow stands, and who holds it, without its state.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist.
+        """
+        info: WorkflowInfo = self._store.workflow(workflow_id)
+        return info
+
+    def history(
+        self, workflow_id: str, *, newest_first: bool = True, limit: int | None = None, with_state: bool = False
+    ) -> Iterator[Checkpoint]:
+        """Read the checkpoints of a workflow, a page at a time.
+
+        Raises:
+            WorkflowNotFoundError: It does not exist.
+        """
+        found: Iterator[Checkpoint] = self._store.list(
+            workflow_id, newest_first=newest_first, limit=limit, with_state=with_state
+        )
+        return found
+
+    def _run(self, order: Order[S]) -> Run[S]:
+        _refuse_async(self._workflow)
+        engine = self._engine(self._workflow, order)
+        return self._drive(engine, self._driver(engine))
+
+    def _driver(self, engine: Engine[Any], parent: SyncDriver | None = None) -> SyncDriver:
+        driver = SyncDriver(
+            engine,
+            self._store,
+            settings=self._settings,
+            environment=self._environment,
+            threads=self._threads,
+            keeper=self._keeper,
+            parent=parent,
+        )
+
+        def run_child(context: BaseContext, child: Workflow[T], state: T, scope: str) -> Run[T]:
+            _refuse_async(child)
+            nested = self._engine(child, _child_order(context, state, scope))
+            nested_driver = self._driver(nested, driver)
+            context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
+            return self._drive(nested, nested_driver)
+
+        engine.frame.run_child = run_child
+        return driver
+
+    def _drive(self, engine: Engine[T], driver: SyncDriver) -> Run[T]:
+        self._enlist(driver)
+        try:
+            return driver.run(engine.run())
+        finally:
+            self._dismiss(driver)
+
+
+class AsyncRunner(_BaseRunner[S]):
+    """Runs a workflow on an async store. Make it with `Workflow.bind`. Each call is a run; they may be concurrent.
+
+    Async steps are tasks; sync steps are called in daemon threads, with the context variables of the run.
+    """
+
+    async def run(
+        self,
+        workflow_id: str,
+        state: S | None = None,
+        *,
+        deadline_s: float | None = None,
+        lease_wait_s: float | None = None,
+    ) -> Run[S]:
+        """Start the workflow, or resume it where it stands. See `Runner.run`."""
+        return await self._run(
+            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
+        )
+
+    async def start(
+        self, workflow_id: str, state: S, *, deadline_s: float | None = None, lease_wait_s: float | None = None
+    ) -> Run[S]:
+        """Start a workflow that does not exist yet. See `Runner.start`."""
+        return await self._run(
+            Order(
+                workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s
+            )
+        )
+
+    async def resume(
+        self, workflow_id: str, *, deadline_s: float | None = None, lease_wait_s: float | None = None
+    ) -> Run[S]:
+        """Go on with a workflow that exists. See `Runner.resume`."""
+        return await self._run(
+            Order(workflow_id=workflow_id, kind="resume", deadline_s=deadline_s, lease_wait_s=lease_wait_s)
+        )
+
+    async def fork(self, workflow_id: str, new_workflow_id: str, *, checkpoint_id: str | None = None) -> WorkflowInfo:
+        """Make a new workflow whose history is another's up to a checkpoint. See `Runner.fork`."""
+        info: WorkflowInfo = await self._store.fork(workflow_id, new_workflow_id, checkpoint_id=checkpoint_id)
+        return info
+
+    async def cancel(self, workflow_id: str) -> None:
+        """Ask a workflow to stop, wherever it runs. See `Runner.cancel`."""
+        if hasattr(self._store, "send_signal"):
+            await self._store.send_signal(workflow_id, CANCEL_SIGNAL)
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        try:
+            await self._driver(engine).run(engine.cancel())
+        except LeaseHeldError:
+            return  # Whoever runs it has the signal, or will with its next save or heartbeat.
+
+    async def signal(
+        self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None
+    ) -> SignalSent:
+        """Send a signal, durably and once. See `Runner.signal`."""
+        sent: SignalSent = await self._store.send_signal(workflow_id, name, value, signal_id=signal_id)
+        return sent
+
+    async def resolve(
+        self,
+        workflow_id: str,
+        step: str,
+        resolution: Resolution,
+        left: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say how an unfinished step goes on that a resume refuses to run. See `Runner.resolve`."""
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        await self._driver(engine).run(engine.resolve(step, resolution, left))
+
+    async def status(self, workflow_id: str) -> WorkflowInfo:
+        """Read where a workflow stands, and who holds it. See `Runner.status`."""
+        info: WorkflowInfo = await self._store.workflow(workflow_id)
+        return info
+
+    def history(
+        self, workflow_id: str, *, newest_first: bool = True, limit: int | None = None, with_state: bool = False
+    ) -> AsyncIterator[Checkpoint]:
+        """Read the checkpoints of a workflow, a page at a time. See `Runner.history`."""
+        found: AsyncIterator[Checkpoint] = self._store.list(
+            workflow_id, newest_first=newest_first, limit=limit, with_state=with_state
+        )
+        return found
+
+    async def _run(self, order: Order[S]) -> Run[S]:
+        engine = self._engine(self._workflow, order)
+        return await self._drive(engine, self._driver(engine))
+
+    def _driver(self, engine: Engine[Any], parent: AsyncDriver | None = None) -> AsyncDriver:
+        loop = asyncio.get_running_loop()
+        driver = AsyncDriver(
+            engine,
+            self._store,
+            settings=self._settings,
+            environment=self._environment,
+            threads=self._threads,
+            keeper=self._keeper,
+            parent=parent,
+            loop=loop,
+        )
+
+        def run_child(
+            context: BaseContext, child: Workflow[T], state: T, scope: str
+        ) -> Run[T] | Coroutine[Any, Any, Run[T]]:
+            async def run() -> Run[T]:
+                nested = self._engine(child, _child_order(context, state, scope))
+                nested_driver = self._driver(nested, driver)
+                context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
+                return await self._drive(nested, nested_driver)
+
+            if isinstance(context, AsyncContext):
+                return run()
+            # A sync step, in its thread: the child's steps and saves belong to the loop.
+            return asyncio.run_coroutine_threadsafe(run(), loop).result()
+
+        engine.frame.run_child = run_child
+        return driver
+
+    async def _drive(self, engine: Engine[T], driver: AsyncDriver) -> Run[T]:
+        self._enlist(driver)
+        try:
+            return await driver.run(engine.run())
+        finally:
+            self._dismiss(driver)
+
+
+def _refuse_async(workflow: Workflow[Any]) -> None:
+    if names := workflow.definition.async_steps:
+        raise TypeError(
+            f"workflow {workflow.name!r} has async steps ({', '.join(names)}): bind it to an AsyncClient or "
+            "AsyncInMemoryStore"
+        )
