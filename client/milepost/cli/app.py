@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from typing_extensions import override
 
-from milepost.cli import leases, reading, signals, watching, writing
+from milepost.cli import checking, leases, reading, signals, watching, writing
 from milepost.cli.failures import EXIT_CODES_HELP, ExitCode, Failure, explain
 from milepost.cli.rendering import printable
 from milepost.cli.session import CommandError, Session, setting_options
@@ -96,6 +96,7 @@ for _command in (
     reading.diff,
     reading.stats,
     watching.watch,
+    checking.check,
     writing.save,
     writing.fork,
     writing.prune,

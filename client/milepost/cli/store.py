@@ -129,6 +129,10 @@ class Store(Protocol):
         """Read what is known of one workflow."""
         ...
 
+    def definition_manifest(self, fingerprint: str) -> str:
+        """Read a definition's manifest: JSON text as it was first sent."""
+        ...
+
     def save(
         self,
         workflow_id: str,

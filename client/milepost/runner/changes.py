@@ -66,16 +66,20 @@ class Changes:
             case "force":
                 return not self.is_other
 
+    @property
+    def difference(self) -> str:
+        """What differs, in a clause."""
+        kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
+        parts = [f"{kind} {_listed(names)}" for kind, names in kinds if names]
+        parts += [f"renamed {old!r} to {new!r}" for old, new in list(self.renamed.items())[:_NAMES_MAX]]
+        return ", ".join(parts) or "the order of the steps changed"
+
     def error(self, policy: ChangePolicy, workflow_id: str) -> DefinitionChangedError:
         """Return what to raise where the policy does not let it go on."""
         if self.problems:
             reason = "; ".join(self.problems[:_NAMES_MAX])
         else:
-            kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-            parts = [f"{kind} {_listed(names)}" for kind, names in kinds if names]
-            parts += [f"renamed {old!r} to {new!r}" for old, new in list(self.renamed.items())[:_NAMES_MAX]]
-            difference = ", ".join(parts) or "the order of the steps changed"
-            reason = f"{difference}; on_change='compatible' would go on with it"
+            reason = f"{self.difference}; on_change='compatible' would go on with it"
         return DefinitionChangedError(
             f"Workflow {workflow_id!r} was started under another definition of {self.definition!r} "
             f"and is not resumed (on_change={policy!r}): {reason}.",
