@@ -1,0 +1,338 @@
+"""Steps and items side by side, loops, and children."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from milepost.errors import InputMismatchError, StateConflictError, StepFailedError
+from milepost.runner import Workflow, add, append
+from milepost.types import Status
+from tests.integration.runner.conftest import World
+
+State = dict[str, Any]
+
+
+def test_steps_that_are_ready_together_run_side_by_side_on_one_snapshot(world: World) -> None:
+    """Both are in progress at once, neither sees what the other did, and one checkpoint has the effects of both."""
+    meeting = threading.Barrier(2, timeout=10)
+    workflow = Workflow("order", dict[str, Any], reducers={"log": append, "sum": add})
+
+    @workflow.step
+    def first(state: State) -> State:
+        return {"log": ["first"], "sum": 1}
+
+    @workflow.step(depends_on=["first"])
+    def left(state: State) -> None:
+        assert state["log"] == ["first"]
+        meeting.wait()
+        state["log"].append("left")
+        state["sum"] += 10
+        state["left"] = True
+
+    @workflow.step(depends_on=["first"])
+    def right(state: State) -> None:
+        assert state["log"] == ["first"]
+        meeting.wait()
+        state["log"].append("right")
+        state["sum"] += 100
+        state["right"] = True
+
+    @workflow.step(depends_on=["left", "right"])
+    def last(state: State) -> State:
+        return {"seen": list(state["log"])}
+
+    run = world.bind(workflow).run("o", {})
+    assert run.state == {
+        "log": ["first", "left", "right"],
+        "sum": 111,
+        "left": True,
+        "right": True,
+        "seen": ["first", "left", "right"],
+    }
+    assert [step for step, _ in world.steps("o")] == ["", "first", "right", "last"]
+    assert world.head("o").completed_steps == ("first", "left", "right", "last")
+
+
+def test_branches_that_disagree_fail_the_stage_and_run_once(world: World) -> None:
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    def branch(name: str) -> Any:
+        def run(state: State) -> State:
+            calls.append(name)
+            return {"winner": name}
+
+        return run
+
+    workflow.step(branch("a"), id="a", depends_on=[])
+    workflow.step(branch("b"), id="b", depends_on=[])
+    bound = world.bind(workflow)
+    for _ in range(2):
+        with pytest.raises(StepFailedError) as caught:
+            bound.run("o", {})
+        cause = caught.value.__cause__
+        assert isinstance(cause, StateConflictError)
+        assert (cause.entry, cause.steps) == ("winner", ("a", "b"))
+    assert sorted(calls) == ["a", "b"]
+
+
+@pytest.mark.parametrize("siblings", ["finish", "cancel"])
+def test_a_finished_branch_is_not_repeated_when_its_sibling_failed(world: World, siblings: Any) -> None:
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any], siblings=siblings)
+    is_done = threading.Event()
+    fails = [True]
+
+    @workflow.step(depends_on=[])
+    def good(state: State) -> State:
+        calls.append("good")
+        is_done.set()
+        return {"good": 1}
+
+    @workflow.step(depends_on=[])
+    def bad(state: State) -> State:
+        assert is_done.wait(10)
+        calls.append("bad")
+        if fails[0]:
+            raise ValueError("no")
+        return {"bad": 1}
+
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    head = world.head("o")
+    assert (head.status, head.state, head.completed_steps) == (Status.FAILED, {}, ())
+    assert [record.name for record in world.records("o", "branch:")] == ["good"]
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    assert [record.name for record in world.records("o", "branch:")] == ["good"]
+    fails[0] = False
+    assert bound.run("o").state == {"good": 1, "bad": 1}
+    assert calls == ["good", "bad", "bad", "bad"]
+
+
+def test_siblings_of_a_failed_branch_are_cancelled_where_asked(world: World) -> None:
+    """The sibling sees it in its context, ends, and nothing of it is kept."""
+    seen: list[bool] = []
+    workflow = Workflow("order", dict[str, Any], siblings="cancel")
+    runs = threading.Event()
+
+    @workflow.step(depends_on=[])
+    def slow(state: State, ctx: Any) -> State:
+        runs.set()
+        for _ in range(1000):
+            if ctx.cancelled:
+                seen.append(True)
+                ctx.check()
+            threading.Event().wait(0.01)
+        return {"slow": 1}
+
+    @workflow.step(depends_on=[])
+    def bad(state: State) -> None:
+        assert runs.wait(10)
+        raise ValueError("no")
+
+    with pytest.raises(StepFailedError) as caught:
+        world.bind(workflow).run("o", {})
+    assert (caught.value.step, seen) == ("bad", [True])
+    assert world.records("o", "branch:") == []
+
+
+def test_several_failures_are_a_group_in_order_of_declaration(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(depends_on=[])
+    def a(state: State) -> None:
+        raise ValueError("a")
+
+    @workflow.step(depends_on=[])
+    def b(state: State) -> None:
+        raise KeyError("b")
+
+    with pytest.raises(StepFailedError) as caught:
+        world.bind(workflow).run("o", {})
+    cause = caught.value.__cause__
+    assert isinstance(cause, BaseExceptionGroup)
+    assert [type(one) for one in cause.exceptions] == [ValueError, KeyError]
+    assert caught.value.step == "a"
+
+
+def test_a_step_runs_for_each_item_and_its_results_keep_the_order(world: World) -> None:
+    """Bounded by max_concurrency; only what failed runs again."""
+    running, most = [0], [0]
+    lock = threading.Lock()
+    fails = {"c"}
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="quotes", key=lambda item: item["id"])
+    def quote(state: State, item: State, ctx: Any) -> Any:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            calls.append(item["id"])
+        threading.Event().wait(0.005)
+        with lock:
+            running[0] -= 1
+        if item["id"] in fails:
+            raise ValueError("no")
+        return {"id": ctx.item_key, "price": (item["n"], 1)}
+
+    items = [{"id": one, "n": number} for number, one in enumerate("abcdef")]
+    bound = world.bind(workflow, max_concurrency=2)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {"items": items})
+    assert len(world.records("o", "branch:")) == 5
+    fails.clear()
+    run = bound.run("o")
+    assert run.state["quotes"] == [{"id": one, "price": (number, 1)} for number, one in enumerate("abcdef")]
+    assert (sorted(calls), most[0]) == (["a", "b", "c", "c", "d", "e", "f"], 2)
+
+
+def test_no_items_make_an_empty_list(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="quotes")
+    def quote(state: State, item: Any) -> Any:
+        raise AssertionError("there is no item")
+
+    assert world.bind(workflow).run("o", {"items": []}).state == {"items": [], "quotes": []}
+
+
+def test_items_that_are_no_list_fail_the_step(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="quotes")
+    def quote(state: State, item: Any) -> Any:
+        return item
+
+    with pytest.raises(StepFailedError) as caught:
+        world.bind(workflow).run("o", {"items": "abc"})
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert world.head("o").status is Status.FAILED
+
+
+def test_a_step_repeats_while_its_predicate_holds_and_resumes_in_its_turn(world: World) -> None:
+    """Each turn is a checkpoint, with an idempotency key of its own."""
+    keys: list[str] = []
+    fails = [3]
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(repeat_while=lambda state: state["n"] < 5)
+    def count(state: State, ctx: Any) -> None:
+        keys.append(ctx.idempotency_key)
+        if state["n"] + 1 == fails[0]:
+            fails[0] = 0
+            raise ValueError("no")
+        state["n"] += 1
+        state["turn"] = ctx.iteration
+
+    @workflow.step
+    def after(state: State) -> State:
+        return {"after": state["n"]}
+
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {"n": 0})
+    assert world.head("o").metadata["milepost"]["iterations"] == {"count": 2}
+    assert bound.run("o").state == {"n": 5, "turn": 5, "after": 5}
+    assert len(keys) == 6
+    assert len(set(keys)) == 5
+    assert world.head("o").completed_steps == ("count", "after")
+    assert "iterations" not in world.head("o").metadata["milepost"]
+
+
+def test_a_loop_has_an_end(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(repeat_while=lambda state: True, max_iterations=3)
+    def spin(state: State) -> None:
+        state["n"] += 1
+
+    with pytest.raises(StepFailedError):
+        world.bind(workflow).run("o", {"n": 0})
+    assert world.head("o").state == {"n": 2}
+
+
+def test_a_child_runs_in_a_scope_of_its_own_and_is_resumed_there(world: World) -> None:
+    calls: list[str] = []
+    fails = [True]
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step
+    def book(state: State) -> State:
+        calls.append("book")
+        return {"booked": state["to"]}
+
+    @child.step
+    def pay(state: State) -> State:
+        calls.append("pay")
+        if fails[0]:
+            raise ValueError("no")
+        return {"paid": True}
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step(children=[child])
+    def legs(state: State, ctx: Any) -> State:
+        found = ctx.run(child, {"to": "Rome"})
+        return {"leg": found.state}
+
+    bound = world.bind(parent)
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("t", {})
+    assert isinstance(caught.value.__cause__, StepFailedError)
+    assert caught.value.__cause__.scope == "legs"
+    fails[0] = False
+    assert bound.run("t").state == {"leg": {"to": "Rome", "booked": "Rome", "paid": True}}
+    assert calls == ["book", "pay", "pay"]
+    assert world.head("t", scope="legs").status is Status.COMPLETED
+    assert bound.status("t").status is Status.COMPLETED
+
+
+def test_a_finished_child_returns_its_stored_result(world: World) -> None:
+    """When the step that ran it runs again; with another input that would be wrong, and is refused."""
+    calls: list[str] = []
+    inputs = [{"n": 1}, {"n": 1}, {"n": 2}]
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step
+    def book(state: State) -> State:
+        calls.append("book")
+        return {"done": True}
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step
+    def legs(state: State, ctx: Any) -> State:
+        ctx.run(child, inputs.pop(0))
+        raise ValueError("after the child")
+
+    bound = world.bind(parent)
+    for cause in (ValueError, ValueError, InputMismatchError):
+        with pytest.raises(StepFailedError) as caught:
+            bound.run("t", {})
+        assert isinstance(caught.value.__cause__, cause)
+    assert calls == ["book"]
+
+
+def test_children_of_items_and_second_children_have_scopes_of_their_own(world: World) -> None:
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step
+    def double(state: State) -> None:
+        state["n"] *= 2
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step(for_each="items", into="found")
+    def legs(state: State, item: int, ctx: Any) -> Any:
+        once = ctx.run(child, {"n": item}).state
+        return ctx.run(child, once).state["n"]
+
+    assert world.bind(parent).run("t", {"items": [1, 2, 3]}).state["found"] == [4, 8, 12]
+    scopes = {checkpoint.scope for checkpoint in world.eyes.list("t", scope=None)}
+    assert scopes == {"", "legs[0]", "legs[1]", "legs[2]", "legs[0]:2", "legs[1]:2", "legs[2]:2"}
