@@ -6,6 +6,15 @@
         saved = client.save("order-7", state={"total": 42}, current_step="price", after="start")
         checkpoint = client.load("order-7")
 
+A workflow is defined once and run, or resumed, by whoever has the store:
+
+    order = Workflow("order", dict[str, Any])
+
+    @order.step
+    def price(state): ...
+
+    order.bind(client).run("order-7", {"items": 3})
+
 Names that are not in `__all__`, here or in the public modules, are private.
 """
 
@@ -28,10 +37,12 @@ from milepost.errors import (
     ConflictError,
     DataLossError,
     DeadlineError,
+    DefinitionChangedError,
     DefinitionMismatchError,
     DefinitionNotFoundError,
     DigestMismatchError,
     HeadMovedError,
+    InputMismatchError,
     InternalError,
     InvalidRequestError,
     LeaseError,
@@ -47,12 +58,19 @@ from milepost.errors import (
     QueueFullError,
     QuotaExceededError,
     SignalExistsError,
+    StateConflictError,
     StateNotLoadedError,
     StateSchemaError,
+    StepFailedError,
+    StepOutcomeUnknownError,
+    StepTimeoutError,
     StoreFullError,
     UnavailableError,
     WatchCompactedError,
     WatchTooSlowError,
+    WorkflowCancelledError,
+    WorkflowDeadlineError,
+    WorkflowError,
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
@@ -77,6 +95,24 @@ from milepost.protocols import (
     WatchStream,
     WorkflowStore,
 )
+from milepost.runner import (
+    DELETE,
+    AsyncContext,
+    AsyncRunner,
+    Context,
+    Reducer,
+    Replace,
+    Retry,
+    Run,
+    Runner,
+    Step,
+    StepCancelledError,
+    Workflow,
+    add,
+    append,
+    last,
+    union,
+)
 from milepost.types import (
     CANCEL_SIGNAL,
     Checkpoint,
@@ -99,12 +135,15 @@ from milepost.types import (
 
 __all__ = [
     "CANCEL_SIGNAL",
+    "DELETE",
     "JSON",
     "TLS",
     "AsyncCheckpointStore",
     "AsyncClient",
+    "AsyncContext",
     "AsyncInMemoryStore",
     "AsyncLease",
+    "AsyncRunner",
     "AsyncSupportsDefinitions",
     "AsyncSupportsLeases",
     "AsyncSupportsRecords",
@@ -126,14 +165,17 @@ __all__ = [
     "Codec",
     "CodecError",
     "ConflictError",
+    "Context",
     "DataLossError",
     "DeadlineError",
+    "DefinitionChangedError",
     "DefinitionMismatchError",
     "DefinitionNotFoundError",
     "DigestMismatchError",
     "EntryVersion",
     "HeadMovedError",
     "InMemoryStore",
+    "InputMismatchError",
     "InternalError",
     "InvalidRequestError",
     "Lease",
@@ -154,15 +196,26 @@ __all__ = [
     "QuotaExceededError",
     "Record",
     "RecordOutcome",
+    "Reducer",
+    "Replace",
+    "Retry",
     "RetryPolicy",
+    "Run",
+    "Runner",
     "SaveItem",
     "Saved",
     "Signal",
     "SignalExistsError",
     "SignalSent",
+    "StateConflictError",
     "StateNotLoadedError",
     "StateSchemaError",
     "Status",
+    "Step",
+    "StepCancelledError",
+    "StepFailedError",
+    "StepOutcomeUnknownError",
+    "StepTimeoutError",
     "StoreFullError",
     "SupportsDefinitions",
     "SupportsLeases",
@@ -176,11 +229,19 @@ __all__ = [
     "WatchEventKind",
     "WatchStream",
     "WatchTooSlowError",
+    "Workflow",
+    "WorkflowCancelledError",
+    "WorkflowDeadlineError",
+    "WorkflowError",
     "WorkflowExistsError",
     "WorkflowInfo",
     "WorkflowNotFoundError",
     "WorkflowStore",
+    "add",
+    "append",
+    "last",
     "new_checkpoint_id",
+    "union",
 ]
 
 # What lives in a private module shows under the name it is imported by, in tracebacks and in pickles.

@@ -328,8 +328,8 @@ class AsyncDriver:
 
     def _tell_root(self, event: Event) -> None:
         root = self
-        while root._parent is not None:  # noqa: SLF001  drivers of one run
-            root = root._parent  # noqa: SLF001
+        while root._parent is not None:
+            root = root._parent
         root.post(event)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 __all__ = ["CrashPoint", "SimulatedCrash", "armed", "check"]
 
 
-class SimulatedCrash(BaseException):  # noqa: N818  it stands for a kill, which is no error of the program
+class SimulatedCrash(BaseException):
     """The process is as good as dead: nothing more is saved. No `Exception`, so that nothing handles it."""
 
     def __init__(self, message: str, *, keeps_lease: bool = False) -> None:

@@ -325,7 +325,7 @@ class Engine(Generic[S]):
 
     def _begin(self) -> Flow[None]:
         entries = self._input
-        assert entries is not None  # noqa: S101  _load_head has seen to it
+        assert entries is not None
         first = self._environment.new_id()
         state = RunState(first=first, input=entries.digest(), schema=self._workflow.schema_version)
         state.input_schema = state.schema
@@ -438,7 +438,7 @@ class Engine(Generic[S]):
         """Return the steps that count as finished, and those the store does not know as such."""
         fingerprint = self._definition.manifest.fingerprint
         completed = frozenset(head.completed_steps)
-        if self._order.scope or not head.fingerprint or head.fingerprint == fingerprint:
+        if not head.fingerprint or head.fingerprint == fingerprint:
             return completed, ()
         try:
             text: str = yield LoadManifest(head.fingerprint)
@@ -831,7 +831,7 @@ class Engine(Generic[S]):
         return patches
 
     def _repeats(self, step: Step[Any], entries: Entries) -> bool:
-        assert step.repeat_while is not None  # noqa: S101
+        assert step.repeat_while is not None
         try:
             repeats = step.repeat_while(self._state_of(entries, ""))
         except Exception as error:  # the user's predicate may raise anything, and fails its step
@@ -992,7 +992,7 @@ class Engine(Generic[S]):
 
     @property
     def _the_journal(self) -> Journal:
-        assert self._journal is not None, "made when the workflow is begun or adopted"  # noqa: S101
+        assert self._journal is not None, "made when the workflow is begun or adopted"
         return self._journal
 
     def _encode(self, state: S) -> Entries:

@@ -179,7 +179,7 @@ class Journal:
 
     def append(self, records: Sequence[Record]) -> Flow[list[RecordOutcome]]:
         """Append records to the head; when this returns they are durable. Everything before must be."""
-        assert self.is_durable, "records go to a checkpoint that holds everything before them"  # noqa: S101
+        assert self.is_durable, "records go to a checkpoint that holds everything before them"
         effect = AppendRecords(self._scope, self.head_id, records)
         outcomes: list[RecordOutcome] = yield from self._patiently(lambda: effect, patient=True, polls=False)
         return outcomes
@@ -200,12 +200,12 @@ class Journal:
         }
         if records:
             arguments["records"] = records
-        # The definition is the root's: a workflow belongs to one.
+        # The name is the root's, for a workflow belongs to one definition. Each scope has a manifest of its own.
         if not self._scope:
             arguments["definition"] = self._definition
-            arguments["fingerprint"] = self._fingerprint
-            if self._manifest:
-                arguments["manifest"] = self._manifest
+        arguments["fingerprint"] = self._fingerprint
+        if self._manifest:
+            arguments["manifest"] = self._manifest
         if self.lease_token:
             arguments["lease_token"] = self.lease_token
             if releases:

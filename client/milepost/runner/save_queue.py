@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from milepost.errors import MilepostError
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, TypedDict, T
 from typing_extensions import override
 
 from milepost.runner.retry import NO_RETRY, Retry
+from milepost.types import CANCEL_SIGNAL
 
 if TYPE_CHECKING:
     from milepost.runner.workflow import Workflow
 
-__all__ = ["CANCEL_SIGNAL", "ITERATIONS_MAX", "Step", "StepOptions"]
+__all__ = ["ITERATIONS_MAX", "Step", "StepOptions"]
 
 S_contra = TypeVar("S_contra", contravariant=True)
 
@@ -23,8 +24,6 @@ NAME_BYTES_MAX: Final = 256
 """Most bytes of a step's id, as the store has it, and of a signal's name."""
 ITERATIONS_MAX: Final = 10_000
 """Default of `max_iterations`."""
-CANCEL_SIGNAL: Final = "milepost.cancel"
-"""The signal that asks a workflow to stop; no step can wait for it."""
 
 # They part an id from what follows it in the names of scopes and records.
 _RESERVED: Final = "/[]#:"
