@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
-def test_the_api_type_checks_as_it_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["api.py", "workflows.py"])
+def test_the_api_type_checks_as_it_is_used(file: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--cache-dir", str(tmp_path)]
-    done = subprocess.run([*command, "tests/typing/api.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, f"tests/typing/{file}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
