@@ -1,0 +1,262 @@
+"""Waiting for signals, cancelling, suspending."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from milepost.errors import WorkflowCancelledError, WorkflowNotFoundError
+from milepost.runner import Workflow
+from milepost.types import Status
+from tests.integration.runner.conftest import Bound, World
+
+State = dict[str, Any]
+
+
+class Approval:
+    """A workflow that waits for a signal in its middle."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.workflow = Workflow("order", dict[str, Any])
+        self.workflow.step(self.ask)
+        self.workflow.step(self.decide, waits_for="approval")
+        self.workflow.step(self.ship)
+
+    def ask(self, state: State) -> State:
+        self.calls.append("ask")
+        return {"asked": True}
+
+    def decide(self, state: State, ctx: Any) -> State:
+        self.calls.append("decide")
+        return {"approved": ctx.signal}
+
+    def ship(self, state: State) -> State:
+        self.calls.append("ship")
+        return {"shipped": True}
+
+
+def test_a_workflow_waits_for_a_signal_and_goes_on_with_its_value(world: World) -> None:
+    """Nothing runs again, the lease is free meanwhile, and the signal is consumed once."""
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+    run = bound.run("o", {})
+    assert (run.status, run.waiting_for, run.state) == ("waiting", "approval", {"asked": True})
+    info = bound.status("o")
+    assert (info.status, info.lease) == (Status.WAITING, None)
+    before = world.head("o").sequence
+    assert bound.run("o").status == "waiting"
+    assert world.head("o").sequence == before
+    bound.signal("o", "approval", {"by": "ann"})
+    run = bound.run("o")
+    assert (run.status, run.state["approved"]) == ("completed", {"by": "ann"})
+    assert approval.calls == ["ask", "decide", "ship"]
+    assert bound.status("o").pending_signal_count == 0
+
+
+def test_a_signal_that_came_early_is_waited_for_no_more(world: World) -> None:
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+
+    def ask(state: State) -> None:
+        world.eyes.send_signal("o", "approval", "early")
+
+    early = Workflow("order", dict[str, Any])
+    early.step(ask)
+    early.step(approval.decide, waits_for="approval")
+    bound = world.bind(early)
+    assert bound.run("o", {}).state == {"approved": "early"}
+
+
+def test_everything_else_that_can_run_runs_before_a_wait(world: World) -> None:
+    """So what the waiting step is given never depends on when the signal came."""
+    approval = Approval()
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(approval.decide, waits_for="approval", depends_on=[])
+    workflow.step(approval.ask, depends_on=[])
+    workflow.step(approval.ship, depends_on=["ask"])
+    bound = world.bind(workflow)
+    bound.run("o", {})
+    assert approval.calls == ["ask", "ship"]
+    bound.signal("o", "approval", 1)
+    assert bound.run("o").state == {"asked": True, "shipped": True, "approved": 1}
+
+
+def test_a_child_that_waits_makes_its_parent_wait(world: World) -> None:
+    approval = Approval()
+    calls: list[str] = []
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step
+    def leg(state: State, ctx: Any) -> State:
+        calls.append("leg")
+        return {"leg": ctx.run(approval.workflow, {}).state}
+
+    bound = world.bind(parent)
+    run = bound.run("t", {})
+    assert (run.status, run.waiting_for) == ("waiting", "approval")
+    assert bound.run("t").status == "waiting"
+    assert calls == ["leg"]
+    bound.signal("t", "approval", True)
+    assert bound.run("t").state["leg"]["approved"] is True
+    assert approval.calls == ["ask", "decide", "ship"]
+
+
+def test_a_workflow_that_nobody_runs_is_cancelled_at_once(world: World) -> None:
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+    with pytest.raises(WorkflowNotFoundError):
+        bound.cancel("o")
+    bound.run("o", {})
+    bound.cancel("o")
+    assert world.head("o").status is Status.CANCELLED
+    assert bound.status("o").pending_signal_count == 0
+    with pytest.raises(WorkflowCancelledError):
+        bound.run("o")
+
+
+def test_a_run_is_cancelled_between_two_steps(world: World) -> None:
+    """The run sees it in the answer of its next save."""
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def one(state: State) -> State:
+        calls.append("one")
+        world.eyes.send_signal("o", "milepost.cancel")
+        return {"one": 1}
+
+    @workflow.step
+    def two(state: State) -> None:
+        calls.append("two")
+
+    with pytest.raises(WorkflowCancelledError):
+        world.bind(workflow).run("o", {})
+    assert calls == ["one"]
+    head = world.head("o")
+    assert (head.status, head.state, head.completed_steps) == (Status.CANCELLED, {"one": 1}, ("one",))
+
+
+def test_a_step_that_runs_hears_of_a_cancel_by_the_heartbeat(world: World) -> None:
+    started = threading.Event()
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(timeout_s=60)
+    def slow(state: State, ctx: Any) -> None:
+        started.set()
+        for _ in range(2000):
+            ctx.check()
+            time.sleep(0.005)
+
+    def cancel() -> None:
+        assert started.wait(10)
+        world.eyes.send_signal("o", "milepost.cancel")
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    with pytest.raises(WorkflowCancelledError):
+        world.bind(workflow, lease_ttl_s=1.0).run("o", {})
+    other.join()
+    assert world.head("o").status is Status.CANCELLED
+
+
+def test_runs_of_a_suspended_runner_stop_at_the_next_boundary(world: World) -> None:
+    """What is finished is saved, the lease is given back, the workflow stays RUNNING for somebody else."""
+    calls: list[str] = []
+    bounds: list[Bound] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def one(state: State) -> State:
+        calls.append("one")
+        bounds[0].runner.suspend()
+        return {"one": 1}
+
+    @workflow.step
+    def two(state: State) -> None:
+        calls.append("two")
+
+    bounds.append(world.bind(workflow))
+    run = bounds[0].run("o", {})
+    assert (run.status, run.state, calls) == ("suspended", {"one": 1}, ["one"])
+    info = bounds[0].status("o")
+    assert (info.status, info.lease) == (Status.RUNNING, None)
+    assert world.bind(workflow).run("o").status == "completed"
+    assert calls == ["one", "two"]
+
+
+def test_steps_that_take_too_long_to_suspend_are_cancelled(world: World) -> None:
+    started = threading.Event()
+    attempts: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def slow(state: State, ctx: Any) -> None:
+        attempts.append(ctx.idempotency_key)
+        if len(attempts) > 1:
+            return
+        started.set()
+        for _ in range(2000):
+            ctx.check()
+            time.sleep(0.005)
+
+    bound = world.bind(workflow)
+
+    def suspend() -> None:
+        assert started.wait(10)
+        bound.runner.suspend(grace_s=0.05)
+
+    other = threading.Thread(target=suspend)
+    other.start()
+    assert bound.run("o", {}).status == "suspended"
+    other.join()
+    assert world.bind(workflow).run("o").status == "completed"
+    assert len(set(attempts)) == 1
+
+
+async def test_cancelling_the_task_of_a_run_gives_its_lease_back() -> None:
+    """Nothing more is saved, the step is cancelled, and the workflow stays RUNNING."""
+    world = World("async", None)
+    started = asyncio.Event()
+    ended: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    async def slow(state: State) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    task = asyncio.get_running_loop().create_task(world.bind(workflow).runner.run("o", {}))  # type: ignore[arg-type]
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["cancelled"]
+    assert world.eyes.workflow("o").lease is None
+    assert world.head("o").status is Status.RUNNING
+
+
+def test_an_interrupt_gives_the_lease_back() -> None:
+    world = World("sync", None)
+    workflow = Workflow("order", dict[str, Any])
+    is_first = [True]
+
+    @workflow.step
+    def slow(state: State) -> State:
+        if is_first.pop() if is_first else False:
+            raise KeyboardInterrupt
+        return {"done": True}
+
+    bound = world.bind(workflow)
+    with pytest.raises(KeyboardInterrupt):
+        bound.run("o", {})
+    assert world.eyes.workflow("o").lease is None
+    assert world.steps("o") == [("", "running")]
+    assert bound.run("o").state == {"done": True}
