@@ -47,14 +47,13 @@ class AsyncSaveQueue:
             self._condition.notify_all()
 
     async def drain(self) -> Saved | None:
-        """Wait until all is stored; return the newest answer since the last call."""
+        """Wait until all is stored; return the newest answer."""
         async with self._condition:
             while self._unanswered and self._failure is None:
                 await self._condition.wait()
             if self._failure is not None:
                 raise self._failure
-            newest, self._newest = self._newest, None
-            return newest
+            return self._newest
 
     def close(self) -> None:
         """Store nothing more than what is on its way."""

@@ -56,7 +56,7 @@ class SaveQueue:
             self._condition.notify_all()
 
     def drain(self) -> Saved | None:
-        """Wait until all is stored; return the newest answer since the last call.
+        """Wait until all is stored; return the newest answer.
 
         Raises:
             Exception: What kept one from being stored.
@@ -67,8 +67,7 @@ class SaveQueue:
                 self._condition.wait()
             if self._failure is not None:
                 raise self._failure
-            newest, self._newest = self._newest, None
-            return newest
+            return self._newest
 
     def close(self) -> None:
         """Store nothing more than what is on its way."""

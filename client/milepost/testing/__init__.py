@@ -1,4 +1,5 @@
-"""What tests of your own workflows need: a real server to kill and restart, and a clock that stands still.
+"""What tests of your own workflows need: a real server to kill and restart, a clock that stands still, and runs
+that die where you say: `with crash_after("charge"): …`.
 
     from milepost import Client
     from milepost.testing import local_server
@@ -14,6 +15,15 @@ Beside it: `milepost.testing.pytest_plugin` (fixtures, by `-p milepost.testing.p
 """
 
 from milepost.testing._clock import FakeClock
+from milepost.testing._crash import SimulatedCrash, crash_after, crash_before_save
 from milepost.testing._local_server import LocalServer, LocalServerError, local_server
 
-__all__ = ["FakeClock", "LocalServer", "LocalServerError", "local_server"]
+__all__ = [
+    "FakeClock",
+    "LocalServer",
+    "LocalServerError",
+    "SimulatedCrash",
+    "crash_after",
+    "crash_before_save",
+    "local_server",
+]

@@ -1,0 +1,265 @@
+"""Steps that may run once, crashes, and how somebody resolves what a run cannot decide."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from milepost.errors import StepFailedError, StepOutcomeUnknownError, WorkflowCancelledError
+from milepost.runner import Workflow
+from milepost.testing import SimulatedCrash, crash_after, crash_before_save
+from milepost.types import Status
+from tests.integration.runner.conftest import World
+
+State = dict[str, Any]
+
+
+class Payment:
+    """price, charge (at most once), ship."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = False
+        self.workflow = Workflow("order", dict[str, Any])
+        self.workflow.step(self.price, checkpoint=False)
+        self.workflow.step(self.charge, at_most_once=True)
+        self.workflow.step(self.ship)
+
+    def price(self, state: State) -> State:
+        self.calls.append("price")
+        return {"total": 42}
+
+    def charge(self, state: State) -> State:
+        self.calls.append("charge")
+        if self.fails:
+            raise OSError("connection reset")
+        return {"charged": state["total"]}
+
+    def ship(self, state: State) -> State:
+        self.calls.append("ship")
+        return {"shipped": True}
+
+
+def test_a_crash_before_a_save_runs_the_step_again_and_one_after_does_not(world: World) -> None:
+    payment = Payment()
+    workflow = Workflow("plain", dict[str, Any])
+    for function in (payment.price, payment.charge, payment.ship):
+        workflow.step(function)
+    bound = world.bind(workflow)
+    with crash_before_save("charge"), pytest.raises(SimulatedCrash):
+        bound.run("o", {})
+    assert world.head("o").current_step == "price"
+    assert world.head("o").status is Status.RUNNING
+    with crash_after("charge"), pytest.raises(SimulatedCrash):
+        bound.run("o")
+    assert bound.run("o").status == "completed"
+    assert payment.calls == ["price", "charge", "charge", "ship"]
+
+
+@pytest.mark.parametrize("durability", ["sync", "pipelined", "exit"])
+def test_a_step_that_may_run_once_is_not_started_again_after_a_crash(world: World, durability: Any) -> None:
+    """In every durability mode all progress before it is durable before it starts."""
+    payment = Payment()
+    bound = world.bind(payment.workflow, durability=durability)
+    with crash_before_save("charge", times=9), pytest.raises(SimulatedCrash):
+        if durability == "exit":
+            with crash_before_save("ship"):
+                bound.run("o", {})
+        else:
+            bound.run("o", {})
+    assert world.head("o").state == {"total": 42}
+    with pytest.raises(StepOutcomeUnknownError) as caught:
+        bound.run("o")
+    assert caught.value.step == "charge"
+    assert payment.calls.count("charge") == 1
+    bound.resolve("o", "charge", "done", {"charged": 42})
+    assert bound.run("o").state == {"total": 42, "charged": 42, "shipped": True}
+    assert payment.calls.count("charge") == 1
+
+
+def test_what_such_a_step_raises_leaves_its_outcome_unknown(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    bound = world.bind(payment.workflow)
+    with pytest.raises(StepFailedError) as failed:
+        bound.run("o", {})
+    assert isinstance(failed.value.__cause__, OSError)
+    assert world.head("o").status is Status.FAILED
+    with pytest.raises(StepOutcomeUnknownError):
+        bound.run("o")
+    bound.resolve("o", "charge", "retry")
+    payment.fails = False
+    assert bound.run("o").status == "completed"
+    assert payment.calls == ["price", "charge", "charge", "ship"]
+
+
+def test_a_step_can_be_resolved_as_failed(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    bound = world.bind(payment.workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    bound.resolve("o", "charge", "fail")
+    with pytest.raises(StepFailedError):
+        bound.run("o")
+    assert payment.calls == ["price", "charge"]
+    bound.resolve("o", "charge", "done")
+    assert bound.run("o").state == {"total": 42, "shipped": True}
+
+
+def test_resolving_the_last_step_finishes_the_workflow(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(payment.charge, at_most_once=True)
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {"total": 1})
+    bound.resolve("o", "charge", "done", {"charged": 1})
+    assert world.head("o").status is Status.COMPLETED
+    assert bound.run("o").state == {"total": 1, "charged": 1}
+
+
+@pytest.mark.parametrize("wrong", ["ship", "price", "other"])
+def test_only_an_unfinished_step_can_be_resolved(world: World, wrong: str) -> None:
+    payment = Payment()
+    payment.fails = True
+    bound = world.bind(payment.workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    with pytest.raises(ValueError, match=wrong):
+        bound.resolve("o", wrong, "done")
+
+
+def test_resolving_one_branch_keeps_what_is_known_of_the_others(world: World) -> None:
+    """A finished branch stays finished, and another with an unknown outcome stays unknown."""
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+    meeting = threading.Barrier(2, timeout=10)
+
+    def once(name: str) -> Any:
+        def run(state: State) -> State:
+            calls.append(name)
+            meeting.wait()
+            raise OSError("no")
+
+        return run
+
+    @workflow.step(depends_on=[])
+    def fine(state: State) -> State:
+        calls.append("fine")
+        return {"fine": 1}
+
+    workflow.step(once("a"), id="a", depends_on=[], at_most_once=True)
+    workflow.step(once("b"), id="b", depends_on=[], at_most_once=True)
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    bound.resolve("o", "a", "done", {"a": 1})
+    with pytest.raises(StepOutcomeUnknownError) as caught:
+        bound.run("o")
+    assert caught.value.step == "b"
+    bound.resolve("o", "b", "done", {"b": 2})
+    assert bound.run("o").state == {"fine": 1, "a": 1, "b": 2}
+    assert sorted(calls) == ["a", "b", "fine"]
+
+
+def test_resumes_without_progress_are_counted_and_end(world: World) -> None:
+    """A workflow that kills its host is not picked up for ever."""
+    payment = Payment()
+    workflow = Workflow("plain", dict[str, Any])
+    for function in (payment.price, payment.charge, payment.ship):
+        workflow.step(function)
+    with crash_before_save("charge", times=99):
+        with pytest.raises(SimulatedCrash):
+            world.bind(workflow, crash_limit=3).run("o", {})
+        for _ in range(3):
+            with pytest.raises(SimulatedCrash):
+                world.bind(workflow, crash_limit=3).run("o")
+        for _ in range(2):
+            with pytest.raises(StepFailedError) as caught:
+                world.bind(workflow, crash_limit=3).run("o")
+            assert caught.value.step == "charge"
+    assert payment.calls.count("charge") == 4
+    head = world.head("o")
+    assert (head.status, head.current_step) == (Status.FAILED, "price")
+    bound = world.bind(workflow, crash_limit=3)
+    bound.resolve("o", "charge", "retry")
+    assert bound.run("o").status == "completed"
+
+
+def test_progress_starts_the_count_anew(world: World) -> None:
+    payment = Payment()
+    workflow = Workflow("plain", dict[str, Any])
+    for function in (payment.price, payment.charge, payment.ship):
+        workflow.step(function)
+    bound = world.bind(workflow, crash_limit=1)
+    for step in ("price", "charge"):
+        with crash_after(step), pytest.raises(SimulatedCrash):
+            bound.run("o", {})
+    with crash_before_save("ship"), pytest.raises(SimulatedCrash):
+        bound.run("o")
+    with pytest.raises(StepFailedError):
+        bound.run("o")
+
+
+def test_a_run_that_stops_on_purpose_is_no_crash(world: World) -> None:
+    workflow = Workflow("plain", dict[str, Any])
+    bounds: list[Any] = []
+    is_last = [False]
+
+    @workflow.step
+    def long(state: State, ctx: Any) -> None:
+        if is_last[0]:
+            return
+        bounds[-1].runner.suspend(grace_s=0.0)
+        for _ in range(2000):
+            ctx.check()
+            threading.Event().wait(0.005)
+
+    for _ in range(4):
+        bounds.append(world.bind(workflow, crash_limit=1))
+        assert bounds[-1].run("o", {}).status == "suspended"
+    is_last[0] = True
+    assert world.bind(workflow, crash_limit=1).run("o").status == "completed"
+
+
+def test_branches_that_finished_before_a_crash_do_not_run_again(world: World) -> None:
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+    kept = threading.Event()
+    dies = [True]
+
+    @workflow.step(for_each="items", into="found")
+    def quote(state: State, item: int) -> int:
+        calls.append(str(item))
+        if item == 2 and dies[0]:
+            for _ in range(2000):
+                if len(world.records("o", "branch:")) == 2:
+                    break
+                threading.Event().wait(0.005)
+            dies[0] = False
+            raise SimulatedCrash("killed")
+        return item * 10
+
+    bound = world.bind(workflow)
+    with pytest.raises(SimulatedCrash):
+        bound.run("o", {"items": [0, 1, 2]})
+    assert bound.run("o").state["found"] == [0, 10, 20]
+    assert sorted(calls) == ["0", "1", "2", "2"]
+    assert not kept.is_set()
+
+
+def test_a_cancelled_workflow_cannot_be_resolved(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    bound = world.bind(payment.workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    bound.cancel("o")
+    with pytest.raises(ValueError, match="ended"):
+        bound.resolve("o", "charge", "retry")
+    with pytest.raises(WorkflowCancelledError):
+        bound.run("o")
