@@ -1,0 +1,335 @@
+"""Who may advance a workflow: leases, heartbeats, pauses and losses."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from milepost import Client, InMemoryStore
+from milepost.errors import LeaseHeldError, LeaseLostError, StepFailedError, UnavailableError
+from milepost.runner import Workflow
+from milepost.testing import SimulatedCrash, crash_after, local_server
+from milepost.types import Status
+from tests.integration.runner.conftest import Bound, World
+
+State = dict[str, Any]
+
+
+class Slow:
+    """A workflow whose step `slow` runs until it is let go or cancelled."""
+
+    def __init__(self, **options: Any) -> None:
+        self.started = threading.Event()
+        self.go = threading.Event()
+        self.cancelled = threading.Event()
+        self.attempts: list[int] = []
+        self.tokens: list[int] = []
+        self.workflow = Workflow("order", dict[str, Any])
+        self.workflow.step(self.first)
+        self.workflow.step(self.slow, **options)
+        self.workflow.step(self.last)
+
+    def first(self, state: State) -> State:
+        return {"first": True}
+
+    def slow(self, state: State, ctx: Any) -> State:
+        self.attempts.append(ctx.attempt)
+        self.tokens.append(ctx.lease_token)
+        self.started.set()
+        for _ in range(4000):
+            if self.go.is_set():
+                break
+            if ctx.cancelled:
+                self.cancelled.set()
+                ctx.check()
+            time.sleep(0.005)
+        return {"slow": True}
+
+    def last(self, state: State) -> State:
+        return {"last": True}
+
+
+class InThread:
+    """A run in a thread, and what became of it."""
+
+    def __init__(self, bound: Bound, workflow_id: str, state: State | None = None, **options: Any) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                self.result = bound.run(workflow_id, state, **options)
+            except BaseException as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def join(self) -> Any:
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """Let go at the end, whatever happens."""
+    made = Slow()
+    yield made
+    made.go.set()
+
+
+def test_a_workflow_that_is_run_elsewhere_is_waited_for_and_then_refused(
+    world: World, slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says who holds it, and for how long."""
+    caplog.set_level(logging.INFO, "milepost.runner")
+    first = InThread(world.bind(slow.workflow, holder="web-3:4711"), "o", {})
+    assert slow.started.wait(10)
+    with pytest.raises(LeaseHeldError) as caught:
+        world.bind(slow.workflow, holder="web-4:1").run("o", lease_wait_s=0.1)
+    assert caught.value.holder == "web-3:4711"
+    assert "held by web-3:4711, expires in" in caplog.text
+    slow.go.set()
+    assert first.join().status == "completed"
+    assert slow.attempts == [1]
+
+
+def test_a_run_that_waits_goes_on_when_the_other_has_ended(world: World, slow: Slow) -> None:
+    first = InThread(world.bind(slow.workflow), "o", {})
+    assert slow.started.wait(10)
+    second = InThread(world.bind(slow.workflow), "o", lease_wait_s=20)
+    slow.go.set()
+    assert first.join().checkpoint_id == second.join().checkpoint_id
+    assert slow.attempts == [1]
+
+
+def test_heartbeats_keep_a_lease_that_is_much_shorter_than_a_step(world: World, slow: Slow) -> None:
+    first = InThread(world.bind(slow.workflow, lease_ttl_s=1.0), "o", {})
+    assert slow.started.wait(10)
+    with pytest.raises(LeaseHeldError):
+        world.bind(slow.workflow).run("o", lease_wait_s=2.5)
+    slow.go.set()
+    assert first.join().status == "completed"
+    assert not slow.cancelled.is_set()
+
+
+def test_a_run_that_lost_its_lease_saves_nothing_more(world: World, slow: Slow) -> None:
+    """The step is cancelled; whoever took over finds the workflow as it was."""
+    first = InThread(world.bind(slow.workflow, lease_ttl_s=1.0), "o", {})
+    assert slow.started.wait(10)
+    assert world.eyes.break_lease("o")
+    with pytest.raises(LeaseLostError):
+        first.join()
+    assert slow.cancelled.is_set()
+    assert world.steps("o") == [("", "running"), ("first", "running")]
+    slow.go.set()
+    assert world.bind(slow.workflow).run("o").status == "completed"
+    assert len(set(slow.tokens)) == 2
+
+
+def test_a_zombie_cannot_save_over_the_host_that_took_over(world: World) -> None:
+    """Its save is refused by the token, though it never heard that the lease is lost."""
+    zombie = Slow()
+
+    def last(state: State) -> State:
+        world.eyes.break_lease("o")
+        taken = world.eyes.acquire_lease("o", holder="other")
+        assert taken.token
+        return {"zombie": True}
+
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(zombie.first)
+    workflow.step(last)
+    with pytest.raises(LeaseLostError):
+        world.bind(workflow).run("o", {})
+    assert world.head("o").state == {"first": True}
+
+
+def test_the_lease_of_a_host_that_died_is_waited_out(world: World) -> None:
+    slow = Slow()
+    slow.go.set()
+    with crash_after("first", keeps_lease=True), pytest.raises(SimulatedCrash):
+        world.bind(slow.workflow, lease_ttl_s=1.0).run("o", {})
+    assert world.eyes.workflow("o").lease is not None
+    started = time.monotonic()
+    assert world.bind(slow.workflow, lease_ttl_s=1.0).run("o").status == "completed"
+    assert 0.3 < time.monotonic() - started < 5
+
+
+class Outage:
+    """A store in memory that cannot be reached."""
+
+    def __init__(self, world: World) -> None:
+        self._core = world.eyes._core
+        self.is_on = False
+        for name in ("save", "renew_lease", "append_records", "release_lease"):
+            setattr(self._core, name, self._guarded(getattr(self._core, name)))
+
+    def _guarded(self, call: Any) -> Any:
+        def guarded(*args: Any, **options: Any) -> Any:
+            if self.is_on:
+                raise UnavailableError("nobody is there")
+            return call(*args, **options)
+
+        return guarded
+
+
+def test_a_run_pauses_while_its_lease_may_run_out_and_then_goes_on(memory_world: World, slow: Slow) -> None:
+    """The step is cancelled, begins again as the same attempt, and nobody is told of a failure."""
+    outage = Outage(memory_world)
+    run = InThread(memory_world.bind(slow.workflow, lease_ttl_s=1.0), "o", {})
+    assert slow.started.wait(10)
+    outage.is_on = True
+    assert slow.cancelled.wait(10)
+    time.sleep(0.3)
+    assert slow.attempts == [1]
+    slow.go.set()
+    outage.is_on = False
+    assert run.join().status == "completed"
+    assert slow.attempts == [1, 1]
+    assert memory_world.steps("o")[-1] == ("last", "completed")
+
+
+def test_a_step_that_may_run_once_is_not_cut_off_by_a_pause(memory_world: World) -> None:
+    """Nobody else may start it, so its result is waited for and saved when the lease is renewed."""
+    slow = Slow(at_most_once=True)
+    outage = Outage(memory_world)
+    run = InThread(memory_world.bind(slow.workflow, lease_ttl_s=1.0), "o", {})
+    assert slow.started.wait(10)
+    outage.is_on = True
+    time.sleep(1.3)
+    slow.go.set()
+    time.sleep(0.1)
+    assert memory_world.head("o").current_step == "first"
+    outage.is_on = False
+    assert run.join().status == "completed"
+    assert (slow.attempts, slow.cancelled.is_set()) == ([1], False)
+
+
+def test_a_run_gives_up_when_the_outage_lasts(memory_world: World, slow: Slow) -> None:
+    outage = Outage(memory_world)
+    run = InThread(memory_world.bind(slow.workflow, lease_ttl_s=1.0, outage_limit_s=2.0), "o", {})
+    assert slow.started.wait(10)
+    outage.is_on = True
+    with pytest.raises(UnavailableError):
+        run.join()
+    assert slow.cancelled.is_set()
+
+
+def test_a_save_is_repeated_until_the_store_answers(memory_world: World) -> None:
+    """With the same id: what was stored before its answer was lost is not stored twice."""
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+    outage = Outage(memory_world)
+
+    @workflow.step
+    def one(state: State) -> State:
+        calls.append("one")
+        outage.is_on = True
+        threading.Timer(0.5, lambda: setattr(outage, "is_on", False)).start()
+        return {"one": 1}
+
+    assert memory_world.bind(workflow).run("o", {}).state == {"one": 1}
+    assert (calls, memory_world.steps("o")) == (["one"], [("", "running"), ("one", "completed")])
+
+
+def test_a_save_whose_answer_was_lost_is_stored_once(memory_world: World) -> None:
+    from milepost.errors import OutcomeUnknownError
+
+    core = memory_world.eyes._core
+    real = core.save
+    lost = [2]
+
+    def save(item: Any) -> Any:
+        saved = real(item)
+        if item.completed_steps and lost[0]:
+            lost[0] -= 1
+            raise OutcomeUnknownError("the answer was lost", checkpoint_id=item.checkpoint_id)
+        return saved
+
+    core.save = save
+    slow = Slow()
+    slow.go.set()
+    assert memory_world.bind(slow.workflow).run("o", {}).status == "completed"
+    assert lost == [0]
+    assert [step for step, _ in memory_world.steps("o")] == ["", "first", "slow", "last"]
+
+
+def test_a_failed_save_may_be_passed_over_where_that_was_asked_for(memory_world: World) -> None:
+    """The step goes with the next checkpoint; without being asked, the run fails."""
+    core = memory_world.eyes._core
+    real = core.save
+    fails = ["first"]
+
+    def save(item: Any) -> Any:
+        if fails and fails[0] in item.completed_steps:
+            fails.pop()
+            raise UnavailableError("nobody is there")
+        return real(item)
+
+    core.save = save
+    slow = Slow()
+    slow.go.set()
+    run = memory_world.bind(slow.workflow, on_save_error="continue").run("o", {})
+    assert run.state == {"first": True, "slow": True, "last": True}
+    assert [step for step, _ in memory_world.steps("o")] == ["", "slow", "last"]
+    assert memory_world.head("o").completed_steps == ("first", "slow", "last")
+
+
+def test_a_store_without_leases_is_refused_unless_that_is_accepted() -> None:
+    class Plain:
+        """Save, load, list."""
+
+        def __init__(self) -> None:
+            self._store = InMemoryStore()
+            self.save, self.load, self.list = self._store.save, self._store.load, self._store.list
+
+    slow = Slow()
+    slow.go.set()
+    plain: Any = Plain()
+    with pytest.raises(TypeError, match="unfenced"):
+        slow.workflow.bind(plain)
+    assert slow.workflow.bind(plain, unfenced=True).run("o", {}).status == "completed"
+    once = Workflow("once", dict[str, Any])
+    once.step(slow.first, at_most_once=True)
+    with pytest.raises(TypeError, match="records"):
+        once.bind(plain, unfenced=True)
+    failing = Workflow("failing", dict[str, Any])
+
+    @failing.step
+    def fails(state: State) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(StepFailedError):
+        failing.bind(plain, unfenced=True).run("f", {})
+    assert plain.load("f").status is Status.FAILED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_run_outlives_a_restart_of_its_server(kind: Any) -> None:
+    """It pauses, and goes on under the same lease when the server is back."""
+    slow = Slow()
+    with local_server() as server:
+        world = World(kind, server)
+        run = InThread(world.bind(slow.workflow, lease_ttl_s=2.0), "o", {})
+        try:
+            assert slow.started.wait(10)
+            server.kill()
+            assert slow.cancelled.wait(20)
+            server.restart()
+        finally:
+            slow.go.set()
+        assert run.join().status == "completed"
+        assert slow.attempts == [1, 1]
+        with Client(server.target, namespace=world.namespace) as eyes:
+            assert eyes.load("o").status is Status.COMPLETED
+        world.close()
