@@ -34,6 +34,7 @@ from milepost.runner.events import (
     Sleep,
     StartAttempt,
     StopRequested,
+    SuspendRequested,
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
 from milepost.runner.settings import Environment, Settings
@@ -73,11 +74,13 @@ class AsyncDriver:
         self._parent = parent
         self._loop = loop
         self._workflow_id = engine.frame.workflow_id
-        self._hold: Hold | None = parent._hold if parent is not None else None
+        self._hold: Hold | None = parent._hold if parent is not None else None  # noqa: SLF001  of one run
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._tasks: dict[Attempt, asyncio.Task[Any] | None] = {}
         self._queue: AsyncSaveQueue | None = None
+        self._children: set[AsyncDriver] = set()
+        self._suspended: SuspendRequested | None = None
         # Those that never wait are called, the others awaited.
         self._orders: dict[type[Any], Callable[[Any], None]] = {
             StartAttempt: self._start_attempt,
@@ -101,6 +104,20 @@ class AsyncDriver:
         # A loop that is closed has no run to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, event)
+        if isinstance(event, SuspendRequested):
+            self._suspended = event
+            for child in [*self._children]:
+                child.post(event)
+
+    def adopt(self, child: AsyncDriver) -> None:
+        """Pass on to a nested run what the whole run is told, from now on and of what it was told."""
+        self._children.add(child)
+        if self._suspended is not None:
+            child.post(self._suspended)
+
+    def disown(self, child: AsyncDriver) -> None:
+        """Note that a nested run has ended."""
+        self._children.discard(child)
 
     def stop(self) -> None:
         """Have a nested run end, because the step it belongs to was asked to. May be called from any thread."""
@@ -119,7 +136,7 @@ class AsyncDriver:
                         answer = order(effect)
                     else:
                         answer = await self._requests[kind](effect)
-                except Exception as error:  # the engine decides what a failed effect means
+                except Exception as error:  # noqa: BLE001  the engine decides what a failed effect means
                     effect = flow.throw(error)
                 else:
                     effect = flow.send(answer)
@@ -141,7 +158,9 @@ class AsyncDriver:
         if self._hold is not None and self._keeper is not None:
             self._keeper.drop(self._hold)
         is_crash = isinstance(failure, crash_points.SimulatedCrash)
-        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(failure, LeaseError):
+        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(
+            failure, LeaseError
+        ):
             return
         if not self._engine.holds_lease:
             return

@@ -58,7 +58,18 @@ class RunFrame:
 class BaseContext:
     """What both kinds of context have."""
 
-    __slots__ = ("_callbacks", "_cancelled", "_children", "_frame", "_lock", "attempt", "item_key", "iteration", "signal", "step")
+    __slots__ = (
+        "_callbacks",
+        "_cancelled",
+        "_children",
+        "_frame",
+        "_lock",
+        "attempt",
+        "item_key",
+        "iteration",
+        "signal",
+        "step",
+    )
 
     attempt: int
     """Number of this attempt in this run, from 1."""
@@ -216,4 +227,7 @@ class _StepLogger(logging.LoggerAdapter[logging.Logger]):
     @override
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         extra = self.extra or {}
-        return f"{extra['workflow_id']}/{extra['step']}: {msg}", {**kwargs, "extra": {**extra, **kwargs.get("extra", {})}}
+        return f"{extra['workflow_id']}/{extra['step']}: {msg}", {
+            **kwargs,
+            "extra": {**extra, **kwargs.get("extra", {})},
+        }

@@ -37,7 +37,7 @@ from milepost.errors import (
 )
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
-from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, NextEvent, ReadSignals
+from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
 from milepost.runner.journal import Journal
 from milepost.runner.keys import item_keys, task_name
 from milepost.runner.manifest import Manifest
@@ -163,7 +163,9 @@ class Engine(Generic[S]):
     @property
     def holds_lease(self) -> bool:
         """There is a lease of this run's own to give back."""
-        return self._uses_lease and self.lease_token != 0 and not (self._journal is not None and self._journal.is_released)
+        return (
+            self._uses_lease and self.lease_token != 0 and not (self._journal is not None and self._journal.is_released)
+        )
 
     def parting_records(self) -> tuple[str, Sequence[Record]] | None:
         """Return what to append, and to which checkpoint, where a resume ends on purpose: it was no crash."""
@@ -186,6 +188,9 @@ class Engine(Generic[S]):
             try:
                 return (yield from self._run())
             except _SuspendedError:
+                if self._order.scope:
+                    # The step that runs this child ends with it, and runs again when somebody goes on.
+                    raise StepCancelledError(f"workflow {self._order.workflow_id!r} is being suspended") from None
                 return self._outcome("suspended")
             except _WaitsError as waits:
                 return waits.run
@@ -282,9 +287,10 @@ class Engine(Generic[S]):
         clock = self._environment.clock
         give_up_at = clock() + budget_s
         wait_s = waited_s = 0.0
+        lease: LeaseInfo
         while True:
             try:
-                lease: LeaseInfo = yield AcquireLease(settings.lease_ttl_s, wait_s, self._request_id)
+                lease = yield AcquireLease(settings.lease_ttl_s, wait_s, self._request_id)
                 break
             except LeaseHeldError as held:
                 waited_s += wait_s
@@ -302,8 +308,6 @@ class Engine(Generic[S]):
                 )
                 # The ttl counts from before the request: a long wait would use it up.
                 wait_s = min(left_s, settings.lease_ttl_s / 3, LEASE_WAIT_MAX_S)
-            while (event := (yield NextEvent(float("-inf")))) is not None:
-                self.notices.note(event)
         self._request_id = self._environment.new_id()
         self.lease_token = self.frame.lease_token = lease.token
         self.notices.is_paused = False
@@ -467,8 +471,8 @@ class Engine(Generic[S]):
         workflow_id, step = self._order.workflow_id, failure.step
         if failure.kind == "unknown":
             return StepOutcomeUnknownError(
-                f"step {step!r} of workflow {workflow_id!r} may run once; it was started and nobody knows how it ended. "
-                f"Find out, then resolve({workflow_id!r}, {step!r}, 'done', 'retry' or 'fail')",
+                f"step {step!r} of workflow {workflow_id!r} may run once; it was started and nobody knows how it "
+                f"ended. Find out, then resolve({workflow_id!r}, {step!r}, 'done', 'retry' or 'fail')",
                 step=step,
                 item_key=failure.item_key,
                 workflow_id=workflow_id,
@@ -662,11 +666,12 @@ class Engine(Generic[S]):
                 items = journal.entries.value(step.for_each)
                 if not isinstance(items, list | tuple):
                     raise TypeError(
-                        f"step {step.id!r} runs for each of {step.for_each!r}, which is {type(items).__name__}, not a list"
+                        f"step {step.id!r} runs for each of {step.for_each!r}, which is {type(items).__name__}, no list"
                     )
                 keys = item_keys(step, items)
                 branches += [
-                    Branch(step, task_name(step.id, key), item_key=key, item_index=index) for index, key in enumerate(keys)
+                    Branch(step, task_name(step.id, key), item_key=key, item_index=index)
+                    for index, key in enumerate(keys)
                 ]
                 continue
             iteration = None
@@ -681,8 +686,8 @@ class Engine(Generic[S]):
             branches.append(branch)
         if len(branches) > BRANCHES_MAX and self._settings.durability != "exit":
             raise ValueError(
-                f"step {branches[0].step.id!r} would run for {len(branches)} items; a stage has at most {BRANCHES_MAX}. "
-                "Run it for lists of items, or for parts of them in a loop"
+                f"step {branches[0].step.id!r} would run for {len(branches)} items; a stage has at most {BRANCHES_MAX}: "
+                "run it for lists of items, or for parts of them in a loop"
             )
         return branches
 
@@ -703,8 +708,8 @@ class Engine(Generic[S]):
             else:
                 if branch.step.at_most_once and (started := [name for name in names if name in records.started]):
                     raise StepOutcomeUnknownError(
-                        f"step {branch.task!r} of workflow {self._order.workflow_id!r} may run once; it was started and "
-                        f"nobody knows how it ended. Find out, then resolve({self._order.workflow_id!r}, "
+                        f"step {branch.task!r} of workflow {self._order.workflow_id!r} may run once; it was started "
+                        f"and nobody knows how it ended. Find out, then resolve({self._order.workflow_id!r}, "
                         f"{branch.step.id!r}, 'done', 'retry' or 'fail')",
                         step=branch.step.id,
                         item_key=branch.item_key or "",
@@ -834,7 +839,7 @@ class Engine(Generic[S]):
         assert step.repeat_while is not None
         try:
             repeats = step.repeat_while(self._state_of(entries, ""))
-        except Exception as error:  # the user's predicate may raise anything, and fails its step
+        except Exception as error:  # noqa: BLE001  the user's predicate may raise anything, and fails its step
             raise _StepProblemError(step, error) from None
         count = self._the_journal.state.iterations.get(step.id, 0) + 1
         if repeats and count >= step.max_iterations:
@@ -848,7 +853,7 @@ class Engine(Generic[S]):
         branch = Branch(step, step.id)
         branch.attempt_count = 1
         branch.fail(error, "error")
-        yield from self._fail([branch], records if self._keeps_records else ())
+        return (yield from self._fail([branch], records if self._keeps_records else ()))
 
     def _fail(self, failed: Sequence[Branch], kept: Sequence[Record]) -> Flow[NoReturn]:
         error = self._failed_error(failed)
@@ -873,9 +878,9 @@ class Engine(Generic[S]):
             error.add_note(f"That it failed is not stored: {type(unsaved).__name__}: {unsaved.message}")
         causes = [one.error for one in failed if one.error is not None]
         cause = causes[0] if len(causes) == 1 else BaseExceptionGroup(f"{len(causes)} branches failed", causes)
-        if cause is error:
-            raise error
-        raise error from cause
+        if cause is not error:
+            error.__cause__ = cause
+        raise error
 
     def _failed_error(self, failed: Sequence[Branch]) -> StepFailedError:
         first = failed[0]
@@ -934,7 +939,7 @@ class Engine(Generic[S]):
         ]
 
     def _carried(self, resolved: str) -> list[Record]:
-        """Return what the loaded head's records say of steps other than `resolved`, for a new head of the same stage."""
+        """Return what the head's records say of steps other than `resolved`, for a new head of the same stage."""
         workflow_id, records = self._order.workflow_id, self._records
         kept = [branch_record(workflow_id, task, _step_of(task), left) for task, left in records.branches.items()]
         started = dict(records.started)
@@ -1025,4 +1030,3 @@ class _WaitsError(Exception):
 
 def _step_of(task: str) -> str:
     return task.partition("[")[0]
-

@@ -82,7 +82,7 @@ class Enqueue:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Request: wait until everything queued is durable. Answer: the newest `Saved`, or None where nothing was queued."""
+    """Request: wait until everything queued is durable. Answer: the newest `Saved`, or None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,17 @@ class RenewsLeases(Protocol):
 class Hold:
     """One lease that is kept."""
 
-    __slots__ = ("_clock", "is_dropped", "is_paused", "next_try_at", "post", "renew_until", "renewed_at", "token", "workflow_id")
+    __slots__ = (
+        "_clock",
+        "is_dropped",
+        "is_paused",
+        "next_try_at",
+        "post",
+        "renew_until",
+        "renewed_at",
+        "token",
+        "workflow_id",
+    )
 
     def __init__(
         self, workflow_id: str, token: int, asked_at: float, post: Callable[[Event], None], clock: Callable[[], float]
@@ -127,7 +137,9 @@ class LeaseKeeper:
             if hold.is_dropped:
                 continue
             if self._clock() < hold.renew_until:
-                moments.append(hold.next_try_at if hold.is_paused else max(hold.next_try_at, hold.renewed_at + interval_s))
+                moments.append(
+                    hold.next_try_at if hold.is_paused else max(hold.next_try_at, hold.renewed_at + interval_s)
+                )
             if not hold.is_paused:
                 moments.append(hold.renewed_at + safe_s)
         return min(moments, default=None)
@@ -196,6 +208,7 @@ class LeaseKeeper:
             raise
 
     def _keep(self) -> None:
+        store: RenewsLeases | None = None
         while True:
             due_at = self.tick()
             with self._condition:

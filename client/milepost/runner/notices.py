@@ -18,7 +18,16 @@ from milepost.types import CANCEL_SIGNAL, PendingSignal
 class Notices:
     """Flags and pending signals; `note` takes in one event."""
 
-    __slots__ = ("gone", "is_overdue", "is_paused", "is_stopped", "is_suspended", "pending", "pending_count", "queue_error")
+    __slots__ = (
+        "gone",
+        "is_overdue",
+        "is_paused",
+        "is_stopped",
+        "is_suspended",
+        "pending",
+        "pending_count",
+        "queue_error",
+    )
 
     def __init__(self) -> None:
         self.is_paused = False
@@ -67,7 +76,9 @@ class Notices:
     @property
     def cancel_ids(self) -> tuple[str, ...]:
         """Ids of pending signals that ask the workflow to stop."""
-        return tuple(signal.signal_id for signal in self.pending if signal.name == CANCEL_SIGNAL) if self.pending else ()
+        return (
+            tuple(signal.signal_id for signal in self.pending if signal.name == CANCEL_SIGNAL) if self.pending else ()
+        )
 
     @property
     def is_complete(self) -> bool:

@@ -31,7 +31,9 @@ LEFT: Final = "left:"
 TEXT_CHARACTERS_MAX: Final = 2_000
 """Of a failure's text; the rest is cut."""
 
-FailureKind: TypeAlias = Literal["error", "timeout", "abandoned", "deadline", "unknown", "crash_limit", "too_large", "final"]
+FailureKind: TypeAlias = Literal[
+    "error", "timeout", "abandoned", "deadline", "unknown", "crash_limit", "too_large", "final"
+]
 """Why a checkpoint is FAILED. After the last four a resume is refused until somebody resolves the step."""
 
 NEEDS_RESOLVE: Final[frozenset[str]] = frozenset({"unknown", "crash_limit", "too_large", "final"})
@@ -160,6 +162,8 @@ def read_head_records(records: Iterable[Record], workflow_id: str) -> HeadRecord
                 resumes.add(task)
             case "left:":
                 left.add(task)
+            case _:
+                pass  # Somebody else's.
     return HeadRecords(branches, started, tuple(failures), frozenset(resumes - left))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
@@ -18,6 +19,7 @@ from milepost.runner.events import SuspendRequested
 from milepost.runner.heartbeats import heartbeats_for
 from milepost.runner.lease_keeper import LeaseKeeper
 from milepost.runner.run import Run
+from milepost.runner.serve import Served, ServeOptions, serve, serve_async
 from milepost.runner.settings import Environment, Settings
 from milepost.runner.sync_driver import SyncDriver
 from milepost.runner.threads import DaemonThreads
@@ -53,6 +55,7 @@ class _BaseRunner(Generic[S]):
         self._lock = threading.Lock()
         self._drivers: set[SyncDriver | AsyncDriver] = set()
         self._suspended: SuspendRequested | None = None
+        self._stop_listeners: list[Callable[[], None]] = []
 
     def _check_store(self, *, has_leases: bool) -> None:
         where = f"workflow {self._workflow.name!r}: {type(self._store).__name__}"
@@ -92,6 +95,8 @@ class _BaseRunner(Generic[S]):
         """
         self._suspended = SuspendRequested()
         self._tell_all(self._suspended)
+        for listener in [*self._stop_listeners]:
+            listener()
         overdue = threading.Timer(self._settings.grace_s if grace_s is None else grace_s, self._suspend_now)
         overdue.daemon = True
         overdue.start()
@@ -105,6 +110,45 @@ class _BaseRunner(Generic[S]):
             drivers = [*self._drivers]
         for driver in drivers:
             driver.post(event)
+
+    @contextlib.contextmanager
+    def _on_stop(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have a function called when the runner is told to stop, or at once where it was."""
+        self._stop_listeners.append(listener)
+        try:
+            if self._suspended is not None:
+                listener()
+            yield
+        finally:
+            self._stop_listeners.remove(listener)
+
+    def _served(self) -> Served:
+        return Served(
+            definition=self._workflow.name,
+            store=self._store,
+            resume=self._resume_unleased,
+            spawn=self._threads.run,
+            on_stop=self._on_stop,
+            suspend=self.suspend,
+            grace_s=self._settings.grace_s,
+            clock=self._environment.clock,
+            random=self._environment.random,
+        )
+
+    def _serve_options(self, max_concurrency: int, poll_s: float | None, *, handle_signals: bool) -> ServeOptions:
+        if not hasattr(self._store, "workflows") or not self._uses_lease:
+            lacks = "no workflows to query" if self._uses_lease else "no leases"
+            raise TypeError(
+                f"workflow {self._workflow.name!r}: {type(self._store).__name__} has {lacks}, which serving needs"
+            )
+        return ServeOptions(
+            max_concurrency=max_concurrency,
+            poll_s=self._settings.lease_ttl_s if poll_s is None else poll_s,
+            handle_signals=handle_signals,
+        )
+
+    def _resume_unleased(self, workflow_id: str) -> Any:
+        raise NotImplementedError
 
     def _enlist(self, driver: SyncDriver | AsyncDriver) -> None:
         with self._lock:
@@ -182,9 +226,7 @@ class Runner(_BaseRunner[S]):
             WorkflowDeadlineError: Its time is over.
             MilepostError: The store does not take or give what it should; nothing is lost that was saved before.
         """
-        return self._run(
-            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
-        )
+        return self._run(Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s))
 
     def start(
         self, workflow_id: str, state: S, *, deadline_s: float | None = None, lease_wait_s: float | None = None
@@ -195,9 +237,7 @@ class Runner(_BaseRunner[S]):
             WorkflowExistsError: It exists.
         """
         return self._run(
-            Order(
-                workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s
-            )
+            Order(workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
         )
 
     def resume(self, workflow_id: str, *, deadline_s: float | None = None, lease_wait_s: float | None = None) -> Run[S]:
@@ -242,7 +282,7 @@ class Runner(_BaseRunner[S]):
             return  # Whoever runs it has the signal, or will with its next save or heartbeat.
 
     def signal(self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None) -> SignalSent:
-        """Send a signal, durably and once. A step with `waits_for=name` takes it in; a waiting workflow has to be resumed.
+        """Send a signal, durably and once. A step with `waits_for=name` takes it in; a waiting workflow is to be resumed.
 
         Args:
             workflow_id: The workflow.
@@ -301,6 +341,30 @@ class Runner(_BaseRunner[S]):
         )
         return found
 
+    def serve(self, *, max_concurrency: int = 4, poll_s: float | None = None, handle_signals: bool = False) -> None:
+        """Find workflows of this definition that nobody runs, and run them, until `suspend` is called.
+
+        Taken up are those that are running without a live lease, because their host has ended, and those that wait and
+        have a signal. Any number of hosts may serve one definition. A workflow that fails for a reason of its own is
+        saved as failed and not taken up again; one that makes no progress is tried again less and less often.
+
+        Args:
+            max_concurrency: Most workflows at once; each has a thread.
+            poll_s: Time between queries of the store, 0.1 to 3,600 s; default: the lease's ttl. A watch tells of most
+                changes at once; the query finds leases that have run out.
+            handle_signals: The first SIGINT or SIGTERM suspends the runner; the next one does what it did before.
+
+        Raises:
+            ValueError: An argument is out of range, or signals are asked for outside the main thread.
+            TypeError: The store has no workflows to query, or a step is async.
+            MilepostError: The store refuses the query, and would again.
+        """
+        _refuse_async(self._workflow)
+        serve(self._served(), self._serve_options(max_concurrency, poll_s, handle_signals=handle_signals))
+
+    def _resume_unleased(self, workflow_id: str) -> Run[S]:
+        return self.resume(workflow_id, lease_wait_s=0.0)
+
     def _run(self, order: Order[S]) -> Run[S]:
         _refuse_async(self._workflow)
         engine = self._engine(self._workflow, order)
@@ -322,12 +386,17 @@ class Runner(_BaseRunner[S]):
             nested = self._engine(child, _child_order(context, state, scope))
             nested_driver = self._driver(nested, driver)
             context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
-            return self._drive(nested, nested_driver)
+            driver.adopt(nested_driver)
+            try:
+                return nested_driver.run(nested.run())
+            finally:
+                driver.disown(nested_driver)
 
         engine.frame.run_child = run_child
         return driver
 
     def _drive(self, engine: Engine[T], driver: SyncDriver) -> Run[T]:
+        # Nested runs are told by the one they belong to: it must know first.
         self._enlist(driver)
         try:
             return driver.run(engine.run())
@@ -359,9 +428,7 @@ class AsyncRunner(_BaseRunner[S]):
     ) -> Run[S]:
         """Start a workflow that does not exist yet. See `Runner.start`."""
         return await self._run(
-            Order(
-                workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s
-            )
+            Order(workflow_id=workflow_id, kind="start", state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
         )
 
     async def resume(
@@ -419,6 +486,18 @@ class AsyncRunner(_BaseRunner[S]):
         )
         return found
 
+    async def serve(
+        self, *, max_concurrency: int = 4, poll_s: float | None = None, handle_signals: bool = False
+    ) -> None:
+        """Find workflows of this definition that nobody runs, and run them, until `suspend` is called.
+
+        Cancelling it gives back the leases of its runs at once. See `Runner.serve`.
+        """
+        await serve_async(self._served(), self._serve_options(max_concurrency, poll_s, handle_signals=handle_signals))
+
+    def _resume_unleased(self, workflow_id: str) -> Coroutine[Any, Any, Run[S]]:
+        return self.resume(workflow_id, lease_wait_s=0.0)
+
     async def _run(self, order: Order[S]) -> Run[S]:
         engine = self._engine(self._workflow, order)
         return await self._drive(engine, self._driver(engine))
@@ -443,7 +522,11 @@ class AsyncRunner(_BaseRunner[S]):
                 nested = self._engine(child, _child_order(context, state, scope))
                 nested_driver = self._driver(nested, driver)
                 context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
-                return await self._drive(nested, nested_driver)
+                driver.adopt(nested_driver)
+                try:
+                    return await nested_driver.run(nested.run())
+                finally:
+                    driver.disown(nested_driver)
 
             if isinstance(context, AsyncContext):
                 return run()

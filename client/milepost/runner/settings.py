@@ -34,8 +34,8 @@ class Settings:
     on_change: ChangePolicy = "fail"
     """What happens when a workflow was started under another definition."""
     durability: Durability = "sync"
-    """sync: each step is durable before the next one starts. pipelined: the next one starts meanwhile, and `run` returns
-    when all are durable. exit: only the outcome is saved, and what must be before a step that may run once."""
+    """sync: each step is durable before the next one starts. pipelined: the next one starts meanwhile, and `run`
+    returns when all are durable. exit: only the outcome is saved, and what must be before a step that may run once."""
     max_concurrency: int = 8
     """Most steps and items of one stage that run at once."""
     grace_s: float = 10.0

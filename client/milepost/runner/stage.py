@@ -238,7 +238,7 @@ class Stage:
         for branch in self._running.values():
             moment = min(moment, branch.timeout_at, branch.give_up_at)
         if self._backoff and not self._is_ending:
-            moment = min(moment, min(branch.retry_at for branch in self._backoff))
+            moment = min(moment, *(branch.retry_at for branch in self._backoff))
         return moment
 
     def _on_time(self, now: float) -> Flow[None]:
@@ -288,7 +288,9 @@ class Stage:
             self._settings.grace_s,
         )
         if branch.asked == "timeout":
-            branch.fail(self._timeout_error(branch, abandoned=True), "unknown" if branch.step.at_most_once else "abandoned")
+            branch.fail(
+                self._timeout_error(branch, abandoned=True), "unknown" if branch.step.at_most_once else "abandoned"
+            )
             self.abandoned = branch
             self._has_failed = True
         elif branch.step.at_most_once:
@@ -316,7 +318,7 @@ class Stage:
         elif isinstance(error, ChildWaitsError):
             self.waits_for.append(error.signal_name)
             branch.status = "dropped"
-        elif not asked or not _is_cancellation(error):
+        elif not (_is_cancellation(error) and (asked or self._notices.is_suspended)):
             self._failed(branch, error, "error")
         elif branch.step.at_most_once:
             self._failed(branch, error, "unknown")

@@ -36,6 +36,7 @@ from milepost.runner.events import (
     Sleep,
     StartAttempt,
     StopRequested,
+    SuspendRequested,
     cancels_steps,
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
@@ -84,12 +85,14 @@ class SyncDriver:
         self._keeper = keeper
         self._parent = parent
         self._workflow_id = engine.frame.workflow_id
-        self._hold: Hold | None = parent._hold if parent is not None else None
+        self._hold: Hold | None = parent._hold if parent is not None else None  # noqa: SLF001  of one run
         self._events: deque[Event] = deque()
         self._bell = threading.Event()
         self._in_flight: dict[Attempt, None] = {}
         self._here: Attempt | None = None
         self._queue: SaveQueue | None = None
+        self._children: set[SyncDriver] = set()
+        self._suspended: SuspendRequested | None = None
         self._handlers: dict[type[Any], Callable[[Any], Any]] = {
             NextEvent: self._next_event,
             StartAttempt: self._start_attempt,
@@ -113,6 +116,20 @@ class SyncDriver:
         here = self._here
         if here is not None:
             _cancel_here(here, event)
+        if isinstance(event, SuspendRequested):
+            self._suspended = event
+            for child in [*self._children]:
+                child.post(event)
+
+    def adopt(self, child: SyncDriver) -> None:
+        """Pass on to a nested run what the whole run is told, from now on and of what it was told."""
+        self._children.add(child)
+        if self._suspended is not None:
+            child.post(self._suspended)
+
+    def disown(self, child: SyncDriver) -> None:
+        """Note that a nested run has ended."""
+        self._children.discard(child)
 
     def stop(self) -> None:
         """Have a nested run end, because the step it belongs to was asked to. May be called from any thread."""
@@ -126,7 +143,7 @@ class SyncDriver:
             while True:
                 try:
                     answer = self._handlers[type(effect)](effect)
-                except Exception as error:  # the engine decides what a failed effect means
+                except Exception as error:  # noqa: BLE001  the engine decides what a failed effect means
                     effect = flow.throw(error)
                 else:
                     effect = flow.send(answer)
@@ -149,7 +166,9 @@ class SyncDriver:
         if self._hold is not None and self._keeper is not None:
             self._keeper.drop(self._hold)
         is_crash = isinstance(failure, crash_points.SimulatedCrash)
-        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(failure, LeaseError):
+        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(
+            failure, LeaseError
+        ):
             return
         if not self._engine.holds_lease:
             return

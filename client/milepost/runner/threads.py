@@ -28,14 +28,12 @@ class DaemonThreads:
     def run(self, function: Callable[[], None]) -> None:
         """Run a function that raises nothing. Returns at once."""
         with self._lock:
-            inbox = self._idle.pop() if self._idle else None
-            if inbox is None:
-                self._made += 1
-                number = self._made
-        if inbox is not None:
-            inbox.put(function)
-            return
-        inbox = SimpleQueue()
+            if self._idle:
+                self._idle.pop().put(function)
+                return
+            self._made += 1
+            number = self._made
+        inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         inbox.put(function)
         threading.Thread(target=self._work, args=(inbox,), name=f"{self._name}-{number}", daemon=True).start()
 

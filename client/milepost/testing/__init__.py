@@ -1,5 +1,4 @@
-"""What tests of your own workflows need: a real server to kill and restart, a clock that stands still, and runs
-that die where you say: `with crash_after("charge"): …`.
+"""What tests of your own workflows need: a real server to kill and restart, runs that die where you say, a fake clock.
 
     from milepost import Client
     from milepost.testing import local_server
@@ -9,6 +8,8 @@ that die where you say: `with crash_after("charge"): …`.
         server.kill()
         server.restart()
         assert client.load("w1").state == {"x": 1}
+
+`with crash_after("charge"): …` and `crash_before_save` make a run die in the process of the test.
 
 Beside it: `milepost.testing.pytest_plugin` (fixtures, by `-p milepost.testing.pytest_plugin`) and
 `milepost.testing.store_contract` (the suite that every checkpoint store passes). Those two import pytest.

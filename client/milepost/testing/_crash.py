@@ -38,7 +38,7 @@ def crash_before_save(step: str, *, times: int = 1, keeps_lease: bool = False) -
 
 
 @contextlib.contextmanager
-def _armed(step: str, when: Literal["before", "after"], times: int, keeps_lease: bool) -> Iterator[CrashPoint]:  # noqa: FBT001
+def _armed(step: str, when: Literal["before", "after"], times: int, keeps_lease: bool) -> Iterator[CrashPoint]:
     point = CrashPoint(step, when, keeps_lease, times)
     crash_points.armed.append(point)
     try:

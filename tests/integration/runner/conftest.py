@@ -1,4 +1,4 @@
-"""One suite for every kind of store: the same workflows on in-memory stores and on a real server, blocking and async."""
+"""One suite for every kind of store: the same workflows in memory and on a real server, blocking and async."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ class Bound:
         self.runner = runner
 
     def run(self, workflow_id: str, state: Any = None, **options: Any) -> Run[Any]:
-        return self._call("run", workflow_id, state, **options)
+        run: Run[Any] = self._call("run", workflow_id, state, **options)
+        return run
 
     def start(self, workflow_id: str, state: Any, **options: Any) -> Run[Any]:
-        return self._call("start", workflow_id, state, **options)
+        run: Run[Any] = self._call("start", workflow_id, state, **options)
+        return run
 
     def resume(self, workflow_id: str, **options: Any) -> Run[Any]:
-        return self._call("resume", workflow_id, **options)
+        run: Run[Any] = self._call("resume", workflow_id, **options)
+        return run
 
     def fork(self, workflow_id: str, new_workflow_id: str, **options: Any) -> Any:
         return self._call("fork", workflow_id, new_workflow_id, **options)
@@ -70,9 +73,7 @@ class World:
         if server is not None:
             self.eyes = Client(server.target, namespace=self.namespace)
             self._clients.append(self.eyes)
-            self.store = (
-                self.eyes if kind == "sync" else AsyncClient(server.target, namespace=self.namespace)
-            )
+            self.store = self.eyes if kind == "sync" else AsyncClient(server.target, namespace=self.namespace)
         elif kind == "sync":
             self.store = self.eyes = InMemoryStore(namespace=self.namespace)
         else:

@@ -63,12 +63,9 @@ def test_a_step_that_may_run_once_is_not_started_again_after_a_crash(world: Worl
     """In every durability mode all progress before it is durable before it starts."""
     payment = Payment()
     bound = world.bind(payment.workflow, durability=durability)
-    with crash_before_save("charge", times=9), pytest.raises(SimulatedCrash):
-        if durability == "exit":
-            with crash_before_save("ship"):
-                bound.run("o", {})
-        else:
-            bound.run("o", {})
+    # In the mode "exit" the step is first saved with the last one.
+    with crash_before_save("charge"), pytest.raises(SimulatedCrash):
+        bound.run("o", {})
     assert world.head("o").state == {"total": 42}
     with pytest.raises(StepOutcomeUnknownError) as caught:
         bound.run("o")

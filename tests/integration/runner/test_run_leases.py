@@ -64,7 +64,7 @@ class InThread:
         def run() -> None:
             try:
                 self.result = bound.run(workflow_id, state, **options)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  raised again by join
                 self.error = error
 
         self.thread = threading.Thread(target=run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
@@ -265,12 +265,10 @@ def test_a_stored_state_that_does_not_fit_the_type_is_the_runs_failure(world: Wo
         world.bind(calls.workflow()).run("o", {"items": 3})
     before = world.head("o").sequence
 
-    from typing import TypedDict
-
     class Order(TypedDict):
         items: int
 
-    typed = Workflow("order", Order)
+    typed: Workflow[Any] = Workflow("order", Order)
     for function in (calls.price, calls.charge, calls.ship):
         typed.step(function, id=function.__name__)
     with pytest.raises(StateSchemaError):

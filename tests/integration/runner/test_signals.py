@@ -260,3 +260,35 @@ def test_an_interrupt_gives_the_lease_back() -> None:
     assert world.eyes.workflow("o").lease is None
     assert world.steps("o") == [("", "running")]
     assert bound.run("o").state == {"done": True}
+
+
+def test_a_child_in_progress_is_suspended_with_its_parent(world: World) -> None:
+    """The parent's step does not take half a child for a whole one."""
+    calls: list[str] = []
+    bounds: list[Bound] = []
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step
+    def book(state: State) -> State:
+        calls.append("book")
+        if len(calls) == 2:
+            bounds[0].runner.suspend()
+        return {"booked": True}
+
+    @child.step
+    def pay(state: State) -> State:
+        calls.append("pay")
+        return {"paid": True}
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step
+    def leg(state: State, ctx: Any) -> State:
+        calls.append("leg")
+        return {"leg": ctx.run(child, {}).state}
+
+    bounds.append(world.bind(parent))
+    assert bounds[0].run("t", {}).status == "suspended"
+    assert (calls, world.head("t").state) == (["leg", "book"], {})
+    assert world.bind(parent).run("t").state == {"leg": {"booked": True, "paid": True}}
+    assert calls == ["leg", "book", "leg", "pay"]
