@@ -36,6 +36,38 @@ class _Content(NamedTuple):
     is_json: bool
 
 
+class EncodedValue:
+    """A value that is encoded already, by the codec of the store it goes to: what the runner keeps between two saves.
+
+    Takes the place of a value in a state that is saved. It is encoded and digested once, however often it is saved.
+    """
+
+    __slots__ = ("_content", "_digest", "codec_name")
+
+    def __init__(self, content: str | bytes, codec_name: str) -> None:
+        if isinstance(content, str):
+            self._content = _Content(content.encode("utf-8"), is_json=True)
+        else:
+            self._content = _Content(content, is_json=codec_name == "json")
+        self._digest: bytes | None = None
+        self.codec_name = codec_name
+
+    @property
+    def content(self) -> _Content:
+        """What is stored, before compression."""
+        return self._content
+
+    def digest(self) -> bytes:
+        """Return what stands for the content."""
+        if self._digest is None:
+            self._digest = _digest(self._content, self.codec_name)
+        return self._digest
+
+    @override
+    def __repr__(self) -> str:
+        return f"EncodedValue(codec_name={self.codec_name!r}, size_bytes={len(self._content.content)})"
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedState:
     """One state, encoded once: what to send, and the digests to compare with.
@@ -103,13 +135,18 @@ def encode_state(
     contents: dict[str, _Content] = {}
     digests: dict[str, bytes] = {}
     size_bytes = 0
+    codec_name = codec.name
     for key, value in state.items():
         key_bytes = _key_bytes(key)
-        encoded = _encode(value, codec, child_path("$", key))
+        if type(value) is EncodedValue and value.codec_name == codec_name:
+            encoded = value.content
+            digests[key] = value.digest()
+        else:
+            encoded = _encode(value, codec, child_path("$", key))
+            digests[key] = _digest(encoded, codec_name)
         contents[key] = encoded
-        digests[key] = _digest(encoded, codec.name)
         size_bytes += key_bytes + len(encoded.content)
-    return EncodedState(digests, size_bytes, contents, codec.name, compress_over_bytes)
+    return EncodedState(digests, size_bytes, contents, codec_name, compress_over_bytes)
 
 
 def encode_value(

@@ -114,6 +114,7 @@ class Engine(Generic[S]):
         namespace: The store's.
         keeps_records: The store has records.
         uses_lease: Take a lease. Never for a child, which runs under its parent's.
+        takes_encoded: The store takes entries as this codec has encoded them.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Engine(Generic[S]):
         namespace: str,
         keeps_records: bool = True,
         uses_lease: bool = True,
+        takes_encoded: bool = False,
     ) -> None:
         self.notices = Notices()
         self.frame = RunFrame(
@@ -147,6 +149,7 @@ class Engine(Generic[S]):
         self._environment = environment
         self._codec = codec
         self._keeps_records = keeps_records
+        self._takes_encoded = takes_encoded
         self._uses_lease = uses_lease and not order.scope
         self._input = None if order.state is None else self._encode(order.state)
         self._journal: Journal | None = None
@@ -375,6 +378,7 @@ class Engine(Generic[S]):
             settings=self._settings,
             environment=self._environment,
             notices=self.notices,
+            takes_encoded=self._takes_encoded,
         )
         self._journal.lease_token = self.lease_token
         self.frame.first_checkpoint_id = state.first

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
+from milepost._state import EncodedValue
 from milepost.errors import (
     CapacityError,
     CheckpointNotFoundError,
@@ -21,7 +22,7 @@ from milepost.errors import (
 from milepost.runner.context import logger
 from milepost.runner.events import AppendRecords, Drain, Effect, Enqueue, Flow, NextEvent, SaveCheckpoint, Sleep
 from milepost.runner.notices import Notices
-from milepost.runner.patches import Entries
+from milepost.runner.patches import Content, Entries
 from milepost.runner.run_state import RunState
 from milepost.runner.settings import Environment, Settings
 from milepost.types import After, Checkpoint, Record, RecordOutcome, Saved, SaveItem, Status
@@ -44,6 +45,7 @@ class Journal:
         entries: The state now.
         after: The head; "start" before the first checkpoint.
         completed_count: How many steps the head has finished.
+        takes_encoded: The store takes entries as they are encoded here.
         definition, fingerprint, manifest: What the workflow belongs to; the manifest goes with the first save only.
     """
 
@@ -62,6 +64,7 @@ class Journal:
         settings: Settings,
         environment: Environment,
         notices: Notices,
+        takes_encoded: bool,
     ) -> None:
         self.state = state
         self.entries = entries
@@ -86,6 +89,8 @@ class Journal:
         self._settings = settings
         self._environment = environment
         self._notices = notices
+        self._takes_encoded = takes_encoded
+        self._encoded: dict[str, tuple[Content, EncodedValue]] = {}
         self._unsaved_steps: list[str] = []
         self._unsaved_signals: list[str] = []
         self._is_dirty = False
@@ -188,7 +193,7 @@ class Journal:
         self, status: Status, records: Sequence[Record], signals: Sequence[str], *, releases: bool
     ) -> dict[str, Any]:
         arguments: dict[str, Any] = {
-            "state": self.entries.values(),
+            "state": self._values(),
             "current_step": self.last_step,
             "after": self._after,
             "checkpoint_id": self.state.first if self._after == "start" else self._environment.new_id(),
@@ -213,6 +218,18 @@ class Journal:
         if signals:
             arguments["consumed_signals"] = tuple(dict.fromkeys(signals))
         return arguments
+
+    def _values(self) -> dict[str, Any]:
+        """Return the state for a save. What has not changed since the last one is the very same object."""
+        if not self._takes_encoded:
+            return self.entries.values()
+        name, known = self.entries.codec.name, self._encoded
+        fresh: dict[str, tuple[Content, EncodedValue]] = {}
+        for key, content in self.entries.contents.items():
+            found = known.get(key)
+            fresh[key] = found if found is not None and found[0] is content else (content, EncodedValue(content, name))
+        self._encoded = fresh
+        return {key: value for key, (_, value) in fresh.items()}
 
     def _is_saved(self, status: Status) -> None:
         self.status = status

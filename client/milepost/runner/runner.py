@@ -10,8 +10,11 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
 
+from milepost._async.client import AsyncClient
+from milepost._sync.client import Client
 from milepost.codecs import JSON, Codec
 from milepost.errors import LeaseHeldError
+from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.runner.async_driver import AsyncDriver
 from milepost.runner.context import AsyncContext, BaseContext
 from milepost.runner.engine import Engine, Order, Resolution
@@ -52,7 +55,8 @@ class _BaseRunner(Generic[S]):
         self._keeper = (
             LeaseKeeper(heartbeats_for(store), settings, self._environment.clock) if self._uses_lease else None
         )
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may suspend while its own thread enlists a run.
+        self._lock = threading.RLock()
         self._drivers: set[SyncDriver | AsyncDriver] = set()
         self._suspended: SuspendRequested | None = None
         self._stop_listeners: list[Callable[[], None]] = []
@@ -171,6 +175,7 @@ class _BaseRunner(Generic[S]):
             namespace=self._namespace,
             keeps_records=self._keeps_records,
             uses_lease=self._uses_lease,
+            takes_encoded=isinstance(self._store, Client | AsyncClient | InMemoryStore | AsyncInMemoryStore),
         )
 
     @override
