@@ -212,6 +212,8 @@ class AsyncDriver:
     def _taken(self, event: Event) -> Event:
         if isinstance(event, AttemptEnded):
             self._tasks.pop(event.attempt, None)
+            if self._hold is not None and event.attempt.step.timeout_s is not None:
+                self._hold.limit(event.attempt, None)
             if event.error is not None and not isinstance(event.error, STEP_ENDS):
                 raise event.error
         return event
@@ -243,6 +245,10 @@ class AsyncDriver:
 
     def _start_attempt(self, effect: StartAttempt) -> None:
         attempt = effect.attempt
+        if self._hold is not None and attempt.step.timeout_s is not None:
+            # The engine gives it up before; where even that has hung, the lease is not kept for ever.
+            given_s = attempt.step.timeout_s + self._settings.grace_s + self._settings.lease_margin_s
+            self._hold.limit(attempt, self._environment.clock() + given_s)
         if attempt.step.is_async:
             task = self._loop.create_task(attempt.run_async(), name=f"milepost step {attempt.step.id}")
             self._tasks[attempt] = task

@@ -42,31 +42,29 @@ class RenewsLeases(Protocol):
 class Hold:
     """One lease that is kept."""
 
-    __slots__ = (
-        "_clock",
-        "is_dropped",
-        "is_paused",
-        "next_try_at",
-        "post",
-        "renew_until",
-        "renewed_at",
-        "token",
-        "workflow_id",
-    )
+    __slots__ = ("_limits", "is_dropped", "is_paused", "next_try_at", "post", "renewed_at", "token", "workflow_id")
 
-    def __init__(
-        self, workflow_id: str, token: int, asked_at: float, post: Callable[[Event], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, workflow_id: str, token: int, asked_at: float, post: Callable[[Event], None]) -> None:
         self.workflow_id = workflow_id
         self.token = token
         self.post = post
         self.renewed_at = asked_at
         self.next_try_at = asked_at
-        self.renew_until = float("inf")
-        """When the run has hung: from then on the lease is left to run out."""
+        self._limits: dict[object, float] = {}
         self.is_paused = False
         self.is_dropped = False
-        self._clock = clock
+
+    def limit(self, who: object, until: float | None) -> None:
+        """Renew no longer than until then: a step that has not been ended by then has hung the run. None: no limit."""
+        if until is None:
+            self._limits.pop(who, None)
+        else:
+            self._limits[who] = until
+
+    @property
+    def renew_until(self) -> float:
+        """When the run has hung: from then on the lease is left to run out."""
+        return min(list(self._limits.values()), default=float("inf"))
 
     def renewed(self, asked_at: float) -> None:
         """Note that a save has renewed the lease; the time is from before it was sent."""
@@ -97,7 +95,7 @@ class LeaseKeeper:
             asked_at: Reading of the clock from before the request was sent.
             post: Tells the run; called from the keeper's thread.
         """
-        hold = Hold(workflow_id, token, asked_at, post, self._clock)
+        hold = Hold(workflow_id, token, asked_at, post)
         hold.next_try_at = asked_at + self._settings.lease_ttl_s / 3
         with self._condition:
             self._holds.add(hold)

@@ -205,6 +205,8 @@ class SyncDriver:
     def _taken(self, event: Event) -> Event:
         if isinstance(event, AttemptEnded):
             self._in_flight.pop(event.attempt, None)
+            if self._hold is not None and event.attempt.step.timeout_s is not None:
+                self._hold.limit(event.attempt, None)
             if event.error is not None and not isinstance(event.error, STEP_ENDS):
                 raise event.error
         return event
@@ -225,6 +227,10 @@ class SyncDriver:
 
     def _start_attempt(self, effect: StartAttempt) -> None:
         attempt = effect.attempt
+        if self._hold is not None and attempt.step.timeout_s is not None:
+            # The engine gives it up before; where even that has hung, the lease is not kept for ever.
+            given_s = attempt.step.timeout_s + self._settings.grace_s + self._settings.lease_margin_s
+            self._hold.limit(attempt, self._environment.clock() + given_s)
         self._in_flight[attempt] = None
         if effect.may_block:
             self._run_here(attempt)

@@ -1,0 +1,184 @@
+"""When a step is durable: before the next one starts, meanwhile, or at the end."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from milepost.errors import HeadMovedError, StepFailedError, UnavailableError
+from milepost.runner import Workflow
+from milepost.testing import SimulatedCrash, crash_before_save
+from milepost.types import Status
+from tests.integration.runner.conftest import World
+
+State = dict[str, Any]
+
+
+def counting(steps: int = 20, *, failing: int | None = None) -> Workflow[State]:
+    workflow = Workflow("order", dict[str, Any])
+
+    def step(number: int) -> Any:
+        def run(state: State) -> State:
+            if number == failing:
+                raise ValueError("no")
+            return {f"s{number}": number, "sum": state.get("sum", 0) + number}
+
+        return run
+
+    for number in range(steps):
+        workflow.step(step(number), id=f"s{number}")
+    return workflow
+
+
+@pytest.mark.parametrize("durability", ["sync", "pipelined", "exit"])
+def test_the_result_is_durable_in_every_mode(world: World, durability: Any) -> None:
+    run = world.bind(counting(), durability=durability).run("o", {})
+    head = world.head("o")
+    assert (head.checkpoint_id, head.state, head.status) == (run.checkpoint_id, run.state, Status.COMPLETED)
+    assert run.state["sum"] == 190
+    assert len(head.completed_steps) == 20
+    count = {"sync": 21, "pipelined": 21, "exit": 2}[durability]
+    assert [checkpoint.sequence for checkpoint in world.eyes.list("o", newest_first=False)] == [*range(1, count + 1)]
+
+
+@pytest.mark.parametrize("durability", ["pipelined", "exit"])
+def test_a_failure_is_saved_behind_all_that_was_finished(world: World, durability: Any) -> None:
+    bound = world.bind(counting(failing=13), durability=durability)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    head = world.head("o")
+    assert (head.status, len(head.completed_steps), head.state["sum"]) == (Status.FAILED, 13, 78)
+    assert world.bind(counting(), durability=durability).run("o").state["sum"] == 190
+
+
+def test_a_step_starts_while_the_one_before_it_is_being_saved() -> None:
+    """In the mode "pipelined", and `run` returns only when all are durable."""
+    world = World("sync", None)
+    core = world.eyes._core
+    real = core.save
+    started = threading.Event()
+    held: list[bool] = []
+
+    def save(item: Any) -> Any:
+        if "first" in item.completed_steps:
+            held.append(started.wait(10))
+        return real(item)
+
+    core.save = save
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def first(state: State) -> None:
+        return None
+
+    @workflow.step
+    def second(state: State) -> None:
+        started.set()
+
+    world.bind(workflow, durability="pipelined").run("o", {})
+    assert held == [True]
+    assert world.head("o").status is Status.COMPLETED
+
+
+def test_only_so_many_checkpoints_are_on_their_way() -> None:
+    world = World("sync", None)
+    core = world.eyes._core
+    real = core.save
+    release = threading.Event()
+    ran: list[int] = []
+
+    def save(item: Any) -> Any:
+        if item.completed_steps:
+            release.wait(10)
+        return real(item)
+
+    core.save = save
+    workflow = Workflow("order", dict[str, Any])
+
+    def step(number: int) -> Any:
+        def run(state: State) -> None:
+            ran.append(number)
+
+        return run
+
+    for number in range(30):
+        workflow.step(step(number), id=f"s{number}")
+    bound = world.bind(workflow, durability="pipelined", queue_items_max=4)
+    run = threading.Thread(target=bound.run, args=("o", {}))
+    run.start()
+    run.join(0.3)
+    assert len(ran) == 5
+    release.set()
+    run.join(20)
+    assert len(ran) == 30
+
+
+def test_nothing_is_stored_behind_a_hole(memory_world: World) -> None:
+    """A queued save that fails stops the run, and what was queued behind it is not stored."""
+    core = memory_world.eyes._core
+    real = core.save
+
+    def save(item: Any) -> Any:
+        if "s3" in item.completed_steps:
+            raise HeadMovedError("somebody else")
+        return real(item)
+
+    core.save = save
+    with pytest.raises(HeadMovedError):
+        memory_world.bind(counting(), durability="pipelined").run("o", {})
+    assert memory_world.head("o").completed_steps == ("s0", "s1", "s2")
+
+
+def test_a_queued_save_is_repeated_until_the_store_answers(memory_world: World) -> None:
+    core = memory_world.eyes._core
+    real = core.save
+    fails = [3]
+
+    def save(item: Any) -> Any:
+        if "s3" in item.completed_steps and fails[0]:
+            fails[0] -= 1
+            raise UnavailableError("nobody is there")
+        return real(item)
+
+    core.save = save
+    run = memory_world.bind(counting(), durability="pipelined").run("o", {})
+    assert (run.state["sum"], fails) == (190, [0])
+    assert memory_world.head("o").sequence == 21
+
+
+def test_a_crash_in_the_middle_loses_only_what_was_not_durable(world: World) -> None:
+    with crash_before_save("s7"), pytest.raises(SimulatedCrash):
+        world.bind(counting(), durability="pipelined").run("o", {})
+    done = world.head("o").completed_steps
+    assert done == tuple(f"s{number}" for number in range(len(done)))
+    assert world.bind(counting(), durability="pipelined").run("o").state["sum"] == 190
+    with crash_before_save("s7"), pytest.raises(SimulatedCrash):
+        world.bind(counting(), durability="exit").run("p", {})
+    assert world.head("p").completed_steps == ()
+    assert world.bind(counting(), durability="exit").run("p").state["sum"] == 190
+
+
+def test_items_are_kept_in_a_pipelined_run_on_the_checkpoint_before_them(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+    fails = [True]
+    calls: list[int] = []
+
+    @workflow.step
+    def first(state: State) -> State:
+        return {"items": [1, 2, 3]}
+
+    @workflow.step(for_each="items", into="found")
+    def item(state: State, item: int) -> int:
+        calls.append(item)
+        if item == 3 and fails[0]:
+            raise ValueError("no")
+        return item * 10
+
+    bound = world.bind(workflow, durability="pipelined")
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    fails[0] = False
+    assert bound.run("o").state["found"] == [10, 20, 30]
+    assert sorted(calls) == [1, 2, 3, 3]
