@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
-from milepost.runner import crash_points
+from milepost.runner import crash_points, tracing
 from milepost.runner.async_save_queue import AsyncSaveQueue
 from milepost.runner.attempt import Attempt
 from milepost.runner.context import logger
@@ -289,7 +289,8 @@ class AsyncDriver:
         return lease
 
     async def _load_head(self, effect: LoadHead) -> Checkpoint:
-        head: Checkpoint = await self._store.load(self._workflow_id, scope=effect.scope)
+        with tracing.load_span(self._workflow_id, effect.scope):
+            head: Checkpoint = await self._store.load(self._workflow_id, scope=effect.scope)
         return head
 
     async def _load_manifest(self, effect: LoadManifest) -> str:
@@ -311,7 +312,8 @@ class AsyncDriver:
         if crash_points.armed:
             crash_points.check("before", effect.arguments)
         asked_at = self._environment.clock()
-        saved: Saved = await self._store.save(self._workflow_id, **effect.arguments)
+        with tracing.save_span(self._workflow_id, effect.arguments):
+            saved: Saved = await self._store.save(self._workflow_id, **effect.arguments)
         if self._hold is not None:
             if effect.arguments.get("release_lease") and self._keeper is not None:
                 self._keeper.drop(self._hold)

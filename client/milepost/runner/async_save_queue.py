@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from milepost.errors import MilepostError
+from milepost.runner import tracing
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
 from milepost.runner.save_queue import settled
 from milepost.runner.settings import Environment, Settings
@@ -90,7 +91,9 @@ class AsyncSaveQueue:
         answers: list[Saved] = []
         while True:
             try:
-                results = await self._store.save_all(batch[len(answers) :])
+                rest = batch[len(answers) :]
+                with tracing.queue_span(rest[0].workflow_id, [item.current_step for item in rest]):
+                    results = await self._store.save_all(rest)
                 stored = settled(results)
                 answers += stored
                 if len(answers) == len(batch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from typing_extensions import override
 
+from milepost.runner import tracing
 from milepost.runner.context import AsyncContext, BaseContext, Context, RunFrame
 from milepost.runner.patches import Entries, effect_of, item_result
 from milepost.runner.state_type import StateType
@@ -51,13 +53,16 @@ class Attempt:
     def run(self) -> Any:
         """Call a sync step."""
         state, arguments = self._arguments()
-        return self._left(state, self.step.execute(*arguments))
+        with self._traced():
+            answer = self.step.execute(*arguments)
+        return self._left(state, answer)
 
     async def run_async(self) -> Any:
         """Call an async step."""
         state, arguments = self._arguments()
-        answer = cast("Awaitable[object]", self.step.execute(*arguments))
-        return self._left(state, await answer)
+        with self._traced():
+            answer = await cast("Awaitable[object]", self.step.execute(*arguments))
+        return self._left(state, answer)
 
     def _arguments(self) -> tuple[Any, list[Any]]:
         # Decoded for this call: nothing that another step holds is in it.
@@ -69,6 +74,10 @@ class Attempt:
         if self.step.takes_context:
             arguments.append(self.context)
         return state, arguments
+
+    def _traced(self) -> AbstractContextManager[Any]:
+        context = self.context
+        return tracing.attempt_span(context.workflow_id, context.scope, self.step.id, self.number)
 
     def _left(self, state: Any, answer: object) -> Any:
         if self.item_key is not None:

@@ -35,6 +35,7 @@ from milepost.errors import (
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
+from milepost.runner import tracing
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
@@ -162,6 +163,11 @@ class Engine(Generic[S]):
         self._request_id = environment.new_id()
 
     # What a driver asks.
+
+    @property
+    def workflow(self) -> Workflow[S]:
+        """The definition."""
+        return self._workflow
 
     @property
     def holds_lease(self) -> bool:
@@ -365,6 +371,7 @@ class Engine(Generic[S]):
     def _use(self, state: RunState, entries: Entries, head: Checkpoint | None) -> None:
         manifest = self._definition.manifest
         known = head is not None and head.fingerprint == manifest.fingerprint
+        state.traceparent = tracing.take_over(state.traceparent)
         self._journal = Journal(
             self._order.workflow_id,
             self._order.scope,

@@ -59,6 +59,8 @@ class RunState:
     """How often each unfinished loop has run."""
     changed: dict[str, Any] | None = None
     """What a definition had changed in when a resume was forced."""
+    traceparent: str = ""
+    """The span of the run that saved it, where it was traced."""
 
     def to_metadata(self) -> dict[str, Any]:
         """Return the metadata of the next checkpoint."""
@@ -78,6 +80,8 @@ class RunState:
             content["iterations"] = dict(self.iterations)
         if self.changed:
             content["changed"] = self.changed
+        if self.traceparent:
+            content["traceparent"] = self.traceparent
         return {METADATA_KEY: content}
 
 
@@ -97,6 +101,7 @@ def read_run_state(checkpoint: Checkpoint) -> RunState:
         waiting_for=str(content.get("waiting_for", "")),
         iterations={str(step): int(count) for step, count in dict(content.get("iterations") or {}).items()},
         changed=content.get("changed"),
+        traceparent=str(content.get("traceparent", "")),
     )
 
 

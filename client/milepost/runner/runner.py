@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
@@ -15,6 +16,7 @@ from milepost._sync.client import Client
 from milepost.codecs import JSON, Codec
 from milepost.errors import LeaseHeldError
 from milepost.memory import AsyncInMemoryStore, InMemoryStore
+from milepost.runner import tracing
 from milepost.runner.async_driver import AsyncDriver
 from milepost.runner.context import AsyncContext, BaseContext
 from milepost.runner.engine import Engine, Order, Resolution
@@ -393,7 +395,10 @@ class Runner(_BaseRunner[S]):
             context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
             driver.adopt(nested_driver)
             try:
-                return nested_driver.run(nested.run())
+                with _traced(nested) as traced:
+                    run = nested_driver.run(nested.run())
+                    traced.ended(run)
+                return run
             finally:
                 driver.disown(nested_driver)
 
@@ -404,7 +409,10 @@ class Runner(_BaseRunner[S]):
         # Nested runs are told by the one they belong to: it must know first.
         self._enlist(driver)
         try:
-            return driver.run(engine.run())
+            with _traced(engine) as traced:
+                run = driver.run(engine.run())
+                traced.ended(run)
+            return run
         finally:
             self._dismiss(driver)
 
@@ -523,20 +531,23 @@ class AsyncRunner(_BaseRunner[S]):
         def run_child(
             context: BaseContext, child: Workflow[T], state: T, scope: str
         ) -> Run[T] | Coroutine[Any, Any, Run[T]]:
-            async def run() -> Run[T]:
+            async def run_nested() -> Run[T]:
                 nested = self._engine(child, _child_order(context, state, scope))
                 nested_driver = self._driver(nested, driver)
                 context._on_cancel(nested_driver.stop)  # noqa: SLF001  the driver's side of a context
                 driver.adopt(nested_driver)
                 try:
-                    return await nested_driver.run(nested.run())
+                    with _traced(nested) as traced:
+                        run = await nested_driver.run(nested.run())
+                        traced.ended(run)
+                    return run
                 finally:
                     driver.disown(nested_driver)
 
             if isinstance(context, AsyncContext):
-                return run()
+                return run_nested()
             # A sync step, in its thread: the child's steps and saves belong to the loop.
-            return asyncio.run_coroutine_threadsafe(run(), loop).result()
+            return asyncio.run_coroutine_threadsafe(run_nested(), loop).result()
 
         engine.frame.run_child = run_child
         return driver
@@ -544,9 +555,17 @@ class AsyncRunner(_BaseRunner[S]):
     async def _drive(self, engine: Engine[T], driver: AsyncDriver) -> Run[T]:
         self._enlist(driver)
         try:
-            return await driver.run(engine.run())
+            with _traced(engine) as traced:
+                run = await driver.run(engine.run())
+                traced.ended(run)
+            return run
         finally:
             self._dismiss(driver)
+
+
+def _traced(engine: Engine[Any]) -> AbstractContextManager[tracing.RunSpan]:
+    frame = engine.frame
+    return tracing.run_span(engine.workflow.name, frame.workflow_id, frame.scope, engine.run_id)
 
 
 def _refuse_async(workflow: Workflow[Any]) -> None:

@@ -5,12 +5,15 @@ Each names the one before it as `after`, so nothing is stored behind a hole: whe
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from milepost.errors import MilepostError
+from milepost.runner import tracing
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
 from milepost.runner.settings import Environment, Settings
 from milepost.types import Saved, SaveItem
@@ -51,7 +54,9 @@ class SaveQueue:
             self._items.append(item)
             self._unanswered += 1
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="milepost-save-queue", daemon=True)
+                # In the surroundings of the run, so that its spans belong to the run's.
+                work = partial(contextvars.copy_context().run, self._work)
+                self._thread = threading.Thread(target=work, name="milepost-save-queue", daemon=True)
                 self._thread.start()
             self._condition.notify_all()
 
@@ -105,7 +110,8 @@ class SaveQueue:
         while True:
             rest = batch[len(answers) :]
             try:
-                results = self._store.save_all(rest)
+                with tracing.queue_span(rest[0].workflow_id, [item.current_step for item in rest]):
+                    results = self._store.save_all(rest)
                 stored = settled(results)
                 answers += stored
                 if len(answers) == len(batch):

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
-from milepost.runner import crash_points
+from milepost.runner import crash_points, tracing
 from milepost.runner.attempt import Attempt
 from milepost.runner.context import BaseContext, ChildWaitsError, StepCancelledError, logger
 from milepost.runner.engine import Engine
@@ -278,7 +278,8 @@ class SyncDriver:
         return lease
 
     def _load_head(self, effect: LoadHead) -> Checkpoint:
-        head: Checkpoint = self._store.load(self._workflow_id, scope=effect.scope)
+        with tracing.load_span(self._workflow_id, effect.scope):
+            head: Checkpoint = self._store.load(self._workflow_id, scope=effect.scope)
         return head
 
     def _load_manifest(self, effect: LoadManifest) -> str:
@@ -295,7 +296,8 @@ class SyncDriver:
         if crash_points.armed:
             crash_points.check("before", effect.arguments)
         asked_at = self._environment.clock()
-        saved: Saved = self._store.save(self._workflow_id, **effect.arguments)
+        with tracing.save_span(self._workflow_id, effect.arguments):
+            saved: Saved = self._store.save(self._workflow_id, **effect.arguments)
         if self._hold is not None:
             if effect.arguments.get("release_lease") and self._keeper is not None:
                 self._keeper.drop(self._hold)
