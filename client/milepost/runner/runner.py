@@ -20,9 +20,10 @@ from milepost.runner import tracing
 from milepost.runner.async_driver import AsyncDriver
 from milepost.runner.context import AsyncContext, BaseContext
 from milepost.runner.engine import Engine, Order, Resolution
-from milepost.runner.events import SuspendRequested
+from milepost.runner.events import Flow, SuspendRequested
 from milepost.runner.heartbeats import heartbeats_for
 from milepost.runner.lease_keeper import LeaseKeeper
+from milepost.runner.progress import shown, view_for
 from milepost.runner.run import Run
 from milepost.runner.serve import Served, ServeOptions, serve, serve_async
 from milepost.runner.settings import Environment, Settings
@@ -208,6 +209,7 @@ class Runner(_BaseRunner[S]):
         *,
         deadline_s: float | None = None,
         lease_wait_s: float | None = None,
+        progress: bool = False,
     ) -> Run[S]:
         """Start the workflow, or resume it where it stands, and run it to its end or until it waits for a signal.
 
@@ -219,6 +221,7 @@ class Runner(_BaseRunner[S]):
             deadline_s: Time for the whole workflow from now on, in seconds, kept across resumes; None: as it was.
             lease_wait_s: Longest wait for a host that holds the workflow, in seconds; default: as long as its lease
                 can live without a renewal.
+            progress: Show on stderr how far it has come.
 
         Raises:
             WorkflowNotFoundError: It does not exist, and there is no input.
@@ -233,7 +236,10 @@ class Runner(_BaseRunner[S]):
             WorkflowDeadlineError: Its time is over.
             MilepostError: The store does not take or give what it should; nothing is lost that was saved before.
         """
-        return self._run(Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s))
+        return self._run(
+            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s),
+            progress=progress,
+        )
 
     def start(
         self, workflow_id: str, state: S, *, deadline_s: float | None = None, lease_wait_s: float | None = None
@@ -289,7 +295,7 @@ class Runner(_BaseRunner[S]):
             return  # Whoever runs it has the signal, or will with its next save or heartbeat.
 
     def signal(self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None) -> SignalSent:
-        """Send a signal, durably and once. A step with `waits_for=name` takes it in; a waiting workflow is to be resumed.
+        """Send a signal, durably and once. A step with `waits_for=name` takes it in once the workflow is resumed.
 
         Args:
             workflow_id: The workflow.
@@ -372,10 +378,10 @@ class Runner(_BaseRunner[S]):
     def _resume_unleased(self, workflow_id: str) -> Run[S]:
         return self.resume(workflow_id, lease_wait_s=0.0)
 
-    def _run(self, order: Order[S]) -> Run[S]:
+    def _run(self, order: Order[S], *, progress: bool = False) -> Run[S]:
         _refuse_async(self._workflow)
         engine = self._engine(self._workflow, order)
-        return self._drive(engine, self._driver(engine))
+        return self._drive(engine, self._driver(engine), progress=progress)
 
     def _driver(self, engine: Engine[Any], parent: SyncDriver | None = None) -> SyncDriver:
         driver = SyncDriver(
@@ -405,12 +411,12 @@ class Runner(_BaseRunner[S]):
         engine.frame.run_child = run_child
         return driver
 
-    def _drive(self, engine: Engine[T], driver: SyncDriver) -> Run[T]:
+    def _drive(self, engine: Engine[T], driver: SyncDriver, *, progress: bool) -> Run[T]:
         # Nested runs are told by the one they belong to: it must know first.
         self._enlist(driver)
         try:
             with _traced(engine) as traced:
-                run = driver.run(engine.run())
+                run = driver.run(_flow(engine, progress=progress))
                 traced.ended(run)
             return run
         finally:
@@ -430,10 +436,12 @@ class AsyncRunner(_BaseRunner[S]):
         *,
         deadline_s: float | None = None,
         lease_wait_s: float | None = None,
+        progress: bool = False,
     ) -> Run[S]:
         """Start the workflow, or resume it where it stands. See `Runner.run`."""
         return await self._run(
-            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s)
+            Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s, lease_wait_s=lease_wait_s),
+            progress=progress,
         )
 
     async def start(
@@ -511,9 +519,9 @@ class AsyncRunner(_BaseRunner[S]):
     def _resume_unleased(self, workflow_id: str) -> Coroutine[Any, Any, Run[S]]:
         return self.resume(workflow_id, lease_wait_s=0.0)
 
-    async def _run(self, order: Order[S]) -> Run[S]:
+    async def _run(self, order: Order[S], *, progress: bool = False) -> Run[S]:
         engine = self._engine(self._workflow, order)
-        return await self._drive(engine, self._driver(engine))
+        return await self._drive(engine, self._driver(engine), progress=progress)
 
     def _driver(self, engine: Engine[Any], parent: AsyncDriver | None = None) -> AsyncDriver:
         loop = asyncio.get_running_loop()
@@ -552,15 +560,22 @@ class AsyncRunner(_BaseRunner[S]):
         engine.frame.run_child = run_child
         return driver
 
-    async def _drive(self, engine: Engine[T], driver: AsyncDriver) -> Run[T]:
+    async def _drive(self, engine: Engine[T], driver: AsyncDriver, *, progress: bool) -> Run[T]:
         self._enlist(driver)
         try:
             with _traced(engine) as traced:
-                run = await driver.run(engine.run())
+                run = await driver.run(_flow(engine, progress=progress))
                 traced.ended(run)
             return run
         finally:
             self._dismiss(driver)
+
+
+def _flow(engine: Engine[T], *, progress: bool) -> Flow[Run[T]]:
+    if not progress:
+        return engine.run()
+    definition = engine.workflow.definition
+    return shown(engine.run(), view_for(engine.frame.workflow_id, definition), definition)
 
 
 def _traced(engine: Engine[Any]) -> AbstractContextManager[tracing.RunSpan]:
