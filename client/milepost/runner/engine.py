@@ -11,7 +11,6 @@ anything, or waits; the drivers do.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
@@ -19,41 +18,31 @@ from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
 from milepost.codecs import Codec
 from milepost.errors import (
     CheckpointNotFoundError,
-    CodecError,
     DefinitionNotFoundError,
-    InputMismatchError,
     LeaseHeldError,
     LimitExceededError,
     MilepostError,
-    StateConflictError,
-    StateSchemaError,
-    StepFailedError,
-    StepOutcomeUnknownError,
-    StepTimeoutError,
-    WorkflowCancelledError,
-    WorkflowDeadlineError,
-    WorkflowExistsError,
     WorkflowNotFoundError,
 )
 from milepost.runner import tracing
+from milepost.runner.branches import branch_records, make_branches, recall, step_of
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
+from milepost.runner.effects import StageProblemError, repeated_steps, state_after
 from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
+from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
-from milepost.runner.keys import item_keys, task_name
+from milepost.runner.keys import task_name
 from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
-from milepost.runner.patches import Entries, Patch, apply, collect, from_record, merge, to_record
+from milepost.runner.patches import Entries
 from milepost.runner.plan import Frontier
 from milepost.runner.run import Run
 from milepost.runner.run_state import (
     NEEDS_RESOLVE,
-    Failure,
-    FailureKind,
     HeadRecords,
     RunState,
     branch_record,
-    failure_record,
     left_record,
     read_head_records,
     read_run_state,
@@ -66,12 +55,10 @@ from milepost.runner.step import Step
 from milepost.runner.workflow import Workflow
 from milepost.types import CANCEL_SIGNAL, Checkpoint, LeaseInfo, PendingSignal, Record, RecordOutcome, Signal, Status
 
-__all__ = ["Engine", "Order"]
+__all__ = ["Engine", "Order", "Resolution"]
 
 S = TypeVar("S")
 
-BRANCHES_MAX: Final = 9_000
-"""Most branches of a stage that keeps its finished ones: each is a record on one checkpoint, which holds 10,000."""
 ENDED: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
 
 Resolution: TypeAlias = Literal["retry", "done", "fail"]
@@ -153,6 +140,7 @@ class Engine(Generic[S]):
         self._takes_encoded = takes_encoded
         self._uses_lease = uses_lease and not order.scope
         self._input = None if order.state is None else self._encode(order.state)
+        self._failures = Failures(order.workflow_id, order.scope, settings, environment)
         self._journal: Journal | None = None
         self._frontier = Frontier(self._definition)
         self._records = HeadRecords()
@@ -207,29 +195,27 @@ class Engine(Generic[S]):
                 continue
 
     def cancel(self) -> Flow[None]:
-        """Save the workflow as cancelled, unless it has ended already."""
-        if self._uses_lease:
-            yield from self._take_lease()
-        head = yield from self._load_head()
-        if head is None or head.status in ENDED:
+        """Save the workflow as cancelled, unless it has ended already. Its state and definition stay as they are."""
+        head = yield from self._take_over()
+        if head.status in ENDED:
             return
-        self._adopt(head)
+        self._use(read_run_state(head), Entries.of(head.state, self._codec), head, as_it_is=True)
         yield from self._save_cancelled()
 
     def resolve(self, step_id: str, resolution: Resolution, left: Mapping[str, Any] | None) -> Flow[None]:
         """Say how a step goes on that a resume refuses to run. See `Runner.resolve`."""
+        head = yield from self._take_over()
+        if head.status in ENDED:
+            raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
+        yield from self._adopt(head, read_run_state(head))
+        yield from self._resolve(step_id, resolution, left)
+
+    def _take_over(self) -> Flow[Checkpoint]:
         if self._uses_lease:
             yield from self._take_lease()
         head = yield from self._load_head()
-        if head is None:
-            raise WorkflowNotFoundError(
-                f"there is no workflow {self._order.workflow_id!r} to resolve a step of",
-                workflow_id=self._order.workflow_id,
-            )
-        if head.status in ENDED:
-            raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
-        self._adopt(head)
-        yield from self._resolve(step_id, resolution, left)
+        assert head is not None, "an order to resume never begins a workflow"
+        return head
 
     def _run(self) -> Flow[Run[S]]:
         head = yield from self._load_head()
@@ -238,20 +224,15 @@ class Engine(Generic[S]):
         else:
             self._is_resumed = True
             if self._order.kind == "start":
-                raise WorkflowExistsError(
-                    f"workflow {self._order.workflow_id!r} exists already: resume it, or take another id",
-                    workflow_id=self._order.workflow_id,
-                    reason="WORKFLOW_EXISTS",
-                )
+                raise self._failures.exists()
             state = read_run_state(head)
             self._check_input(state)
             if head.status is Status.COMPLETED:
                 # Its result is its result, whatever has become of the definition.
                 return self._stored_result(head, state)
             if head.status is Status.CANCELLED:
-                raise self._cancelled_error()
-            finished, extra = yield from self._check_definition(head, state)
-            self._adopt(head, state, finished, extra)
+                raise self._failures.cancelled()
+            yield from self._adopt(head, state)
             self._refuse_unresolved(head)
             if self._still_waits(head, state):
                 return self._outcome("waiting", state.waiting_for)
@@ -347,20 +328,14 @@ class Engine(Generic[S]):
         self._the_journal.touch()
         yield from self._the_journal.save(Status.RUNNING)
 
-    def _adopt(
-        self,
-        head: Checkpoint,
-        state: RunState | None = None,
-        finished: frozenset[str] | None = None,
-        extra: Sequence[str] = (),
-    ) -> None:
-        """Take over what is stored."""
-        state = read_run_state(head) if state is None else state
+    def _adopt(self, head: Checkpoint, state: RunState) -> Flow[None]:
+        """Take over what is stored, as this definition has it."""
+        finished, newly_named = yield from self._check_definition(head, state)
         entries, is_migrated = self._read_entries(head, state)
         self._use(state, entries, head)
-        self._frontier = Frontier(self._definition, head.completed_steps if finished is None else finished)
-        if extra:
-            self._the_journal.finish(extra, entries, last_step=head.current_step)
+        self._frontier = Frontier(self._definition, finished)
+        if newly_named:
+            self._the_journal.finish(newly_named, entries, last_step=head.current_step)
         if is_migrated or state.changed:
             self._the_journal.touch()
         if head.status is not Status.WAITING:
@@ -368,7 +343,7 @@ class Engine(Generic[S]):
         self._records = read_head_records(head.records, self._order.workflow_id)
         self._records_head = head.checkpoint_id
 
-    def _use(self, state: RunState, entries: Entries, head: Checkpoint | None) -> None:
+    def _use(self, state: RunState, entries: Entries, head: Checkpoint | None, *, as_it_is: bool = False) -> None:
         manifest = self._definition.manifest
         known = head is not None and head.fingerprint == manifest.fingerprint
         state.traceparent = tracing.take_over(state.traceparent)
@@ -379,9 +354,9 @@ class Engine(Generic[S]):
             entries=entries,
             after=head,
             run_id=self.run_id,
-            definition=self._workflow.name,
-            fingerprint=manifest.fingerprint,
-            manifest="" if known else manifest.text,
+            definition=head.definition if as_it_is and head is not None else self._workflow.name,
+            fingerprint=head.fingerprint if as_it_is and head is not None else manifest.fingerprint,
+            manifest="" if known or as_it_is else manifest.text,
             settings=self._settings,
             environment=self._environment,
             notices=self.notices,
@@ -438,16 +413,11 @@ class Engine(Generic[S]):
     # What must not go on.
 
     def _check_input(self, state: RunState) -> None:
+        # A digest made under another schema says nothing about an input of this one.
         if self._input is None or not state.input or state.input_schema != self._workflow.schema_version:
             return
         if self._input.digest() != state.input:
-            where = f", scope {self._order.scope!r}" if self._order.scope else ""
-            raise InputMismatchError(
-                f"workflow {self._order.workflow_id!r}{where} was started with another input; pass none to resume it, "
-                "or take another id",
-                workflow_id=self._order.workflow_id,
-                scope=self._order.scope,
-            )
+            raise self._failures.other_input()
 
     def _check_definition(self, head: Checkpoint, state: RunState) -> Flow[tuple[frozenset[str], Sequence[str]]]:
         """Return the steps that count as finished, and those the store does not know as such."""
@@ -476,48 +446,23 @@ class Engine(Generic[S]):
             return
         for failure in self._records.failures:
             if failure.kind in NEEDS_RESOLVE:
-                raise self._unresolved_error(failure)
-
-    def _unresolved_error(self, failure: Failure) -> MilepostError:
-        workflow_id, step = self._order.workflow_id, failure.step
-        if failure.kind == "unknown":
-            return StepOutcomeUnknownError(
-                f"step {step!r} of workflow {workflow_id!r} may run once; it was started and nobody knows how it "
-                f"ended. Find out, then resolve({workflow_id!r}, {step!r}, 'done', 'retry' or 'fail')",
-                step=step,
-                item_key=failure.item_key,
-                workflow_id=workflow_id,
-                scope=self._order.scope,
-            )
-        why = {
-            "crash_limit": f"was resumed {failure.attempts} times without getting past it",
-            "too_large": "left more than the store keeps beside one checkpoint",
-            "final": "was resolved as failed",
-        }[failure.kind]
-        return StepFailedError(
-            f"workflow {workflow_id!r} is failed at step {step!r}: it {why}. "
-            f"resolve({workflow_id!r}, {step!r}, 'retry') lets it go on",
-            step=step,
-            attempts=failure.attempts,
-            workflow_id=workflow_id,
-            scope=self._order.scope,
-        )
+                raise self._failures.unresolved(failure)
 
     def _count_resume(self, step: Step[Any]) -> Flow[None]:
         """Note durably that a run goes on from here; fail where too many have without progress."""
         journal = self._the_journal
         self._resume_head = journal.head_id
-        if self._order.scope or not self._keeps_records or not journal.is_durable:
+        if self._order.scope or not self._keeps_records:
             return
         count = len(self._records.resumes)
         if count >= self._settings.crash_limit:
-            failure = self._failure(step.id, None, "crash_limit", None, count)
+            failure = self._failures.failure(step.id, "crash_limit", attempts=count)
             yield from journal.save(
                 Status.FAILED,
-                records=[self._failure_record(step.id, failure), *self._carried("")],
+                records=[self._failures.record(step.id, failure), *self._carried("")],
                 releases=self._uses_lease,
             )
-            raise self._unresolved_error(failure)
+            raise self._failures.unresolved(failure)
         yield from journal.append([resume_record(self._order.workflow_id, self.run_id)])
 
     # Between stages.
@@ -525,23 +470,24 @@ class Engine(Generic[S]):
     def _boundary(self) -> Flow[None]:
         """Take in what has happened, and end the run where it says so."""
         notices = self.notices
-        while True:
-            yield from self._the_journal.until_renewed()
-            if notices.queue_error is not None:
-                raise notices.queue_error
-            if notices.is_stopped:
-                raise StepCancelledError(f"workflow {self._order.workflow_id!r} was asked to end")
-            if notices.pending_count and not self._order.scope:
-                if not notices.is_complete and not notices.cancel_ids:
-                    yield from self._look_for(CANCEL_SIGNAL)
-                if notices.cancel_ids:
-                    yield from self._save_cancelled()
-                    raise self._cancelled_error()
-            if self._environment.clock() >= self._deadline_at:
-                yield from self._end_late(())
-            if notices.is_suspended:
-                yield from self._suspend()
-            return
+        yield from self._the_journal.until_renewed()
+        if notices.queue_error is not None:
+            raise notices.queue_error
+        if notices.is_stopped:
+            raise self._stopped()
+        if notices.pending_count and not self._order.scope:
+            if not notices.is_complete and not notices.cancel_ids:
+                yield from self._look_for(CANCEL_SIGNAL)
+            if notices.cancel_ids:
+                yield from self._save_cancelled()
+                raise self._failures.cancelled()
+        if self._environment.clock() >= self._deadline_at:
+            yield from self._end_late(())
+        if notices.is_suspended:
+            yield from self._suspend()
+
+    def _stopped(self) -> StepCancelledError:
+        return StepCancelledError(f"workflow {self._order.workflow_id!r} was asked to end")
 
     def _look_for(self, name: str) -> Flow[None]:
         """Ask for signals of a name, where there are more than an answer lists."""
@@ -563,29 +509,17 @@ class Engine(Generic[S]):
             Status.CANCELLED, signals=self.notices.cancel_ids, records=records, releases=self._uses_lease
         )
 
-    def _cancelled_error(self) -> WorkflowCancelledError:
-        return WorkflowCancelledError(
-            f"workflow {self._order.workflow_id!r} is cancelled; fork it to go on from one of its checkpoints",
-            workflow_id=self._order.workflow_id,
-            scope=self._order.scope,
-        )
-
     def _end_late(self, branches: Sequence[Branch]) -> Flow[NoReturn]:
-        late = [one.step for one in branches if one.status != "finished"] or self._frontier.stage()
-        step_id = late[0].id if late else ""
-        failure = self._failure(step_id, None, "deadline", None, 0)
+        late = [one.step.id for one in branches if one.status != "finished"]
+        late = late or [step.id for step in self._frontier.stage()]
+        step_id = late[0] if late else ""
         records: list[Record] = []
         if self._keeps_records:
-            records = [self._failure_record(step_id or "deadline", failure), *self._branch_records(branches)]
-            records += self._unknown_records(branches)
+            records = self._branch_records(branches) if branches else self._carried("")
+            failed = self._failures.branch_records(branches)
+            records += failed or [self._failures.record(step_id, self._failures.failure(step_id, "deadline"))]
         yield from self._the_journal.save(Status.FAILED, records=records, releases=self._uses_lease)
-        raise WorkflowDeadlineError(
-            f"workflow {self._order.workflow_id!r} was not finished in the time it was given"
-            + (f"; step {step_id!r} was next" if step_id else ""),
-            step=step_id,
-            workflow_id=self._order.workflow_id,
-            scope=self._order.scope,
-        )
+        raise self._failures.late(step_id)
 
     # Stages.
 
@@ -645,14 +579,14 @@ class Engine(Generic[S]):
             # Records go to a checkpoint that holds all they build on, and what may run once may not be run for nothing.
             yield from journal.flush()
         try:
-            branches = yield from self._branches(steps)
-        except (CodecError, TypeError, ValueError, LookupError) as error:
-            if isinstance(error, MilepostError) and not isinstance(error, CodecError):
-                raise
-            yield from self._fail_steps(steps[0], error)
-            raise AssertionError("unreachable") from error
-        self._recall(branches)
-        keeps = keeps and len(branches) > 1
+            branches = make_branches(steps, journal.entries, journal.state.iterations, is_kept=keeps)
+        except Exception as error:  # noqa: BLE001  the user's key may raise anything, and fails its step
+            yield from self._fail_step(steps[0], error, ())
+            return
+        yield from self._give_signals(branches)
+        if self._records_head == journal.head_id:
+            for branch, attempt_id in recall(branches, self._records, self._codec):
+                raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", attempt_id)
         stage = Stage(
             branches,
             entries=journal.entries,
@@ -664,70 +598,19 @@ class Engine(Generic[S]):
             deadline_at=self._deadline_at,
             cancels_siblings=self._workflow.siblings == "cancel",
             begin=self._begin_once,
-            keep=self._keep if keeps else None,
+            keep=self._keep if keeps and len(branches) > 1 else None,
         )
         yield from stage.run()
         yield from self._settle(steps, stage)
 
-    def _branches(self, steps: Sequence[Step[Any]]) -> Flow[list[Branch]]:
-        journal = self._the_journal
-        branches: list[Branch] = []
-        for step in steps:
-            if step.for_each is not None:
-                items = journal.entries.value(step.for_each)
-                if not isinstance(items, list | tuple):
-                    raise TypeError(
-                        f"step {step.id!r} runs for each of {step.for_each!r}, which is {type(items).__name__}, no list"
-                    )
-                keys = item_keys(step, items)
-                branches += [
-                    Branch(step, task_name(step.id, key), item_key=key, item_index=index)
-                    for index, key in enumerate(keys)
-                ]
-                continue
-            iteration = None
-            if step.repeat_while is not None:
-                iteration = journal.state.iterations.get(step.id, 0) + 1
-            branch = Branch(step, step.id, iteration=iteration)
-            if step.waits_for is not None:
-                signals: Sequence[Signal] = yield ReadSignals(step.waits_for)
-                if not signals:
-                    raise LookupError(f"the signal {step.waits_for!r} is pending no more")
-                branch.signal_id, branch.signal = signals[0].signal_id, signals[0].value
-            branches.append(branch)
-        if len(branches) > BRANCHES_MAX and self._settings.durability != "exit":
-            raise ValueError(
-                f"step {branches[0].step.id!r} would run for {len(branches)} items; a stage has at most {BRANCHES_MAX}: "
-                "run it for lists of items, or for parts of them in a loop"
-            )
-        return branches
-
-    def _recall(self, branches: Sequence[Branch]) -> None:
-        """Take over what branches left in an earlier run, and refuse to start again what may run once."""
-        if self._records_head != self._the_journal.head_id:
-            return
-        records = self._records
-        if not records.branches and not records.started:
-            return
+    def _give_signals(self, branches: Sequence[Branch]) -> Flow[None]:
         for branch in branches:
-            names = (branch.task, *(task_name(alias, branch.item_key) for alias in branch.step.aliases))
-            for name in names:
-                if name in records.branches:
-                    left = records.branches[name]
-                    branch.finish(from_record(left, self._codec) if branch.item_key is None else left)
-                    break
-            else:
-                if branch.step.at_most_once and (started := [name for name in names if name in records.started]):
-                    raise StepOutcomeUnknownError(
-                        f"step {branch.task!r} of workflow {self._order.workflow_id!r} may run once; it was started "
-                        f"and nobody knows how it ended. Find out, then resolve({self._order.workflow_id!r}, "
-                        f"{branch.step.id!r}, 'done', 'retry' or 'fail')",
-                        step=branch.step.id,
-                        item_key=branch.item_key or "",
-                        attempt_id=records.started[started[0]],
-                        workflow_id=self._order.workflow_id,
-                        scope=self._order.scope,
-                    )
+            if branch.step.waits_for is not None:
+                signals: Sequence[Signal] = yield ReadSignals(branch.step.waits_for)
+                if not signals:
+                    # Only a save consumes signals, and only the holder of the lease saves.
+                    raise MilepostError(f"the signal {branch.step.waits_for!r} was pending and is no more")
+                branch.signal_id, branch.signal = signals[0].signal_id, signals[0].value
 
     def _begin_once(self, branch: Branch) -> Flow[None]:
         """Make it durable that an at-most-once step begins: whoever finds the mark does not start it again."""
@@ -742,15 +625,7 @@ class Engine(Generic[S]):
             head: Checkpoint = yield LoadHead(self._order.scope)
             found = read_head_records(head.records, self._order.workflow_id).started.get(branch.task)
             if found != attempt_id or head.checkpoint_id != journal.head_id:
-                raise StepOutcomeUnknownError(
-                    f"step {branch.task!r} of workflow {self._order.workflow_id!r} may run once, and was started by "
-                    "somebody else",
-                    step=branch.step.id,
-                    item_key=branch.item_key or "",
-                    attempt_id=found or "",
-                    workflow_id=self._order.workflow_id,
-                    scope=self._order.scope,
-                )
+                raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", found or "")
         branch.attempt_id = attempt_id
 
     def _keep(self, branches: Sequence[Branch]) -> Flow[None]:
@@ -769,25 +644,21 @@ class Engine(Generic[S]):
             raise notices.gone
         if notices.queue_error is not None:
             raise notices.queue_error
-        failed = [branch for branch in branches if branch.status == "failed"]
         if all(branch.status == "finished" for branch in branches):
-            try:
-                yield from self._commit(steps, branches)
-            except _StepProblemError as problem:
-                yield from self._fail_steps(problem.step, problem.error, records=self._branch_records(branches))
+            yield from self._commit(steps, branches)
             return
         yield from self._the_journal.drain()
         kept = self._branch_records(branches)
         if notices.is_stopped:
             if not self._the_journal.is_durable:
                 yield from self._the_journal.save(Status.RUNNING, records=kept)
-            raise StepCancelledError(f"workflow {self._order.workflow_id!r} was asked to end")
+            raise self._stopped()
         if notices.cancel_ids and not self._order.scope:
-            yield from self._save_cancelled([*kept, *self._unknown_records(branches)])
-            raise self._cancelled_error()
+            yield from self._save_cancelled([*kept, *self._failures.branch_records(branches)])
+            raise self._failures.cancelled()
         if stage.is_late:
             yield from self._end_late(branches)
-        if failed:
+        if failed := [branch for branch in branches if branch.status == "failed"]:
             yield from self._fail(failed, kept)
         if stage.waits_for:
             run = yield from self._save_waiting(stage.waits_for, kept)
@@ -795,172 +666,64 @@ class Engine(Generic[S]):
         yield from self._suspend()
 
     def _commit(self, steps: Sequence[Step[Any]], branches: Sequence[Branch]) -> Flow[None]:
-        journal = self._the_journal
-        patches = self._patches(steps, branches)
-        if len(patches) == 1:
-            entries = apply(journal.entries, patches[0][1])
-        else:
-            try:
-                entries = apply(journal.entries, merge(journal.entries, patches, self._workflow.reducers))
-                self._state_of(entries, "")
-            except (StateConflictError, CodecError, StateSchemaError) as error:
-                raise _StepProblemError(steps[-1], error) from None
-        repeated = {step.id for step in steps if step.repeat_while is not None and self._repeats(step, entries)}
-        iterations = journal.state.iterations
+        """Take over what a finished stage left, and save it."""
+        journal, turns = self._the_journal, self._the_journal.state.iterations
+        try:
+            entries = state_after(steps, branches, journal.entries, self._workflow)
+            repeated = repeated_steps(steps, entries, turns, self._workflow)
+        except StageProblemError as problem:
+            yield from self._fail_step(problem.step, problem.error, self._branch_records(branches))
+            return
         for step in steps:
             if step.id in repeated:
-                iterations[step.id] = iterations.get(step.id, 0) + 1
+                turns[step.id] = turns.get(step.id, 0) + 1
             else:
-                iterations.pop(step.id, None)
+                turns.pop(step.id, None)
         finished = [step.id for step in steps if step.id not in repeated]
         self._frontier.finish(finished)
-        journal.finish(
-            finished,
-            entries,
-            last_step=steps[-1].id,
-            signals=[branch.signal_id for branch in branches if branch.signal_id],
-        )
+        signals = [branch.signal_id for branch in branches if branch.signal_id]
+        journal.finish(finished, entries, last_step=steps[-1].id, signals=signals)
         journal.state.waiting_for = ""
         if self._frontier.is_finished:
             yield from journal.save(Status.COMPLETED, releases=self._uses_lease)
         elif self._settings.durability != "exit" and any(step.checkpoint for step in steps):
             yield from journal.save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
 
-    def _patches(self, steps: Sequence[Step[Any]], branches: Sequence[Branch]) -> list[tuple[str, Patch]]:
-        if len(steps) == len(branches) == 1 and branches[0].item_key is None:
-            return [(steps[0].id, branches[0].left)]
-        journal = self._the_journal
-        patches: list[tuple[str, Patch]] = []
-        by_step: dict[str, list[Any]] = {step.id: [] for step in steps}
-        for branch in branches:
-            by_step[branch.step.id].append(branch.left)
-        for step in steps:
-            lefts = by_step[step.id]
-            if step.for_each is None or step.into is None:
-                patches.append((step.id, lefts[0]))
-                continue
-            try:
-                patch = collect(journal.entries, step.into, lefts, self._workflow.state_type, step.id)
-            except (CodecError, StateSchemaError) as error:
-                raise _StepProblemError(step, error) from None
-            patches.append((step.id, patch))
-        return patches
-
-    def _repeats(self, step: Step[Any], entries: Entries) -> bool:
-        assert step.repeat_while is not None
-        try:
-            repeats = step.repeat_while(self._state_of(entries, ""))
-        except Exception as error:  # noqa: BLE001  the user's predicate may raise anything, and fails its step
-            raise _StepProblemError(step, error) from None
-        count = self._the_journal.state.iterations.get(step.id, 0) + 1
-        if repeats and count >= step.max_iterations:
-            problem = RuntimeError(f"step {step.id!r} would run again after {count} turns, its max_iterations")
-            raise _StepProblemError(step, problem)
-        return bool(repeats)
-
-    # Failures.
-
-    def _fail_steps(self, step: Step[Any], error: Exception, records: Sequence[Record] = ()) -> Flow[NoReturn]:
+    def _fail_step(self, step: Step[Any], error: Exception, kept: Sequence[Record]) -> Flow[None]:
         branch = Branch(step, step.id)
         branch.attempt_count = 1
         branch.fail(error, "error")
-        return (yield from self._fail([branch], records if self._keeps_records else ()))
+        yield from self._fail([branch], kept)
 
     def _fail(self, failed: Sequence[Branch], kept: Sequence[Record]) -> Flow[NoReturn]:
-        error = self._failed_error(failed)
-        records = list(kept)
-        if self._keeps_records:
-            records += [self._branch_failure_record(branch) for branch in failed]
-        if self._settings.record_error_text:
-            said = ": " + "; ".join(self._settings.quoted(one.error) for one in failed if one.error is not None)
-        else:
-            said = ""
-        logger.warning(
-            "workflow %r failed at %s (%s)%s",
-            self._order.workflow_id,
-            ", ".join(repr(one.task) for one in failed[:5]),
-            ", ".join(type(one.error).__name__ for one in failed[:5]),
-            said,
-        )
+        error = self._failures.of_branches(failed)
+        records = [*kept, *self._failures.branch_records(failed)] if self._keeps_records else []
         try:
             yield from self._the_journal.drain()
             yield from self._the_journal.save(Status.FAILED, records=records, releases=self._uses_lease)
         except MilepostError as unsaved:
             error.add_note(f"That it failed is not stored: {type(unsaved).__name__}: {unsaved.message}")
-        causes = [one.error for one in failed if one.error is not None]
-        cause = causes[0] if len(causes) == 1 else BaseExceptionGroup(f"{len(causes)} branches failed", causes)
-        if cause is not error:
-            error.__cause__ = cause
         raise error
 
-    def _failed_error(self, failed: Sequence[Branch]) -> StepFailedError:
-        first = failed[0]
-        if len(failed) == 1 and isinstance(first.error, StepTimeoutError):
-            return first.error
-        what = type(first.error).__name__ if len(failed) == 1 else f"and {len(failed) - 1} more"
-        text = ""
-        if self._settings.record_error_text and len(failed) == 1 and first.error is not None:
-            text = f": {self._settings.quoted(first.error)}"
-        times = "once" if first.attempt_count == 1 else f"{first.attempt_count} times"
-        return StepFailedError(
-            f"step {first.task!r} of workflow {self._order.workflow_id!r} failed, tried {times}: {what}{text}",
-            step=first.step.id,
-            attempts=first.attempt_count,
-            workflow_id=self._order.workflow_id,
-            scope=self._order.scope,
-        )
-
-    def _failure(
-        self, step_id: str, item_key: str | None, kind: FailureKind, error: BaseException | None, attempts: int
-    ) -> Failure:
-        return Failure(
-            step=step_id,
-            item_key=item_key or "",
-            kind=kind,
-            type="" if error is None else type(error).__name__,
-            text="" if error is None else self._settings.quoted(error),
-            attempts=attempts,
-            time=dt.datetime.fromtimestamp(self._environment.wall_clock(), dt.UTC).isoformat(),
-        )
-
-    def _failure_record(self, task: str, failure: Failure) -> Record:
-        return failure_record(self._order.workflow_id, task, failure)
-
-    def _branch_failure_record(self, branch: Branch) -> Record:
-        failure = self._failure(branch.step.id, branch.item_key, branch.kind, branch.error, branch.attempt_count)
-        return self._failure_record(branch.task, failure)
-
-    def _unknown_records(self, branches: Sequence[Branch]) -> list[Record]:
-        """Return the failures of a stage that a new head must not lose."""
-        return [self._branch_failure_record(one) for one in branches if one.status == "failed"]
-
     def _branch_records(self, branches: Sequence[Branch]) -> list[Record]:
-        """Return the records of finished branches, where a stage has several."""
         if not self._keeps_records:
             return []
-        return [
-            branch_record(
-                self._order.workflow_id,
-                branch.task,
-                branch.step.id,
-                to_record(branch.left, self._codec) if branch.item_key is None else branch.left,
-            )
-            for branch in branches
-            if branch.status == "finished"
-        ]
+        return branch_records(branches, self._order.workflow_id, self._codec)
 
     def _carried(self, resolved: str) -> list[Record]:
         """Return what the head's records say of steps other than `resolved`, for a new head of the same stage."""
+        if self._records_head != self._the_journal.head_id:
+            return []
         workflow_id, records = self._order.workflow_id, self._records
-        kept = [branch_record(workflow_id, task, _step_of(task), left) for task, left in records.branches.items()]
+        kept = [branch_record(workflow_id, task, step_of(task), left) for task, left in records.branches.items()]
         started = dict(records.started)
         for failure in records.failures:
             if failure.kind == "unknown":
                 started[task_name(failure.step, failure.item_key or None)] = ""
         kept += [
-            started_record(workflow_id, task, _step_of(task), attempt_id)
+            started_record(workflow_id, task, step_of(task), attempt_id)
             for task, attempt_id in started.items()
-            if _step_of(task) != resolved and task not in records.branches
+            if step_of(task) != resolved and task not in records.branches
         ]
         return kept
 
@@ -996,11 +759,11 @@ class Engine(Generic[S]):
                 kept = [record for record in kept if record.name != step_id] if status is Status.RUNNING else []
                 yield from journal.save(status, records=kept, releases=self._uses_lease)
             case "fail":
-                failure = self._failure(step_id, None, "final", None, 1)
+                failure = self._failures.failure(step_id, "final", attempts=1)
                 journal.touch()
                 yield from journal.save(
                     Status.FAILED,
-                    records=[*kept, self._failure_record(step_id, failure)],
+                    records=[*kept, self._failures.record(step_id, failure)],
                     releases=self._uses_lease,
                 )
 
@@ -1022,22 +785,9 @@ class Engine(Generic[S]):
         )
 
 
-class _StepProblemError(Exception):
-    """What a stage left cannot be taken over."""
-
-    def __init__(self, step: Step[Any], error: Exception) -> None:
-        super().__init__(step.id)
-        self.step = step
-        self.error = error
-
-
 class _WaitsError(Exception):
     """A child waits, and so does the run: its outcome."""
 
     def __init__(self, run: Run[Any]) -> None:
         super().__init__(run.waiting_for)
         self.run = run
-
-
-def _step_of(task: str) -> str:
-    return task.partition("[")[0]

@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from milepost.types import PendingSignal, Record, SaveItem
+from milepost.types import CANCEL_SIGNAL, PendingSignal, Record, SaveItem
 
 if TYPE_CHECKING:
     from milepost.runner.attempt import Attempt
@@ -203,6 +203,12 @@ Event: TypeAlias = (
 
 def cancels_steps(event: Event) -> bool:
     """Tell whether steps that run should hear of an event at once, even while the engine cannot."""
-    return isinstance(event, LeasePaused | LeaseGone | StopRequested | SuspendRequested) and (
-        not isinstance(event, SuspendRequested) or event.is_overdue
-    )
+    match event:
+        case LeasePaused() | LeaseGone() | StopRequested():
+            return True
+        case SuspendRequested(is_overdue):
+            return is_overdue
+        case SignalsPending(signals):
+            return any(signal.name == CANCEL_SIGNAL for signal in signals)
+        case _:
+            return False

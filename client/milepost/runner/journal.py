@@ -183,8 +183,8 @@ class Journal:
                 self._take(saved)
 
     def append(self, records: Sequence[Record]) -> Flow[list[RecordOutcome]]:
-        """Append records to the head; when this returns they are durable. Everything before must be."""
-        assert self.is_durable, "records go to a checkpoint that holds everything before them"
+        """Append records to the head; when this returns they are durable. What they build on must be in the head."""
+        assert not self._is_queued, "there is a newer checkpoint on its way"
         effect = AppendRecords(self._scope, self.head_id, records)
         outcomes: list[RecordOutcome] = yield from self._patiently(lambda: effect, patient=True, polls=False)
         return outcomes

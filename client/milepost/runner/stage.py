@@ -28,6 +28,7 @@ __all__ = ["Branch", "Stage"]
 
 BranchStatus: TypeAlias = Literal["ready", "running", "backoff", "finished", "failed", "dropped"]
 NEVER: Final = float("inf")
+PAST: Final = float("-inf")
 
 
 class Branch:
@@ -151,6 +152,7 @@ class Stage:
         self._running: dict[Attempt, Branch] = {}
         self._backoff: list[Branch] = []
         self._unkept: list[Branch] = []
+        self._open_count = sum(branch.status != "finished" for branch in branches)
         self._has_failed = False
         self._may_block = len(branches) == 1
 
@@ -169,9 +171,12 @@ class Stage:
             elif self._notices.is_paused:
                 yield from self._pause_all()
             event = yield NextEvent(self._next_moment())
-            if isinstance(event, AttemptEnded):
+            while isinstance(event, AttemptEnded):
                 self._ended(event)
-            elif event is not None:
+                # Whatever else has finished is kept with it by one call. A notice is acted on before the end of an
+                # attempt that it ended.
+                event = yield NextEvent(PAST)
+            if event is not None:
                 self._notices.note(event)
             if self._next_moment() < NEVER:
                 yield from self._on_time(clock())
@@ -208,10 +213,6 @@ class Stage:
             step = branch.step
             if self._begin is not None and step.at_most_once:
                 yield from self._begin(branch)
-                if self._is_ending or self._notices.is_paused:
-                    # It was marked as begun and is not; the mark names this attempt, so it may begin later.
-                    self._ready.appendleft(branch)
-                    return
             branch.attempt_count += 1
             attempt = Attempt(
                 step,
@@ -310,8 +311,13 @@ class Stage:
             self._failed(branch, self._timeout_error(branch), "timeout")
         elif error is None:
             branch.finish(event.result)
+            self._open_count -= 1
             if self._keep is not None:
                 self._unkept.append(branch)
+        elif _is_cancellation(error) and not asked and self._has_deadline_passed():
+            # The step looked at the time of day, which passed the deadline before the engine's clock did.
+            self.is_late = True
+            branch.status = "dropped"
         elif isinstance(error, LeaseLostError):
             self._notices.gone = self._notices.gone or error
             branch.status = "dropped"
@@ -329,6 +335,10 @@ class Stage:
             self._ready.append(branch)
         else:
             branch.status = "dropped"
+
+    def _has_deadline_passed(self) -> bool:
+        deadline = self._frame.deadline
+        return deadline is not None and self._environment.wall_clock() >= deadline
 
     def _failed(self, branch: Branch, error: BaseException, kind: FailureKind) -> None:
         step = branch.step
@@ -357,7 +367,7 @@ class Stage:
     def _keep_finished(self) -> Flow[None]:
         kept, self._unkept = self._unkept, []
         # What finishes the stage goes with its checkpoint, which follows at once.
-        if self._keep is not None and not all(branch.status == "finished" for branch in self.branches):
+        if self._keep is not None and self._open_count:
             yield from self._keep(kept)
 
     def _timeout_error(self, branch: Branch, *, abandoned: bool = False) -> StepTimeoutError:
