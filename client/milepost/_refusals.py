@@ -5,6 +5,7 @@ Used inside the codecs alone; callers get the `CodecError` that `at` makes of it
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import re
@@ -75,6 +76,8 @@ def advice_for(kind: type) -> str:
     for base, advice in _ADVICE:
         if issubclass(kind, base):
             return advice
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "model_fields"):
+        return "is a class of fields: register it with the codec, or name it in the declared type of a workflow's state"
     return "has no exact form in this codec"
 
 

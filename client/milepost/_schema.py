@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_orig
 
 import typing_extensions
 
+from milepost._nested_types import Conversion, conversion
 from milepost.errors import StateSchemaError
 
 T = TypeVar("T")
@@ -39,7 +40,9 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
     if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
         return cast("T", state)
     if typing_extensions.is_typeddict(kind):
-        _check(state, *_declared_keys(cast("Any", kind)), refuse)
+        hints, required, conversions = _declared_keys(cast("Any", kind))
+        state = _lifted(state, conversions)
+        _check(state, hints, required, refuse)
         return cast("T", state)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(state, kind, refuse)
@@ -57,8 +60,8 @@ _KINDS_MAX: Final = 256
 
 
 @functools.lru_cache(_KINDS_MAX)
-def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the keys of a TypedDict with their types, and those it must have.
+def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str], dict[str, Conversion]]:
+    """Return the keys of a TypedDict with their types, those it must have, and conversions.
 
     Its own `__required_keys__` overlooks the marks of annotations that are text, as all are under
     `from __future__ import annotations`.
@@ -70,20 +73,40 @@ def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
             required.discard(key)
         elif mark is typing_extensions.Required:
             required.add(key)
-    return typing_extensions.get_type_hints(kind), frozenset(required)
+    hints = typing_extensions.get_type_hints(kind)
+    return hints, frozenset(required), _conversions(hints)
 
 
 @functools.lru_cache(_KINDS_MAX)
-def _declared_fields(kind: Any) -> tuple[dict[str, Any], frozenset[str], frozenset[str]]:
-    """Return the fields of a dataclass with their types, those without a default, and those set after it is made."""
+def _declared_fields(kind: Any) -> tuple[dict[str, Any], frozenset[str], frozenset[str], dict[str, Conversion]]:
+    """Return the fields of a dataclass with their types, those without a default, those set later, and conversions."""
     fields = dataclasses.fields(kind)
     hints = typing.get_type_hints(kind)
     required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    return {f.name: hints[f.name] for f in fields}, frozenset(required), frozenset(f.name for f in fields if not f.init)
+    hints = {f.name: hints[f.name] for f in fields}
+    set_later = frozenset(f.name for f in fields if not f.init)
+    return hints, frozenset(required), set_later, _conversions(hints)
+
+
+def conversions_of(kind: Any) -> Mapping[str, Conversion]:
+    """Return how the fields of a TypedDict or dataclass are stored, those alone that need it, by name."""
+    return _declared_keys(kind)[2] if typing_extensions.is_typeddict(kind) else _declared_fields(kind)[3]
+
+
+def _conversions(hints: Mapping[str, Any]) -> dict[str, Conversion]:
+    found = {name: conversion(hint) for name, hint in hints.items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _lifted(state: dict[str, Any], conversions: Mapping[str, Conversion]) -> dict[str, Any]:
+    if not conversions:
+        return state
+    return {name: conversions[name].lift(value) if name in conversions else value for name, value in state.items()}
 
 
 def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
-    hints, required, set_later = _declared_fields(cast("Any", kind))
+    hints, required, set_later, conversions = _declared_fields(cast("Any", kind))
+    state = _lifted(state, conversions)
     _check(state, hints, required, refuse)
     if not set_later:
         return kind(**state)
@@ -139,7 +162,9 @@ def _fits(value: Any, hint: Any) -> bool:
             return isinstance(value, dict)
         if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
             # The numeric tower, as type checkers see it; a bool passes as int in Python, and so does it here.
-            return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
+            if not isinstance(value, (int, float) if hint is float else hint):
+                return False
+            return not dataclasses.is_dataclass(hint) or _fields_fit(value, hint)
         return True
     if origin in {typing.Annotated, typing_extensions.Required, typing_extensions.NotRequired}:
         return _fits(value, args[0])
@@ -148,6 +173,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     return not isinstance(origin, type) or (isinstance(value, origin) and _items_fit(value, origin, args))
+
+
+def _fields_fit(value: Any, kind: Any) -> bool:
+    try:
+        hints = _declared_fields(kind)[0]
+    except NameError:
+        return True  # annotations that cannot be read here say nothing
+    return all(_fits(getattr(value, name), hint) for name, hint in hints.items())
 
 
 def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:

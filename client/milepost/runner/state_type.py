@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin
 
 import typing_extensions
 from typing_extensions import override
 
 from milepost import _schema
+from milepost._nested_types import Conversion, conversion, mentions_enum, plain_enums
 from milepost.errors import StateSchemaError
 from milepost.runner.reducers import Reducer
 
 __all__ = ["DELETE", "Delete", "Replace", "StateType"]
 
 S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Delete:
@@ -65,12 +67,16 @@ class StateType(Generic[S]):
         """A step gets a dict; otherwise an instance of a class."""
         self._hidden: tuple[str, ...] = ()
         self._is_model = False
+        self._has_enums = False
+        self._names: tuple[str, ...] = ()
+        self._conversions: Mapping[str, Conversion] = {}
         origin = get_origin(kind) or kind
         if origin is dict:
             args = get_args(kind)
             if args and args[0] not in {str, Any}:
                 raise TypeError(f"a state's keys are str: declare dict[str, …], not {kind!r}")
         elif typing_extensions.is_typeddict(kind):
+            self._conversions = self._resolved(lambda: _schema.conversions_of(kind))
             self.fields = frozenset(typing_extensions.get_type_hints(kind))
         elif hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
             self._use_model(kind)
@@ -81,17 +87,29 @@ class StateType(Generic[S]):
                 f"a state is declared as dict[str, Any], TypedDict, dataclass or pydantic model, not as {kind!r}"
             )
 
+    def _resolved(self, read: Callable[[], R]) -> R:
+        try:
+            return read()
+        except NameError as error:
+            raise TypeError(
+                f"{self.name} cannot be a state: its annotations name {error.name!r}, which its module does not have"
+            ) from error
+
     def _use_model(self, kind: Any) -> None:
         self.is_mapping = False
         self._is_model = True
         if getattr(kind, "__pydantic_root_model__", False):
             raise TypeError(f"{kind.__name__} is a root model: it has no fields that could be entries")
-        self.fields = frozenset(kind.model_fields)
+        self._names = tuple(kind.model_fields)
+        self.fields = frozenset(self._names)
+        self._has_enums = mentions_enum(kind)
         self._hidden = tuple(name for name, field in kind.model_fields.items() if field.exclude)
 
     def _use_dataclass(self, kind: Any) -> None:
         self.is_mapping = False
-        self.fields = frozenset(field.name for field in dataclasses.fields(kind))
+        self._conversions = self._resolved(lambda: _schema.conversions_of(kind))
+        self._names = tuple(field.name for field in dataclasses.fields(kind))
+        self.fields = frozenset(self._names)
         for parameter in inspect.signature(kind).parameters.values():
             if parameter.default is parameter.empty and parameter.name not in self.fields:
                 raise TypeError(
@@ -113,7 +131,8 @@ class StateType(Generic[S]):
         if self.fields is None:
             return {}
         found: dict[str, Reducer] = {}
-        for name, hint in typing_extensions.get_type_hints(self._kind, include_extras=True).items():
+        hints = self._resolved(lambda: typing_extensions.get_type_hints(self._kind, include_extras=True))
+        for name, hint in hints.items():
             for mark in _marks(hint):
                 if isinstance(mark, Reducer) and name in self.fields:
                     found[name] = mark
@@ -132,20 +151,18 @@ class StateType(Generic[S]):
         if self.is_mapping:
             if not isinstance(state, Mapping):
                 raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
-            return dict(state)
+            return self._lowered(dict(state))
         if type(state) is not self._kind:
             raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
         if self._is_model:
-            # Python names and Python values. `round_trip` leaves out what is computed, which would not be read back.
-            dumped = cast("Any", state).model_dump(by_alias=False, round_trip=True, warnings=False)
-            return cast("dict[str, Any]", dumped)
-        return {name: getattr(state, name) for name in self._ordered_fields()}
+            return self._dumped(state)
+        return self._lowered({name: getattr(state, name) for name in self._names})
 
     def with_changes(self, state: S, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of a state with a mapping laid on it.
+        """Return the entries of a state with a mapping laid on it. A pydantic model validates it by its own rules.
 
         Raises:
-            StateSchemaError: An entry is not declared, or a field of a class would be removed.
+            StateSchemaError: An entry is not declared, a field of a class would be removed, or a model refuses.
         """
         removed = [key for key, value in changes.items() if value is DELETE]
         if self.fields is not None and (unknown := [key for key in changes if key not in self.fields]):
@@ -155,10 +172,10 @@ class StateType(Generic[S]):
                 f"{', '.join(map(repr, removed))} cannot be removed: {self.name} is a class; set another value"
             )
         if self._is_model:
-            # Dumped as the model would: a nested model in the changes becomes what the field's is stored as.
-            return self.to_entries(cast("Any", state).model_copy(update=dict(changes)))
+            changed = self._dumped(cast("Any", state).model_copy(update=dict(changes)))
+            return self._dumped(self.from_entries(changed))
         entries = self.to_entries(state)
-        entries.update(changes)
+        entries.update(self._lowered(dict(changes)))
         for key in removed:
             del entries[key]
         return entries
@@ -177,22 +194,31 @@ class StateType(Generic[S]):
         For classes only: their constructor may have changed what the codec gave back.
         """
         if self.is_mapping:
-            return None
-        for name in self._ordered_fields():
+            before, after = cast("Mapping[str, Any]", left), cast("Mapping[str, Any]", read_back)
+            names = (name for name in self._conversions if name in before)
+            return next((name for name in names if not _is_equal(before[name], after[name])), None)
+        for name in self._names:
             if not _is_equal(getattr(left, name), getattr(read_back, name)):
                 return name
         return None
 
     def value_of(self, result: object) -> object:
-        """Return the result of one item as it goes into its entry: a pydantic model is dumped, as in a state."""
-        if self._is_model and hasattr(result, "model_dump") and not inspect.isclass(result):
-            return cast("Any", result).model_dump(by_alias=False, round_trip=True, warnings=False)
-        return result
+        """Return the result of one item as it goes into its entry: as it would be in a state."""
+        if self.fields is None:
+            return result
+        found = conversion(cast("Any", type(result)))
+        return result if found is None else found.lower(result)
 
-    def _ordered_fields(self) -> tuple[str, ...]:
-        if self._is_model:
-            return tuple(self._kind.model_fields)
-        return tuple(field.name for field in dataclasses.fields(self._kind))
+    def _dumped(self, state: Any) -> dict[str, Any]:
+        # Python names and Python values. `round_trip` leaves out what is computed, which would not be read back.
+        dumped: dict[str, Any] = state.model_dump(by_alias=False, round_trip=True, warnings=False)
+        return plain_enums(dumped) if self._has_enums else dumped
+
+    def _lowered(self, entries: dict[str, Any]) -> dict[str, Any]:
+        for name, found in self._conversions.items():
+            if name in entries:
+                entries[name] = found.lower(entries[name])
+        return entries
 
     @override
     def __repr__(self) -> str:
@@ -200,7 +226,8 @@ class StateType(Generic[S]):
 
 
 def _is_equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other or (one != one and other != other))  # noqa: PLR0124  NaN
+    # By value: a model makes a float of 3, and every later step gets that.
+    return bool(one == other or (one != one and other != other))  # noqa: PLR0124  NaN
 
 
 def _marks(hint: Any) -> list[Any]:
