@@ -69,8 +69,7 @@ class Attempt:
         state = self._entries.state_as(self._state_type)
         arguments = [state]
         if self.step.for_each is not None:
-            items = state[self.step.for_each] if self._state_type.is_mapping else getattr(state, self.step.for_each)
-            arguments.append(items[self._item])
+            arguments.append(self._state_type.value_in(state, self.step.for_each)[self._item])
         if self.step.takes_context:
             arguments.append(self.context)
         return state, arguments

@@ -10,6 +10,7 @@ from milepost.runner.keys import item_keys, task_name
 from milepost.runner.patches import Entries, from_record, to_record
 from milepost.runner.run_state import HeadRecords, branch_record
 from milepost.runner.stage import Branch
+from milepost.runner.state_type import StateType
 from milepost.runner.step import Step
 from milepost.types import Record
 
@@ -20,13 +21,19 @@ BRANCHES_MAX: Final = 9_000
 
 
 def make_branches(
-    steps: Sequence[Step[Any]], entries: Entries, turns: Mapping[str, int], *, is_kept: bool
+    steps: Sequence[Step[Any]],
+    entries: Entries,
+    state_type: StateType[Any],
+    turns: Mapping[str, int],
+    *,
+    is_kept: bool,
 ) -> list[Branch]:
     """Return the branches of a stage, in the order of declaration and of the items.
 
     Args:
         steps: The steps of the stage.
         entries: The state it starts from.
+        state_type: Its declared type.
         turns: How often each loop has run.
         is_kept: Finished branches are kept beside one checkpoint.
 
@@ -41,7 +48,11 @@ def make_branches(
             iteration = None if step.repeat_while is None else turns.get(step.id, 0) + 1
             branches.append(Branch(step, step.id, iteration=iteration))
             continue
-        items = entries.value(step.for_each)
+        if step.key is None:
+            items = entries.value(step.for_each)
+        else:
+            # The key reads the items as the step gets them.
+            items = state_type.value_in(entries.state_as(state_type), step.for_each)
         if not isinstance(items, list | tuple):
             raise TypeError(
                 f"step {step.id!r} runs for each of {step.for_each!r}, which is {type(items).__name__}, no list"

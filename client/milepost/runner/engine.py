@@ -579,7 +579,9 @@ class Engine(Generic[S]):
             # Records go to a checkpoint that holds all they build on, and what may run once may not be run for nothing.
             yield from journal.flush()
         try:
-            branches = make_branches(steps, journal.entries, journal.state.iterations, is_kept=keeps)
+            branches = make_branches(
+                steps, journal.entries, self._workflow.state_type, journal.state.iterations, is_kept=keeps
+            )
         except Exception as error:  # noqa: BLE001  the user's key may raise anything, and fails its step
             yield from self._fail_step(steps[0], error, ())
             return
@@ -775,9 +777,7 @@ class Engine(Generic[S]):
         return self._journal
 
     def _encode(self, state: S) -> Entries:
-        entries = Entries.of(self._workflow.state_type.to_entries(state), self._codec, "the input")
-        self._state_of(entries, "")
-        return entries
+        return Entries.of_state(state, self._workflow.state_type, self._codec, "the input")
 
     def _state_of(self, entries: Entries, checkpoint_id: str) -> S:
         return self._workflow.state_type.from_entries(

@@ -65,6 +65,20 @@ class Entries:
             exactly.read_back(key, value, contents[key], atoms)
         return cls(contents, codec, atoms)
 
+    @classmethod
+    def of_state(cls, state: S, state_type: StateType[S], codec: Codec, where: str) -> Entries:
+        """Encode a state of the declared type and read it back.
+
+        Raises:
+            TypeError: It is of another type.
+            CodecError: A value cannot be encoded, or does not come back equal; has the path of the culprit.
+            StateSchemaError: A value is not of its field's type.
+        """
+        entries = cls.of(state_type.to_entries(state), codec, where)
+        if state_type.fields is not None:
+            entries._made.append(_require_readable(entries, state, state_type, where))  # noqa: SLF001  its own class
+        return entries
+
     @property
     def codec(self) -> Codec:
         """What the values are encoded by."""

@@ -202,6 +202,10 @@ class StateType(Generic[S]):
                 return name
         return None
 
+    def value_in(self, state: S, entry: str) -> Any:
+        """Return one entry of a state, as steps see it."""
+        return cast("Any", state)[entry] if self.is_mapping else getattr(state, entry)
+
     def value_of(self, result: object) -> object:
         """Return the result of one item as it goes into its entry: as it would be in a state."""
         if self.fields is None:
