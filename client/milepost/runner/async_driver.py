@@ -341,8 +341,8 @@ class AsyncDriver:
             await self._queue.drain()
             crash_points.check("after", {"completed_steps": effect.item.completed_steps})
 
-    def _queue_said(self, said: Saved | Exception, asked_at: float) -> None:
-        if isinstance(said, Exception):
+    def _queue_said(self, said: Saved | BaseException, asked_at: float) -> None:
+        if isinstance(said, BaseException):
             self._deliver(QueueFailed(said))
             return
         if self._hold is not None and not said.replayed:

@@ -21,7 +21,11 @@ class AsyncSaveQueue:
     """A bounded queue in front of the store's `save_all`. See `SaveQueue`."""
 
     def __init__(
-        self, store: Any, settings: Settings, environment: Environment, said: Callable[[Saved | Exception, float], None]
+        self,
+        store: Any,
+        settings: Settings,
+        environment: Environment,
+        said: Callable[[Saved | BaseException, float], None],
     ) -> None:
         self._store = store
         self._settings = settings
@@ -30,7 +34,7 @@ class AsyncSaveQueue:
         self._condition = asyncio.Condition()
         self._items: deque[SaveItem] = deque()
         self._unanswered = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._newest: Saved | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -71,7 +75,9 @@ class AsyncSaveQueue:
             asked_at = self._environment.clock()
             try:
                 answers = await self._send(batch)
-            except Exception as error:  # noqa: BLE001  handed to the run, which raises it
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001  handed to the run, which raises it
                 async with self._condition:
                     self._failure = error
                     self._condition.notify_all()

@@ -186,7 +186,7 @@ class StopRequested:
 class QueueFailed:
     """A queued checkpoint could not be stored."""
 
-    error: Exception
+    error: BaseException
 
 
 Event: TypeAlias = (

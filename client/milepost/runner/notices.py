@@ -40,7 +40,7 @@ class Notices:
         """The step that this nested run belongs to was cancelled."""
         self.gone: Exception | None = None
         """Why the lease is no longer ours."""
-        self.queue_error: Exception | None = None
+        self.queue_error: BaseException | None = None
         """Why a queued checkpoint is not stored."""
         self.pending: tuple[PendingSignal, ...] = ()
         """Signals that wait to be consumed, oldest first, as far as an answer names them."""

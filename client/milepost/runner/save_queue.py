@@ -30,7 +30,11 @@ class SaveQueue:
     """
 
     def __init__(
-        self, store: Any, settings: Settings, environment: Environment, said: Callable[[Saved | Exception, float], None]
+        self,
+        store: Any,
+        settings: Settings,
+        environment: Environment,
+        said: Callable[[Saved | BaseException, float], None],
     ) -> None:
         self._store = store
         self._settings = settings
@@ -40,7 +44,7 @@ class SaveQueue:
         self._items: deque[SaveItem] = deque()
         self._unanswered = 0
         self._is_closed = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._newest: Saved | None = None
         self._thread: threading.Thread | None = None
 
@@ -92,7 +96,7 @@ class SaveQueue:
             asked_at = self._environment.clock()
             try:
                 answers = self._send(batch)
-            except Exception as error:  # noqa: BLE001  handed to the run, which raises it
+            except BaseException as error:  # noqa: BLE001  handed to the run, which raises it
                 self._fail(error, asked_at)
                 return
             for answer in answers:
@@ -124,7 +128,7 @@ class SaveQueue:
             (self._environment.sleep or threading.Event().wait)(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
-    def _fail(self, error: Exception, asked_at: float) -> None:
+    def _fail(self, error: BaseException, asked_at: float) -> None:
         with self._condition:
             self._failure = error
             self._condition.notify_all()

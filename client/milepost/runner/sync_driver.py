@@ -325,8 +325,8 @@ class SyncDriver:
             self._queue.drain()
             crash_points.check("after", {"completed_steps": effect.item.completed_steps})
 
-    def _queue_said(self, said: Saved | Exception, asked_at: float) -> None:
-        if isinstance(said, Exception):
+    def _queue_said(self, said: Saved | BaseException, asked_at: float) -> None:
+        if isinstance(said, BaseException):
             self.post(QueueFailed(said))
             return
         if self._hold is not None and not said.replayed:
