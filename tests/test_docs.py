@@ -7,6 +7,7 @@ compared with the code in both directions, so that neither can gain or lose a ro
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -23,6 +24,7 @@ import msgspec
 import pytest
 
 from milepost.cli.app import cli as client_cli
+from milepost.runner.settings import Settings
 from milepost.testing import LocalServer, local_server
 from milepost.v1 import checkpoint_store_pb2, error_reason_pb2
 from milepost_server.cli import cli as server_cli
@@ -285,6 +287,17 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert all(f"[{section}]" in read("docs/operations.md") for section in sections())
 
 
+def test_every_option_of_a_runner_is_documented_as_it_is() -> None:
+    rows = {row[0]: row[1] for row in rows_of("docs/workflows.md", "option", "default", "what it is")}
+    defaults = {one.name: getattr(Settings(), one.name) for one in dataclasses.fields(Settings)}
+
+    assert list(rows) == list(defaults)
+    assert {name: f"{value:g}" if type(value) is float else str(value) for name, value in defaults.items()} == {
+        **rows,
+        "holder": defaults["holder"],
+    }
+
+
 def test_every_error_is_documented_as_it_is() -> None:
     rows = rows_of("docs/protocol.md", "reason", "code", "metadata", "what to do")
     reasons = [name for name, _ in error_reason_pb2.ErrorReason.items() if not name.endswith("UNSPECIFIED")]
@@ -322,7 +335,7 @@ def test_every_table_of_the_store_is_documented() -> None:
     assert {row[0].encode(): row[1] for row in rows} == keys.TABLE_NAMES
 
 
-@pytest.mark.parametrize("folder", ["server/milepost_server", "client/milepost"])
+@pytest.mark.parametrize("folder", ["server/milepost_server", "client/milepost", "client/milepost/runner"])
 def test_the_code_map_has_every_module(folder: str) -> None:
     text = read("docs/architecture.md")
     section = text[text.index(f"### `{folder}`") :].split("\n##", 2)[0]

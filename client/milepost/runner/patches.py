@@ -34,7 +34,11 @@ _ATOMS: Final = frozenset({str, int, bool, type(None), bytes})
 
 
 class Entries:
-    """An immutable state: entries by key, encoded. Make it with `of`; hands out values that belong to the caller."""
+    """An immutable state: entries by key, encoded. Make it with `of`; hands out values that belong to the caller.
+
+    Entries are in the order of their keys, as a store reads them: a step that goes through them sees the same order in
+    a resumed run.
+    """
 
     __slots__ = ("_atoms", "_codec", "_contents", "_made")
 
@@ -63,7 +67,7 @@ class Entries:
         for key, value in values.items():
             contents[key] = exactly.encode(key, value)
             exactly.read_back(key, value, contents[key], atoms)
-        return cls(contents, codec, atoms)
+        return cls(dict(sorted(contents.items())), codec, atoms)
 
     @classmethod
     def of_state(cls, state: S, state_type: StateType[S], codec: Codec, where: str) -> Entries:
@@ -216,6 +220,8 @@ def apply(entries: Entries, patch: Patch) -> Entries:
 
 def _laid(entries: Entries, patch: Patch) -> Entries:
     contents = {**entries.contents, **patch.contents}
+    if len(contents) > len(entries):
+        contents = dict(sorted(contents.items()))
     atoms = entries._atoms.copy()  # noqa: SLF001  as above
     for key in patch.contents:
         atoms.pop(key, None)

@@ -182,6 +182,14 @@ def test_each_taker_has_a_state_of_its_own(kind: Any) -> None:
     assert [one.total for one in taken] == [5.0] * 3
 
 
+def test_the_order_of_entries_is_that_of_the_store() -> None:
+    """A store reads them by key: whoever goes through them must not see another order before a crash than after."""
+    before = entries({"c": 1, "a": 1})
+    assert list(before.values()) == ["a", "c"]
+    after = apply(before, effect_of(before, before.values(), {"z": 1, "b": 1}, DICT, "price"))
+    assert list(after.values()) == list(entries(after.values()).values()) == ["a", "b", "c", "z"]
+
+
 def test_a_failed_step_leaves_no_trace() -> None:
     """What was edited before an error is in no entries."""
     before = entries({"list": [1]})
