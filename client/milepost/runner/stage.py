@@ -154,6 +154,7 @@ class Stage:
         self._unkept: list[Branch] = []
         self._open_count = sum(branch.status != "finished" for branch in branches)
         self._has_failed = False
+        self._is_full = False
         self._may_block = len(branches) == 1
 
     def run(self) -> Flow[None]:
@@ -192,6 +193,7 @@ class Stage:
         notices = self._notices
         return (
             (self._has_failed and self._cancels_siblings)
+            or self._is_full
             or self.is_late
             or self.abandoned is not None
             or notices.gone is not None
@@ -367,8 +369,12 @@ class Stage:
     def _keep_finished(self) -> Flow[None]:
         kept, self._unkept = self._unkept, []
         # What finishes the stage goes with its checkpoint, which follows at once.
-        if self._keep is not None and self._open_count:
-            yield from self._keep(kept)
+        if self._keep is None or (not self._open_count and all(one.status == "finished" for one in self.branches)):
+            return
+        yield from self._keep(kept)
+        if any(branch.status == "failed" for branch in kept):
+            # There is no room for what finishes now: nothing more is run only to be lost.
+            self._has_failed = self._is_full = True
 
     def _timeout_error(self, branch: Branch, *, abandoned: bool = False) -> StepTimeoutError:
         timeout_s = branch.step.timeout_s or 0.0

@@ -292,3 +292,89 @@ def test_a_child_in_progress_is_suspended_with_its_parent(world: World) -> None:
     assert (calls, world.head("t").state) == (["leg", "book"], {})
     assert world.bind(parent).run("t").state == {"leg": {"booked": True, "paid": True}}
     assert calls == ["leg", "book", "leg", "pay"]
+
+
+def test_a_workflow_is_cancelled_by_a_host_with_another_definition(world: World) -> None:
+    """Its state and the definition it was started under stay as they are."""
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+    bound.run("o", {})
+    before = world.head("o")
+    newer = Workflow("order", dict[str, Any], schema_version=2, migrations={1: lambda entries: {"other": 1}})
+    newer.step(approval.ship)
+    world.bind(newer).cancel("o")
+    head = world.head("o")
+    assert (head.status, head.state, head.fingerprint) == (Status.CANCELLED, before.state, before.fingerprint)
+
+
+def test_a_cancel_is_found_behind_many_other_signals(world: World) -> None:
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+    bound.run("o", {})
+    for number in range(101):
+        bound.signal("o", "noise", number)
+    world.eyes.send_signal("o", "milepost.cancel")
+    with pytest.raises(WorkflowCancelledError):
+        bound.run("o")
+    assert world.head("o").status is Status.CANCELLED
+
+
+def test_two_steps_that_wait_for_one_name_take_a_signal_each(world: World) -> None:
+    taken: list[tuple[str, object]] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    def waits(name: str) -> Any:
+        def run(state: State, ctx: Any) -> None:
+            taken.append((name, ctx.signal))
+
+        return run
+
+    workflow.step(waits("a"), id="a", depends_on=[], waits_for="go")
+    workflow.step(waits("b"), id="b", depends_on=[], waits_for="go")
+    bound = world.bind(workflow)
+    bound.run("o", {})
+    bound.signal("o", "go", 1)
+    assert bound.run("o").status == "waiting"
+    bound.signal("o", "go", 2)
+    assert bound.run("o").status == "completed"
+    assert taken == [("a", 1), ("b", 2)]
+
+
+def test_a_signal_that_comes_while_waiting_is_saved_is_not_missed(memory_world: World) -> None:
+    """WAITING and the release of the lease are one commit; what is pending in its answer is looked at."""
+    approval = Approval()
+    core = memory_world.eyes._core
+    real = core.save
+
+    def save(item: Any) -> Any:
+        if item.status is Status.WAITING:
+            core.save = real
+            core.send_signal("o", "approval", "just now", signal_id="s1")
+        return real(item)
+
+    core.save = save
+    run = memory_world.bind(approval.workflow).run("o", {})
+    assert (run.status, run.state["approved"]) == ("completed", "just now")
+
+
+def test_a_step_in_the_callers_thread_hears_of_a_cancel(world: World) -> None:
+    """It keeps the engine from hearing anything, so its context is told by the heartbeat itself."""
+    workflow = Workflow("order", dict[str, Any])
+    started = threading.Event()
+
+    @workflow.step
+    def slow(state: State, ctx: Any) -> None:
+        started.set()
+        for _ in range(2000):
+            ctx.check()
+            time.sleep(0.005)
+
+    def cancel() -> None:
+        assert started.wait(10)
+        world.eyes.send_signal("o", "milepost.cancel")
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    with pytest.raises(WorkflowCancelledError):
+        world.bind(workflow, lease_ttl_s=1.0).run("o", {})
+    other.join()

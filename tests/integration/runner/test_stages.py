@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import string
 import threading
 from typing import Any
 
 import pytest
 
-from milepost.errors import InputMismatchError, StateConflictError, StepFailedError
+from milepost.errors import InputMismatchError, LimitExceededError, StateConflictError, StepFailedError
 from milepost.runner import Workflow, add, append
 from milepost.types import Status
 from tests.integration.runner.conftest import World
@@ -336,3 +338,85 @@ def test_children_of_items_and_second_children_have_scopes_of_their_own(world: W
     assert world.bind(parent).run("t", {"items": [1, 2, 3]}).state["found"] == [4, 8, 12]
     scopes = {checkpoint.scope for checkpoint in world.eyes.list("t", scope=None)}
     assert scopes == {"", "legs[0]", "legs[1]", "legs[2]", "legs[0]:2", "legs[1]:2", "legs[2]:2"}
+
+
+def test_more_items_than_can_be_kept_are_refused_before_any_runs(memory_world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+    calls: list[int] = []
+
+    @workflow.step(for_each="items", into="found")
+    def item(state: State, item: int) -> int:
+        calls.append(item)
+        return item
+
+    with pytest.raises(StepFailedError) as caught:
+        memory_world.bind(workflow).run("o", {"items": [*range(9_001)]})
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert calls == []
+    assert memory_world.head("o").status is Status.FAILED
+
+
+def test_results_that_cannot_be_kept_do_not_run_again_unasked(world: World) -> None:
+    """Beside one checkpoint there is room for 4 MiB; what ran and found none is said so."""
+    workflow = Workflow("order", dict[str, Any])
+    calls: list[int] = []
+    size = [2_000_000]
+
+    @workflow.step(for_each="items", into="found")
+    def item(state: State, item: int) -> str:
+        calls.append(item)
+        return "".join(random.Random(item).choices(string.ascii_letters, k=size[0]))
+
+    bound = world.bind(workflow, max_concurrency=1)
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("o", {"items": [*range(6)]})
+    # The one after it had been started already.
+    causes = getattr(caught.value.__cause__, "exceptions", [caught.value.__cause__])
+    assert {type(cause) for cause in causes} == {LimitExceededError}
+    assert len(calls) < 6
+    assert world.head("o").status is Status.FAILED
+    before = [*calls]
+    with pytest.raises(StepFailedError, match="resolve"):
+        bound.run("o")
+    assert calls == before
+    size[0] = 10
+    bound.resolve("o", "item", "retry")
+    assert len(bound.run("o").state["found"]) == 6
+
+
+def test_many_items_finish_in_reasonable_time(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="found")
+    def item(state: State, item: int) -> int:
+        return item * 2
+
+    run = world.bind(workflow, max_concurrency=16).run("o", {"items": [*range(300)]})
+    assert run.state["found"] == [*range(0, 600, 2)]
+
+
+def test_a_fork_takes_along_nothing_that_happened_after_its_checkpoint(world: World) -> None:
+    """Finished branches and marks of steps that may run once belong to the workflow that made them."""
+    calls: list[str] = []
+    fails = [True]
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(depends_on=[])
+    def good(state: State) -> State:
+        calls.append("good")
+        return {"good": 1}
+
+    @workflow.step(depends_on=[], at_most_once=True)
+    def bad(state: State) -> State:
+        calls.append("bad")
+        if fails[0]:
+            raise ValueError("no")
+        return {"bad": 1}
+
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    fails[0] = False
+    bound.fork("o", "o2")
+    assert bound.resume("o2").state == {"good": 1, "bad": 1}
+    assert sorted(calls) == ["bad", "bad", "good", "good"]
