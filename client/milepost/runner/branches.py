@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from milepost.codecs import Codec
 from milepost.runner.keys import item_keys, task_name
 from milepost.runner.patches import Entries, from_record, to_record
-from milepost.runner.run_state import HeadRecords, branch_record
+from milepost.runner.run_state import HeadRecords, branch_record, started_record
 from milepost.runner.stage import Branch
 from milepost.runner.state_type import StateType
 from milepost.runner.step import Step
 from milepost.types import Record
 
-__all__ = ["BRANCHES_MAX", "branch_records", "make_branches", "recall", "step_of"]
+__all__ = ["BRANCHES_MAX", "KnownProgress", "branch_records", "make_branches", "recall"]
 
 BRANCHES_MAX: Final = 9_000
 """Most branches of a stage that keeps its finished ones: each is a record on one checkpoint, which holds 10,000."""
@@ -69,23 +69,71 @@ def make_branches(
     return branches
 
 
-def recall(branches: Sequence[Branch], records: HeadRecords, codec: Codec) -> list[tuple[Branch, str]]:
+class KnownProgress:
+    """What records say of steps that are not finished: their finished branches, and those that may run once and began.
+
+    Each new checkpoint takes it along until the step is finished, or somebody has resolved it: otherwise a finished
+    branch would run again, and so would a step that may run once.
+
+    Args:
+        records: Those of the head that was loaded.
+        unfinished: The steps that are still to be finished; records of others are not taken along.
+    """
+
+    def __init__(self, records: HeadRecords | None = None, unfinished: Iterable[Step[Any]] = ()) -> None:
+        self.branches: dict[str, Any] = {}
+        """By task: what a finished branch left, as it was recorded."""
+        self.started: dict[str, str] = {}
+        """By task: the attempt of a step that may run once and is not known to have ended."""
+        if records is None:
+            return
+        ids = {name: step.id for step in unfinished for name in (step.id, *step.aliases)}
+        for task, left in records.branches.items():
+            if (name := _step_of(task)) in ids:
+                self.branches[ids[name] + task[len(name) :]] = left
+        begun = dict(records.started)
+        begun |= {task_name(one.step, one.item_key or None): "" for one in records.failures if one.kind == "unknown"}
+        for task, attempt_id in begun.items():
+            if (name := _step_of(task)) in ids:
+                self.started[ids[name] + task[len(name) :]] = attempt_id
+
+    def forget(self, step_ids: Iterable[str]) -> None:
+        """Note that steps are finished, or begin a new turn."""
+        if self.branches or self.started:
+            ended = set(step_ids)
+            self.branches = {task: left for task, left in self.branches.items() if _step_of(task) not in ended}
+            self.started = {task: attempt for task, attempt in self.started.items() if _step_of(task) not in ended}
+
+    def forget_started(self, step_id: str) -> None:
+        """Note that a step may run again."""
+        self.started = {task: attempt for task, attempt in self.started.items() if _step_of(task) != step_id}
+
+    def to_records(self, workflow_id: str) -> list[Record]:
+        """Return the records for a new checkpoint."""
+        kept = [branch_record(workflow_id, task, _step_of(task), left) for task, left in self.branches.items()]
+        kept += [
+            started_record(workflow_id, task, _step_of(task), attempt_id)
+            for task, attempt_id in self.started.items()
+            if task not in self.branches
+        ]
+        return kept
+
+
+def recall(branches: Sequence[Branch], known: KnownProgress, codec: Codec) -> list[tuple[Branch, str]]:
     """Finish those branches that an earlier run has finished.
 
     Returns:
         Branches that may run once, were started and are not finished, each with the id of its attempt.
     """
-    if not records.branches and not records.started:
+    if not known.branches and not known.started:
         return []
     unknown: list[tuple[Branch, str]] = []
     for branch in branches:
-        names = [branch.task, *(task_name(alias, branch.item_key) for alias in branch.step.aliases)]
-        found = [name for name in names if name in records.branches]
-        if found:
-            left = records.branches[found[0]]
+        if branch.task in known.branches:
+            left = known.branches[branch.task]
             branch.finish(from_record(left, codec) if branch.item_key is None else left)
-        elif branch.step.at_most_once:
-            unknown += [(branch, records.started[name]) for name in names if name in records.started]
+        elif branch.step.at_most_once and branch.task in known.started:
+            unknown.append((branch, known.started[branch.task]))
     return unknown
 
 
@@ -103,6 +151,6 @@ def branch_records(branches: Sequence[Branch], workflow_id: str, codec: Codec) -
     ]
 
 
-def step_of(task: str) -> str:
+def _step_of(task: str) -> str:
     """Return the step that a record is about."""
     return task.partition("[")[0]

@@ -25,14 +25,13 @@ from milepost.errors import (
     WorkflowNotFoundError,
 )
 from milepost.runner import tracing
-from milepost.runner.branches import branch_records, make_branches, recall, step_of
+from milepost.runner.branches import KnownProgress, branch_records, make_branches, recall
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.effects import StageProblemError, repeated_steps, state_after
 from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
-from milepost.runner.keys import task_name
 from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
 from milepost.runner.patches import Entries
@@ -42,7 +41,6 @@ from milepost.runner.run_state import (
     NEEDS_RESOLVE,
     HeadRecords,
     RunState,
-    branch_record,
     left_record,
     read_head_records,
     read_run_state,
@@ -144,7 +142,7 @@ class Engine(Generic[S]):
         self._journal: Journal | None = None
         self._frontier = Frontier(self._definition)
         self._records = HeadRecords()
-        self._records_head = ""
+        self._known = KnownProgress()
         self._is_resumed = False
         self._resume_head = ""
         self._deadline_at = NEVER
@@ -256,13 +254,11 @@ class Engine(Generic[S]):
         while True:
             yield from self._boundary()
             if self._frontier.is_finished:
-                yield from journal.save(Status.COMPLETED, releases=self._uses_lease)
+                yield from self._save(Status.COMPLETED, releases=True)
                 return self._outcome("completed")
             stage, waiting = self._choose_stage()
             if not stage:
                 return (yield from self._wait_for_signal(waiting))
-            if self._is_resumed and not self._resume_head:
-                yield from self._count_resume(stage[0])
             yield from self._run_stage(stage)
             if journal.status is Status.COMPLETED:
                 return self._outcome("completed")
@@ -326,11 +322,12 @@ class Engine(Generic[S]):
         self._use(state, entries, None)
         self._frontier = Frontier(self._definition)
         self._the_journal.touch()
-        yield from self._the_journal.save(Status.RUNNING)
+        yield from self._save(Status.RUNNING)
 
     def _adopt(self, head: Checkpoint, state: RunState) -> Flow[None]:
         """Take over what is stored, as this definition has it."""
-        finished, newly_named = yield from self._check_definition(head, state)
+        records = self._records = read_head_records(head.records, self._order.workflow_id)
+        finished, newly_named = yield from self._check_definition(head, state, records)
         entries, is_migrated = self._read_entries(head, state)
         self._use(state, entries, head)
         self._frontier = Frontier(self._definition, finished)
@@ -340,8 +337,8 @@ class Engine(Generic[S]):
             self._the_journal.touch()
         if head.status is not Status.WAITING:
             state.waiting_for = ""
-        self._records = read_head_records(head.records, self._order.workflow_id)
-        self._records_head = head.checkpoint_id
+        unfinished = (step for step in self._definition.steps.values() if step.id not in self._frontier.completed)
+        self._known = KnownProgress(records, unfinished)
 
     def _use(self, state: RunState, entries: Entries, head: Checkpoint | None, *, as_it_is: bool = False) -> None:
         manifest = self._definition.manifest
@@ -419,10 +416,14 @@ class Engine(Generic[S]):
         if self._input.digest() != state.input:
             raise self._failures.other_input()
 
-    def _check_definition(self, head: Checkpoint, state: RunState) -> Flow[tuple[frozenset[str], Sequence[str]]]:
+    def _check_definition(
+        self, head: Checkpoint, state: RunState, records: HeadRecords
+    ) -> Flow[tuple[frozenset[str], Sequence[str]]]:
         """Return the steps that count as finished, and those the store does not know as such."""
         fingerprint = self._definition.manifest.fingerprint
         completed = frozenset(head.completed_steps)
+        # It was said on the checkpoint that followed the change.
+        state.changed = None
         if not head.fingerprint or head.fingerprint == fingerprint:
             return completed, ()
         try:
@@ -431,7 +432,6 @@ class Engine(Generic[S]):
             if self._settings.on_change != "force":
                 raise
             return completed, ()
-        records = read_head_records(head.records, self._order.workflow_id)
         begun = {task.partition("[")[0] for task in (*records.branches, *records.started)} | state.iterations.keys()
         changes = compare(Manifest.read(text), self._definition, head.completed_steps, begun)
         if not changes.allows(self._settings.on_change):
@@ -457,10 +457,10 @@ class Engine(Generic[S]):
         count = len(self._records.resumes)
         if count >= self._settings.crash_limit:
             failure = self._failures.failure(step.id, "crash_limit", attempts=count)
-            yield from journal.save(
+            yield from self._save(
                 Status.FAILED,
-                records=[self._failures.record(step.id, failure), *self._carried("")],
-                releases=self._uses_lease,
+                records=[self._failures.record(step.id, failure)],
+                releases=True,
             )
             raise self._failures.unresolved(failure)
         yield from journal.append([resume_record(self._order.workflow_id, self.run_id)])
@@ -498,16 +498,14 @@ class Engine(Generic[S]):
 
     def _suspend(self) -> Flow[NoReturn]:
         if not self._the_journal.is_durable:
-            yield from self._the_journal.save(Status.RUNNING, releases=self._uses_lease)
+            yield from self._save(Status.RUNNING, releases=True)
             yield from self._the_journal.drain()
         raise _SuspendedError
 
     def _save_cancelled(self, records: Sequence[Record] = ()) -> Flow[None]:
         journal = self._the_journal
         yield from journal.drain()
-        yield from journal.save(
-            Status.CANCELLED, signals=self.notices.cancel_ids, records=records, releases=self._uses_lease
-        )
+        yield from self._save(Status.CANCELLED, signals=self.notices.cancel_ids, records=records, releases=True)
 
     def _end_late(self, branches: Sequence[Branch]) -> Flow[NoReturn]:
         late = [one.step.id for one in branches if one.status != "finished"]
@@ -515,10 +513,10 @@ class Engine(Generic[S]):
         step_id = late[0] if late else ""
         records: list[Record] = []
         if self._keeps_records:
-            records = self._branch_records(branches) if branches else self._carried("")
+            records = self._branch_records(branches)
             failed = self._failures.branch_records(branches)
             records += failed or [self._failures.record(step_id, self._failures.failure(step_id, "deadline"))]
-        yield from self._the_journal.save(Status.FAILED, records=records, releases=self._uses_lease)
+        yield from self._save(Status.FAILED, records=records, releases=True)
         raise self._failures.late(step_id)
 
     # Stages.
@@ -561,12 +559,12 @@ class Engine(Generic[S]):
             # The root says that the workflow waits; this scope only how far it has come.
             if journal.status is not Status.WAITING or journal.is_dirty or journal.state.waiting_for != name:
                 journal.state.waiting_for = name
-                yield from journal.save(Status.WAITING, records=records)
+                yield from self._save(Status.WAITING, records=records)
             raise ChildWaitsError(name)
         if journal.status is not Status.WAITING or journal.is_dirty or journal.state.waiting_for != name or records:
             journal.state.waiting_for = name
             yield from journal.drain()
-            yield from journal.save(Status.WAITING, records=records, releases=self._uses_lease)
+            yield from self._save(Status.WAITING, records=records, releases=True)
             if any(self.notices.signal_id(one) is not None for one in names):
                 raise _SignalCameError
         return self._outcome("waiting", name)
@@ -577,7 +575,7 @@ class Engine(Generic[S]):
         keeps = self._keeps_records and (len(steps) > 1 or has_items) and self._settings.durability != "exit"
         if keeps or any(step.at_most_once or step.waits_for is not None for step in steps):
             # Records go to a checkpoint that holds all they build on, and what may run once may not be run for nothing.
-            yield from journal.flush()
+            yield from self._flush()
         try:
             branches = make_branches(
                 steps, journal.entries, self._workflow.state_type, journal.state.iterations, is_kept=keeps
@@ -586,9 +584,10 @@ class Engine(Generic[S]):
             yield from self._fail_step(steps[0], error, ())
             return
         yield from self._give_signals(branches)
-        if self._records_head == journal.head_id:
-            for branch, attempt_id in recall(branches, self._records, self._codec):
-                raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", attempt_id)
+        for branch, attempt_id in recall(branches, self._known, self._codec):
+            raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", attempt_id)
+        if self._is_resumed and not self._resume_head:
+            yield from self._count_resume(steps[0])
         stage = Stage(
             branches,
             entries=journal.entries,
@@ -653,7 +652,7 @@ class Engine(Generic[S]):
         kept = self._branch_records(branches)
         if notices.is_stopped:
             if not self._the_journal.is_durable:
-                yield from self._the_journal.save(Status.RUNNING, records=kept)
+                yield from self._save(Status.RUNNING, records=kept)
             raise self._stopped()
         if notices.cancel_ids and not self._order.scope:
             yield from self._save_cancelled([*kept, *self._failures.branch_records(branches)])
@@ -681,15 +680,16 @@ class Engine(Generic[S]):
                 turns[step.id] = turns.get(step.id, 0) + 1
             else:
                 turns.pop(step.id, None)
+        self._known.forget(step.id for step in steps)
         finished = [step.id for step in steps if step.id not in repeated]
         self._frontier.finish(finished)
         signals = [branch.signal_id for branch in branches if branch.signal_id]
         journal.finish(finished, entries, last_step=steps[-1].id, signals=signals)
         journal.state.waiting_for = ""
         if self._frontier.is_finished:
-            yield from journal.save(Status.COMPLETED, releases=self._uses_lease)
+            yield from self._save(Status.COMPLETED, releases=True)
         elif self._settings.durability != "exit" and any(step.checkpoint for step in steps):
-            yield from journal.save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
+            yield from self._save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
 
     def _fail_step(self, step: Step[Any], error: Exception, kept: Sequence[Record]) -> Flow[None]:
         branch = Branch(step, step.id)
@@ -702,32 +702,43 @@ class Engine(Generic[S]):
         records = [*kept, *self._failures.branch_records(failed)] if self._keeps_records else []
         try:
             yield from self._the_journal.drain()
-            yield from self._the_journal.save(Status.FAILED, records=records, releases=self._uses_lease)
+            yield from self._save(Status.FAILED, records=records, releases=True)
         except MilepostError as unsaved:
             error.add_note(f"That it failed is not stored: {type(unsaved).__name__}: {unsaved.message}")
         raise error
+
+    def _save(
+        self,
+        status: Status,
+        *,
+        records: Sequence[Record] = (),
+        signals: Sequence[str] = (),
+        releases: bool = False,
+        is_optional: bool = False,
+    ) -> Flow[None]:
+        """Save a checkpoint, and with it what is known of steps that are still to be finished."""
+        if status not in ENDED and self._keeps_records:
+            given = {record.task_id for record in records}
+            known = self._known.to_records(self._order.workflow_id)
+            records = [*records, *(record for record in known if record.task_id not in given)]
+        yield from self._the_journal.save(
+            status,
+            records=records,
+            signals=signals,
+            releases=releases and self._uses_lease,
+            is_optional=is_optional,
+        )
+
+    def _flush(self) -> Flow[None]:
+        """Make everything so far durable, in whatever mode."""
+        if self._the_journal.is_dirty:
+            yield from self._save(Status.RUNNING)
+        yield from self._the_journal.drain()
 
     def _branch_records(self, branches: Sequence[Branch]) -> list[Record]:
         if not self._keeps_records:
             return []
         return branch_records(branches, self._order.workflow_id, self._codec)
-
-    def _carried(self, resolved: str) -> list[Record]:
-        """Return what the head's records say of steps other than `resolved`, for a new head of the same stage."""
-        if self._records_head != self._the_journal.head_id:
-            return []
-        workflow_id, records = self._order.workflow_id, self._records
-        kept = [branch_record(workflow_id, task, step_of(task), left) for task, left in records.branches.items()]
-        started = dict(records.started)
-        for failure in records.failures:
-            if failure.kind == "unknown":
-                started[task_name(failure.step, failure.item_key or None)] = ""
-        kept += [
-            started_record(workflow_id, task, step_of(task), attempt_id)
-            for task, attempt_id in started.items()
-            if step_of(task) != resolved and task not in records.branches
-        ]
-        return kept
 
     # Resolving.
 
@@ -740,11 +751,12 @@ class Engine(Generic[S]):
         step = definition.steps[step_id]
         if left is not None and resolution != "done":
             raise ValueError("what the step left goes with 'done' alone")
-        kept = self._carried(step_id)
         match resolution:
             case "retry":
+                # Items that are finished stay so.
+                self._known.forget_started(step_id)
                 journal.touch()
-                yield from journal.save(Status.RUNNING, records=kept, releases=self._uses_lease)
+                yield from self._save(Status.RUNNING, releases=True)
             case "done":
                 if step.for_each is not None:
                     raise ValueError(f"step {step_id!r} runs for items: resolve it with 'retry' or 'fail'")
@@ -755,19 +767,15 @@ class Engine(Generic[S]):
                     values = self._workflow.state_type.with_changes(self._state_of(entries, journal.head_id), left)
                     entries = Entries.of(values, self._codec, f"step {step_id!r}")
                     self._state_of(entries, journal.head_id)
+                self._known.forget([step_id])
                 self._frontier.finish([step_id])
                 journal.finish([step_id], entries, last_step=step_id)
                 status = Status.COMPLETED if self._frontier.is_finished else Status.RUNNING
-                kept = [record for record in kept if record.name != step_id] if status is Status.RUNNING else []
-                yield from journal.save(status, records=kept, releases=self._uses_lease)
+                yield from self._save(status, releases=True)
             case "fail":
                 failure = self._failures.failure(step_id, "final", attempts=1)
                 journal.touch()
-                yield from journal.save(
-                    Status.FAILED,
-                    records=[*kept, self._failures.record(step_id, failure)],
-                    releases=self._uses_lease,
-                )
+                yield from self._save(Status.FAILED, records=[self._failures.record(step_id, failure)], releases=True)
 
     # Values.
 

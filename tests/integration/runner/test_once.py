@@ -260,3 +260,60 @@ def test_a_cancelled_workflow_cannot_be_resolved(world: World) -> None:
         bound.resolve("o", "charge", "retry")
     with pytest.raises(WorkflowCancelledError):
         bound.run("o")
+
+
+def test_a_migration_forgets_nothing_of_a_stage_in_progress(world: World) -> None:
+    """Finished branches and the marks of steps that may run once go along to the checkpoint with the new state."""
+    calls: list[str] = []
+    fails = [True]
+
+    def made(**options: Any) -> Workflow[State]:
+        workflow = Workflow("order", dict[str, Any], **options)
+
+        @workflow.step(depends_on=[])
+        def good(state: State) -> State:
+            calls.append("good")
+            return {"good": 1}
+
+        @workflow.step(depends_on=[])
+        def flaky(state: State) -> State:
+            calls.append("flaky")
+            if fails[0]:
+                raise ValueError("no")
+            return {"flaky": state["version"]}
+
+        @workflow.step(depends_on=[], at_most_once=True)
+        def once(state: State) -> State:
+            calls.append("once")
+            raise ValueError("no")
+
+        return workflow
+
+    with pytest.raises(StepFailedError):
+        world.bind(made()).run("o", {"version": 1})
+    fails[0] = False
+    newer = made(schema_version=2, migrations={1: lambda entries: entries.update(version=2)})
+    for _ in range(7):
+        with pytest.raises(StepOutcomeUnknownError):
+            world.bind(newer, crash_limit=2).run("o")
+    world.bind(newer).resolve("o", "once", "done", {"once": 1})
+    assert world.bind(newer).run("o").state == {"version": 2, "good": 1, "flaky": 2, "once": 1}
+    assert sorted(calls) == ["flaky", "flaky", "good", "once"]
+
+
+def test_a_renamed_step_that_may_run_once_is_known_by_its_alias(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    with pytest.raises(StepFailedError):
+        world.bind(payment.workflow).run("o", {})
+    renamed = Workflow("order", dict[str, Any])
+    renamed.step(payment.price, checkpoint=False)
+    renamed.step(payment.charge, id="bill", aliases=["charge"], at_most_once=True)
+    renamed.step(payment.ship)
+    bound = world.bind(renamed, on_change="compatible")
+    with pytest.raises(StepOutcomeUnknownError) as caught:
+        bound.run("o")
+    assert caught.value.step in {"bill", "charge"}
+    bound.resolve("o", "bill", "done", {"charged": 42})
+    assert bound.run("o").state == {"total": 42, "charged": 42, "shipped": True}
+    assert payment.calls.count("charge") == 1

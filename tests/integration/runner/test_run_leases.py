@@ -111,6 +111,7 @@ def test_a_run_that_waits_goes_on_when_the_other_has_ended(world: World, slow: S
     assert slow.attempts == [1]
 
 
+@pytest.mark.slow
 def test_heartbeats_keep_a_lease_that_is_much_shorter_than_a_step(world: World, slow: Slow) -> None:
     first = InThread(world.bind(slow.workflow, lease_ttl_s=1.0), "o", {})
     assert slow.started.wait(10)
@@ -153,6 +154,7 @@ def test_a_zombie_cannot_save_over_the_host_that_took_over(world: World) -> None
     assert world.head("o").state == {"first": True}
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_host_that_died_is_waited_out(world: World) -> None:
     slow = Slow()
     slow.go.set()
@@ -182,6 +184,7 @@ class Outage:
         return guarded
 
 
+@pytest.mark.slow
 def test_a_run_pauses_while_its_lease_may_run_out_and_then_goes_on(memory_world: World, slow: Slow) -> None:
     """The step is cancelled, begins again as the same attempt, and nobody is told of a failure."""
     outage = Outage(memory_world)
@@ -198,6 +201,7 @@ def test_a_run_pauses_while_its_lease_may_run_out_and_then_goes_on(memory_world:
     assert memory_world.steps("o")[-1] == ("last", "completed")
 
 
+@pytest.mark.slow
 def test_a_step_that_may_run_once_is_not_cut_off_by_a_pause(memory_world: World) -> None:
     """Nobody else may start it, so its result is waited for and saved when the lease is renewed."""
     slow = Slow(at_most_once=True)
@@ -214,6 +218,7 @@ def test_a_step_that_may_run_once_is_not_cut_off_by_a_pause(memory_world: World)
     assert (slow.attempts, slow.cancelled.is_set()) == ([1], False)
 
 
+@pytest.mark.slow
 def test_a_run_gives_up_when_the_outage_lasts(memory_world: World, slow: Slow) -> None:
     outage = Outage(memory_world)
     run = InThread(memory_world.bind(slow.workflow, lease_ttl_s=1.0, outage_limit_s=2.0), "o", {})
