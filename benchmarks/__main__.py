@@ -13,14 +13,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import file_size, latency, memory, report, scaling, throughput
+from benchmarks import file_size, latency, memory, report, scaling, throughput, workflows
 from benchmarks.http2 import CallFailedError
 from benchmarks.options import Options
 from benchmarks.processes import ServerError
 from benchmarks.report import Figure
 
 BENCHMARKS: dict[str, Callable[[Options], Iterator[Figure]]] = {
-    module.NAME.replace(" ", "-"): module.measure for module in (throughput, latency, scaling, file_size, memory)
+    module.NAME.replace(" ", "-"): module.measure
+    for module in (throughput, latency, scaling, file_size, memory, workflows)
 }
 DEFAULT_JSON = Path(__file__).resolve().parent / "results" / "latest.json"
 
