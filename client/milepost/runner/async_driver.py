@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
 from milepost.runner import crash_points, tracing
@@ -38,16 +38,13 @@ from milepost.runner.events import (
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
 from milepost.runner.settings import Environment, Settings
-from milepost.runner.sync_driver import MOVED_CLOCK_CHECK_S, SIGNALS_MAX, STEP_ENDS
+from milepost.runner.sync_driver import MOVED_CLOCK_CHECK_S, RELEASE_S, SIGNALS_MAX, STEP_ENDS
 from milepost.runner.threads import DaemonThreads
 from milepost.types import Checkpoint, LeaseInfo, Saved, Signal
 
 __all__ = ["AsyncDriver"]
 
 T = TypeVar("T")
-
-RELEASE_S: Final = 5.0
-"""How long a run that ends waits for its lease to be given back."""
 
 
 class AsyncDriver:
@@ -178,13 +175,24 @@ class AsyncDriver:
             )
 
     async def _end_attempts(self, failure: BaseException | None) -> None:
-        tasks = [task for task in self._tasks.values() if task is not None]
+        """Cancel what still runs, and after an error give it the time to end: whoever calls next may start it again."""
         for attempt, task in self._tasks.items():
             attempt.context._cancel()  # noqa: SLF001  the driver's side of a context
             if task is not None:
                 task.cancel()
-        if tasks and failure is not None:
-            await asyncio.wait(tasks, timeout=self._settings.grace_s)
+        if failure is None:
+            return
+        if not isinstance(failure, Exception):
+            # The run itself was cancelled: threads, which may not listen, do not hold that up.
+            self._tasks = {attempt: task for attempt, task in self._tasks.items() if task is not None}
+        give_up_at = self._loop.time() + self._settings.grace_s
+        while self._tasks and (left_s := give_up_at - self._loop.time()) > 0:
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, AttemptEnded):
+                    self._tasks.pop(event.attempt, None)
+            if self._tasks:
+                await self._wait_for_bell(left_s)
 
     # Waiting.
 
@@ -226,6 +234,9 @@ class AsyncDriver:
                 await asyncio.sleep(0)
                 return
             wait_s = MOVED_CLOCK_CHECK_S
+        await self._wait_for_bell(wait_s)
+
+    async def _wait_for_bell(self, wait_s: float | None) -> None:
         self._waiter = self._loop.create_future()
         timer = None if wait_s is None else self._loop.call_later(wait_s, self._wake)
         try:

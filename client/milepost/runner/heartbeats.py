@@ -33,7 +33,8 @@ def heartbeats_for(store: Any) -> Callable[[], RenewsLeases]:
 
 
 def _twin(store: Client | AsyncClient) -> Client:
-    """Return a blocking client of the same configuration, without interceptors: those of an async client do not fit."""
+    """Return a blocking client of the same configuration. An async client's interceptors would not fit."""
+    interceptors = store._interceptors if isinstance(store, Client) else ()  # noqa: SLF001  as below
     endpoint = store._endpoint  # noqa: SLF001  the twin of a client is made of its parts
     twin = Client(
         endpoint.target,
@@ -41,6 +42,7 @@ def _twin(store: Client | AsyncClient) -> Client:
         tls=endpoint.tls,
         timeout_s=CALL_S,
         retry=RetryPolicy(backoff_initial_s=0.1, backoff_max_s=0.5),
+        interceptors=interceptors,
         instrument=False,
         insecure=True,
     )

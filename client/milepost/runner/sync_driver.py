@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+from milepost._sync.client import Client
 from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
 from milepost.runner import crash_points, tracing
 from milepost.runner.attempt import Attempt
@@ -49,6 +50,8 @@ __all__ = ["SyncDriver"]
 
 T = TypeVar("T")
 
+RELEASE_S: Final = 5.0
+"""How long a run that ends waits for its lease to be given back."""
 SIGNALS_MAX: Final = 100
 """Most signals of a name that are read at once."""
 MOVED_CLOCK_CHECK_S: Final = 0.01
@@ -159,6 +162,8 @@ class SyncDriver:
     def _leave(self, failure: BaseException | None) -> None:
         for attempt in self._in_flight:
             attempt.context._cancel()  # noqa: SLF001  the driver's side of a context
+        if isinstance(failure, Exception):
+            self._await_attempts()
         if self._queue is not None:
             self._queue.close()
         if self._parent is not None:
@@ -176,13 +181,25 @@ class SyncDriver:
             parting = self._engine.parting_records()
             if parting is not None and not is_crash and not isinstance(failure, Exception):
                 self._append_records(AppendRecords("", *parting))
-            self._store.release_lease(self._workflow_id, self._engine.lease_token)
+            self._release_lease()
         except MilepostError as error:
             logger.info(
                 "workflow %r: its lease is not given back (%s) and runs out by itself",
                 self._workflow_id,
                 type(error).__name__,
             )
+
+    def _await_attempts(self) -> None:
+        """Give steps that still run the time to end: whoever calls next may start them again."""
+        give_up_at = time.monotonic() + self._settings.grace_s
+        while self._in_flight and (left_s := give_up_at - time.monotonic()) > 0:
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, AttemptEnded):
+                    self._in_flight.pop(event.attempt, None)
+            self._bell.clear()
+            if self._in_flight and not self._events:
+                self._bell.wait(left_s)
 
     # Waiting.
 
@@ -308,6 +325,11 @@ class SyncDriver:
         if crash_points.armed:
             crash_points.check("after", effect.arguments)
         return saved
+
+    def _release_lease(self) -> None:
+        # Not the whole timeout of a client whose server may be gone: the lease runs out by itself.
+        options = {"timeout_s": RELEASE_S} if isinstance(self._store, Client) else {}
+        self._store.release_lease(self._workflow_id, self._engine.lease_token, **options)
 
     def _append_records(self, effect: AppendRecords) -> Any:
         arguments: dict[str, Any] = {"scope": effect.scope, "require_checkpoint": True}

@@ -94,7 +94,7 @@ def test_an_async_step_that_swallows_its_cancellation_is_abandoned(async_world: 
 
     @workflow.step(timeout_s=0.05)
     async def stubborn(state: State) -> None:
-        for _ in range(20):
+        for _ in range(6):
             try:
                 await asyncio.sleep(0.1)
             except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from milepost import Client, InMemoryStore
-from milepost.errors import LeaseHeldError, LeaseLostError, StepFailedError, UnavailableError
+from milepost.errors import LeaseHeldError, LeaseLostError, OutcomeUnknownError, StepFailedError, UnavailableError
 from milepost.runner import Workflow
 from milepost.testing import SimulatedCrash, crash_after, local_server
 from milepost.types import Status
@@ -247,8 +247,6 @@ def test_a_save_is_repeated_until_the_store_answers(memory_world: World) -> None
 
 
 def test_a_save_whose_answer_was_lost_is_stored_once(memory_world: World) -> None:
-    from milepost.errors import OutcomeUnknownError
-
     core = memory_world.eyes._core
     real = core.save
     lost = [2]
@@ -338,3 +336,53 @@ def test_a_run_outlives_a_restart_of_its_server(kind: Any) -> None:
         with Client(server.target, namespace=world.namespace) as eyes:
             assert eyes.load("o").status is Status.COMPLETED
         world.close()
+
+
+def test_an_error_is_raised_when_steps_beside_it_have_ended(memory_world: World) -> None:
+    """Whoever calls again must not find an attempt of the run before still alive."""
+    ended: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(depends_on=[])
+    def quick(state: State) -> State:
+        memory_world.eyes.break_lease("o")
+        return {"quick": 1}
+
+    @workflow.step(depends_on=[])
+    def slow(state: State, ctx: Any) -> None:
+        for _ in range(4000):
+            if ctx.cancelled:
+                break
+            time.sleep(0.005)
+        time.sleep(0.1)
+        ended.append("slow")
+
+    with pytest.raises(LeaseLostError):
+        memory_world.bind(workflow).run("o", {})
+    assert ended == ["slow"]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_save_with_an_unknown_outcome_that_was_passed_over_is_settled_first(
+    memory_world: World, is_stored: bool
+) -> None:
+    """It is sent again under its id before the next one, whether or not it had been stored."""
+    core = memory_world.eyes._core
+    real = core.save
+    lost = [True]
+
+    def save(item: Any) -> Any:
+        if item.completed_steps == ("first",) and lost:
+            lost.pop()
+            if is_stored:
+                real(item)
+            raise OutcomeUnknownError("the answer was lost", checkpoint_id=item.checkpoint_id)
+        return real(item)
+
+    core.save = save
+    slow = Slow()
+    slow.go.set()
+    run = memory_world.bind(slow.workflow, on_save_error="continue").run("o", {})
+    assert run.state == {"first": True, "slow": True, "last": True}
+    assert [step for step, _ in memory_world.steps("o")] == ["", "first", "slow", "last"]
+    assert memory_world.head("o").completed_steps == ("first", "slow", "last")

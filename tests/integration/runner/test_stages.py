@@ -356,6 +356,7 @@ def test_more_items_than_can_be_kept_are_refused_before_any_runs(memory_world: W
     assert memory_world.head("o").status is Status.FAILED
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_kept_do_not_run_again_unasked(world: World) -> None:
     """Beside one checkpoint there is room for 4 MiB; what ran and found none is said so."""
     workflow = Workflow("order", dict[str, Any])
