@@ -9,21 +9,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
+from collections.abc import Container, Mapping
+from typing import Any, Final, TypeVar, cast, get_args, get_origin
 
 import typing_extensions
 
 from milepost._nested_types import Conversion, conversion
+from milepost._type_checks import Check, check_of
 from milepost.errors import StateSchemaError
 
 T = TypeVar("T")
 
 
-def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", checkpoint_id: str = "") -> T:
+def read_state(
+    state: dict[str, Any],
+    kind: type[T],
+    *,
+    workflow_id: str = "",
+    checkpoint_id: str = "",
+    unchecked: Container[str] = (),
+) -> T:
     """Return `state` as a `kind`: dict, TypedDict, dataclass or pydantic model.
+
+    Args:
+        state: The entries.
+        kind: The type.
+        workflow_id: For errors.
+        checkpoint_id: For errors.
+        unchecked: Entries whose types are known to be right. A pydantic model checks them all the same.
 
     Raises:
         StateSchemaError: An entry is missing, unknown, or not of the declared type. Names entries and types alone.
@@ -40,12 +54,12 @@ def read_state(state: dict[str, Any], kind: type[T], *, workflow_id: str = "", c
     if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
         return cast("T", state)
     if typing_extensions.is_typeddict(kind):
-        hints, required, conversions = _declared_keys(cast("Any", kind))
-        state = _lifted(state, conversions)
-        _check(state, hints, required, refuse)
+        declared = _declared_keys(cast("Any", kind))
+        state = _lifted(state, declared.conversions)
+        _check(state, declared, refuse, unchecked)
         return cast("T", state)
     if dataclasses.is_dataclass(kind):
-        return _read_dataclass(state, kind, refuse)
+        return _read_dataclass(state, kind, refuse, unchecked)
     if hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
         return _read_model(state, kind, refuse)
     raise TypeError(f"a state is read as dict, TypedDict, dataclass or pydantic model, not as {kind!r}")
@@ -59,9 +73,29 @@ _KINDS_MAX: Final = 256
 """Types whose hints are kept: reading them again would cost more than checking a state."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Declared:
+    """What a TypedDict or dataclass says of its fields."""
+
+    hints: Mapping[str, Any]
+    required: frozenset[str]
+    set_later: frozenset[str] = frozenset()
+    """Fields that the constructor does not take."""
+    conversions: Mapping[str, Conversion] = dataclasses.field(init=False)
+    """How fields are stored, those alone that need it."""
+    checks: Mapping[str, Check] = dataclasses.field(init=False)
+    """Whether a value fits, for fields that do not take everything."""
+
+    def __post_init__(self) -> None:
+        conversions = {name: conversion(hint) for name, hint in self.hints.items()}
+        checks = {name: check_of(hint) for name, hint in self.hints.items()}
+        object.__setattr__(self, "conversions", {name: one for name, one in conversions.items() if one is not None})
+        object.__setattr__(self, "checks", {name: one for name, one in checks.items() if one is not None})
+
+
 @functools.lru_cache(_KINDS_MAX)
-def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str], dict[str, Conversion]]:
-    """Return the keys of a TypedDict with their types, those it must have, and conversions.
+def _declared_keys(kind: Any) -> _Declared:
+    """Return the keys of a TypedDict.
 
     Its own `__required_keys__` overlooks the marks of annotations that are text, as all are under
     `from __future__ import annotations`.
@@ -73,29 +107,27 @@ def _declared_keys(kind: Any) -> tuple[dict[str, Any], frozenset[str], dict[str,
             required.discard(key)
         elif mark is typing_extensions.Required:
             required.add(key)
-    hints = typing_extensions.get_type_hints(kind)
-    return hints, frozenset(required), _conversions(hints)
+    return _Declared(typing_extensions.get_type_hints(kind), frozenset(required))
 
 
 @functools.lru_cache(_KINDS_MAX)
-def _declared_fields(kind: Any) -> tuple[dict[str, Any], frozenset[str], frozenset[str], dict[str, Conversion]]:
-    """Return the fields of a dataclass with their types, those without a default, those set later, and conversions."""
+def _declared_fields(kind: Any) -> _Declared:
+    """Return the fields of a dataclass."""
     fields = dataclasses.fields(kind)
     hints = typing.get_type_hints(kind)
-    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    hints = {f.name: hints[f.name] for f in fields}
-    set_later = frozenset(f.name for f in fields if not f.init)
-    return hints, frozenset(required), set_later, _conversions(hints)
+    return _Declared(
+        {f.name: hints[f.name] for f in fields},
+        frozenset(
+            f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ),
+        frozenset(f.name for f in fields if not f.init),
+    )
 
 
 def conversions_of(kind: Any) -> Mapping[str, Conversion]:
     """Return how the fields of a TypedDict or dataclass are stored, those alone that need it, by name."""
-    return _declared_keys(kind)[2] if typing_extensions.is_typeddict(kind) else _declared_fields(kind)[3]
-
-
-def _conversions(hints: Mapping[str, Any]) -> dict[str, Conversion]:
-    found = {name: conversion(hint) for name, hint in hints.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    declared = _declared_keys(kind) if typing_extensions.is_typeddict(kind) else _declared_fields(kind)
+    return declared.conversions
 
 
 def _lifted(state: dict[str, Any], conversions: Mapping[str, Conversion]) -> dict[str, Any]:
@@ -104,14 +136,14 @@ def _lifted(state: dict[str, Any], conversions: Mapping[str, Conversion]) -> dic
     return {name: conversions[name].lift(value) if name in conversions else value for name, value in state.items()}
 
 
-def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
-    hints, required, set_later, conversions = _declared_fields(cast("Any", kind))
-    state = _lifted(state, conversions)
-    _check(state, hints, required, refuse)
-    if not set_later:
+def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse, unchecked: Container[str]) -> T:
+    declared = _declared_fields(cast("Any", kind))
+    state = _lifted(state, declared.conversions)
+    _check(state, declared, refuse, unchecked)
+    if not declared.set_later:
         return kind(**state)
-    made = kind(**{name: value for name, value in state.items() if name not in set_later})
-    for name in set_later & state.keys():
+    made = kind(**{name: value for name, value in state.items() if name not in declared.set_later})
+    for name in declared.set_later & state.keys():
         object.__setattr__(made, name, state[name])
     return made
 
@@ -132,64 +164,16 @@ def _read_model(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
     raise refuse(f"invalid are {', '.join(problems)}")
 
 
-def _check(
-    state: Mapping[str, Any], hints: Mapping[str, Any], required: typing.AbstractSet[str], refuse: _Refuse
-) -> None:
-    if missing := sorted(required - state.keys()):
+def _check(state: Mapping[str, Any], declared: _Declared, refuse: _Refuse, unchecked: Container[str]) -> None:
+    if missing := sorted(declared.required - state.keys()):
         raise refuse(f"it lacks the entries {', '.join(map(repr, missing))}")
-    if unknown := sorted(state.keys() - hints.keys()):
+    if unknown := sorted(state.keys() - declared.hints.keys()):
         raise refuse(f"it has the unknown entries {', '.join(map(repr, unknown))}")
-    for name, value in state.items():
-        if not _fits(value, hints[name]):
-            raise refuse(f"entry {name!r} is {type(value).__name__}, declared as {_name(hints[name])}")
+    for name, check in declared.checks.items():
+        if name in state and name not in unchecked and not check(state[name]):
+            hint = _name(declared.hints[name])
+            raise refuse(f"entry {name!r} is {type(state[name]).__name__}, declared as {hint}")
 
 
 def _name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value has the declared type; a form that is not understood here fits."""
-    if hint is Any:
-        return True
-    if hint is None:
-        return value is None
-    if isinstance(hint, typing.NewType):
-        return _fits(value, hint.__supertype__)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is None:
-        if typing_extensions.is_typeddict(hint):
-            return isinstance(value, dict)
-        if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
-            # The numeric tower, as type checkers see it; a bool passes as int in Python, and so does it here.
-            if not isinstance(value, (int, float) if hint is float else hint):
-                return False
-            return not dataclasses.is_dataclass(hint) or _fields_fit(value, hint)
-        return True
-    if origin in {typing.Annotated, typing_extensions.Required, typing_extensions.NotRequired}:
-        return _fits(value, args[0])
-    if origin in {Union, types.UnionType}:
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return any(value == arg and type(value) is type(arg) for arg in args)
-    return not isinstance(origin, type) or (isinstance(value, origin) and _items_fit(value, origin, args))
-
-
-def _fields_fit(value: Any, kind: Any) -> bool:
-    try:
-        hints = _declared_fields(kind)[0]
-    except NameError:
-        return True  # annotations that cannot be read here say nothing
-    return all(_fits(getattr(value, name), hint) for name, hint in hints.items())
-
-
-def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
-    if issubclass(origin, Mapping) and len(args) == 2:
-        return all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
-    if issubclass(origin, (Sequence, set, frozenset)) and len(args) == 1:
-        return all(_fits(item, args[0]) for item in value)
-    return True

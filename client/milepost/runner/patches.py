@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -202,7 +202,8 @@ def effect_of(before: Entries, left: S, returned: object, state_type: StateType[
     patch = _difference(before, after, where)
     if state_type.fields is not None and (not patch.is_empty or state_type.hides_fields):
         entries = _laid(before, patch)
-        made = _require_readable(entries, model, state_type, where)
+        # The others are as the step got them.
+        made = _require_readable(entries, model, state_type, where, before.contents.keys() - patch.contents.keys())
         entries._made.append(made)  # noqa: SLF001  the other half of one class
         # The usual next thing is to lay this very patch on these very entries.
         patch = Patch(patch.contents, patch.removed, patch.atoms, (before, entries))
@@ -337,7 +338,7 @@ def collect(before: Entries, into: str, results: Iterable[Any], state_type: Stat
         return EMPTY_PATCH
     patch = Patch({into: content})
     if state_type.fields is not None:
-        _require_readable(apply(before, patch), None, state_type, where)
+        _require_readable(apply(before, patch), None, state_type, where, before.contents.keys() - {into})
     return patch
 
 
@@ -388,10 +389,12 @@ def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
     return Patch(contents, frozenset(removed), atoms)
 
 
-def _require_readable(entries: Entries, model: S | None, state_type: StateType[S], where: str) -> S:
+def _require_readable(
+    entries: Entries, model: S | None, state_type: StateType[S], where: str, unchecked: Container[str] = ()
+) -> S:
     """Return the state that the entries are of; raise unless it is the one that the step left."""
     try:
-        found = state_type.from_entries(entries.values())
+        found = state_type.from_entries(entries.values(), unchecked=unchecked)
     except StateSchemaError as error:
         raise StateSchemaError(f"{where}: {error.message}") from None
     if model is not None and (name := state_type.differing_field(model, found)) is not None:
@@ -400,7 +403,7 @@ def _require_readable(entries: Entries, model: S | None, state_type: StateType[S
             f"{where}: {path} does not come back as it was: {state_type.name} hides it from what is stored, or changes "
             "it when it is made",
             path=path,
-            type=type_name(type(getattr(model, name))),
+            type=type_name(type(state_type.value_in(model, name))),
         )
     return found
 

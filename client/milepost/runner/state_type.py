@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin
 
 import typing_extensions
@@ -180,13 +180,31 @@ class StateType(Generic[S]):
             del entries[key]
         return entries
 
-    def from_entries(self, entries: dict[str, Any], *, workflow_id: str = "", checkpoint_id: str = "") -> S:
+    def from_entries(
+        self,
+        entries: dict[str, Any],
+        *,
+        workflow_id: str = "",
+        checkpoint_id: str = "",
+        unchecked: Container[str] = (),
+    ) -> S:
         """Return the state that entries stand for. A dict is returned as it is.
+
+        Args:
+            entries: The values by key.
+            workflow_id: For errors.
+            checkpoint_id: For errors.
+            unchecked: Entries whose types are known to be right.
 
         Raises:
             StateSchemaError: An entry is missing, unknown, or not of the declared type.
         """
-        return cast("S", _schema.read_state(entries, self._kind, workflow_id=workflow_id, checkpoint_id=checkpoint_id))
+        return cast(
+            "S",
+            _schema.read_state(
+                entries, self._kind, workflow_id=workflow_id, checkpoint_id=checkpoint_id, unchecked=unchecked
+            ),
+        )
 
     def differing_field(self, left: S, read_back: S) -> str | None:
         """Return a field that differs between a state and what reading it back made; None where there is none.

@@ -230,6 +230,30 @@ def test_an_input_that_does_not_come_back_equal_is_refused() -> None:
     assert list(store.workflows()) == []
 
 
+@dataclass
+class Counted:
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.count += 1
+
+
+class CountedDict(TypedDict):
+    counted: Counted
+
+
+def test_a_nested_type_that_changes_what_it_is_given_is_found_out() -> None:
+    """In a TypedDict too, at the step that changed it."""
+    wf = Workflow("order", CountedDict)
+
+    @wf.step
+    def only(state: CountedDict) -> None:
+        state["counted"].count = 10
+
+    with pytest.raises(CodecError, match=r"\$\.counted does not come back as it was"):
+        wf.bind(InMemoryStore()).run("order-7", {"counted": Counted()})
+
+
 def test_names_that_cannot_be_found_are_named() -> None:
     """When the workflow is defined: annotations are read from the module, not from the function around them."""
 
