@@ -10,19 +10,11 @@ import pytest
 
 from milepost.errors import StepFailedError, StepTimeoutError, WorkflowDeadlineError
 from milepost.runner import Retry, Workflow
-from milepost.runner.settings import Environment
-from milepost.testing import FakeClock
+from milepost.testing import FakeClock, bind_to_clock
 from milepost.types import Status
-from tests.integration.runner.conftest import World
+from tests.integration.runner.conftest import Bound, World
 
 State = dict[str, Any]
-
-
-def moved(clock: FakeClock) -> Environment:
-    """An environment whose time only passes where a run waits."""
-    return Environment(
-        clock=clock.monotonic, wall_clock=lambda: clock.now().timestamp(), sleep=clock.sleep, random=lambda: 0.5
-    )
 
 
 def test_a_failed_step_is_tried_again_after_its_pauses(memory_world: World) -> None:
@@ -40,7 +32,7 @@ def test_a_failed_step_is_tried_again_after_its_pauses(memory_world: World) -> N
             raise OSError("no")
         return {"attempt": ctx.attempt}
 
-    run = memory_world.bind(workflow, moved(clock), lease_ttl_s=3600).run("o", {})
+    run = Bound(bind_to_clock(workflow, memory_world.store, clock, lease_ttl_s=3600)).run("o", {})
     assert run.state == {"attempt": 4, "trace": "of a failed attempt"}
     assert times == [0, 10, 40, 100]
     assert len(keys) == 1
@@ -153,7 +145,7 @@ def test_a_workflow_has_a_deadline_that_outlives_a_resume(memory_world: World) -
     def three(state: State) -> None:
         calls.append("three")
 
-    bound = memory_world.bind(workflow, moved(clock), lease_ttl_s=3600)
+    bound = Bound(bind_to_clock(workflow, memory_world.store, clock, lease_ttl_s=3600))
     with pytest.raises(WorkflowDeadlineError) as caught:
         bound.run("o", {}, deadline_s=100)
     assert (caught.value.step, calls) == ("three", ["one", "two"])
