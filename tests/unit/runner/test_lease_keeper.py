@@ -24,7 +24,7 @@ class Store:
         self.takes_s = 0.0
         self.signals: tuple[PendingSignal, ...] = ()
 
-    def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float) -> LeaseRenewal:
+    def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float = 5.0) -> LeaseRenewal:
         self.calls.append((self.clock.monotonic(), workflow_id, timeout_s))
         if self.error is not None:
             self.clock.advance(min(self.takes_s, timeout_s))
