@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from milepost.runner import tracing
 from milepost.runner.context import AsyncContext, BaseContext, Context, RunFrame
+from milepost.runner.items import state_and_item
 from milepost.runner.patches import Entries, effect_of, item_result
 from milepost.runner.state_type import StateType
 from milepost.runner.step import Step
@@ -65,11 +66,13 @@ class Attempt:
         return self._left(state, answer)
 
     def _arguments(self) -> tuple[Any, list[Any]]:
-        # Decoded for this call: nothing that another step holds is in it.
-        state = self._entries.state_as(self._state_type)
-        arguments = [state]
-        if self.step.for_each is not None:
-            arguments.append(self._state_type.value_in(state, self.step.for_each)[self._item])
+        # Made for this call: nothing that another step holds is in it.
+        if self.step.for_each is None:
+            state = self._entries.state_as(self._state_type)
+            arguments = [state]
+        else:
+            state, item = state_and_item(self._entries, self._state_type, self.step.for_each, self._item)
+            arguments = [state, item]
         if self.step.takes_context:
             arguments.append(self.context)
         return state, arguments

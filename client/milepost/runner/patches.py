@@ -40,7 +40,7 @@ class Entries:
     a resumed run.
     """
 
-    __slots__ = ("_atoms", "_codec", "_contents", "_made")
+    __slots__ = ("_atoms", "_codec", "_contents", "_made", "kept_for_items")
 
     def __init__(self, contents: dict[str, Content], codec: Codec, atoms: dict[str, Any]) -> None:
         self._contents = contents
@@ -48,6 +48,8 @@ class Entries:
         self._atoms = atoms
         # A state that was made to check these entries, for the first who asks for one.
         self._made: list[Any] = []
+        self.kept_for_items: Any = None
+        """What `items` keeps between the calls of a step that runs for each item."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], codec: Codec, where: str = "") -> Entries:
