@@ -73,6 +73,7 @@ class AsyncDriver:
         self._workflow_id = engine.frame.workflow_id
         self._hold: Hold | None = parent._hold if parent is not None else None  # noqa: SLF001  of one run
         self._events: deque[Event] = deque()
+        self._signals: SignalsPending | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._tasks: dict[Attempt, asyncio.Task[Any] | None] = {}
         self._queue: AsyncSaveQueue | None = None
@@ -197,7 +198,11 @@ class AsyncDriver:
     # Waiting.
 
     def _deliver(self, event: Event) -> None:
-        self._events.append(event)
+        if isinstance(event, SignalsPending):
+            # The newest says it all: those of a step that runs for days do not pile up.
+            self._signals = event
+        else:
+            self._events.append(event)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -210,6 +215,9 @@ class AsyncDriver:
         while True:
             if self._events:
                 return self._taken(self._events.popleft())
+            if self._signals is not None:
+                signals, self._signals = self._signals, None
+                return signals
             wait_s: float | None = None
             if until is not None and until != float("inf"):
                 wait_s = until - self._environment.clock()

@@ -76,8 +76,10 @@ class Order(Generic[S]):
     """Longest wait for a lease that is held; None: as long as it can live without a renewal."""
     scope: str = ""
     """A child's scope; "" is the root."""
+    is_nested: bool = False
+    """It runs under its parent's lease."""
     lease_token: int = 0
-    """The root's lease, for a child."""
+    """That lease."""
     deadline: float | None = None
     """The root's deadline, for a child, in seconds since 1970."""
 
@@ -136,7 +138,7 @@ class Engine(Generic[S]):
         self._codec = codec
         self._keeps_records = keeps_records
         self._takes_encoded = takes_encoded
-        self._uses_lease = uses_lease and not order.scope
+        self._uses_lease = uses_lease and not order.is_nested
         self._input = None if order.state is None else self._encode(order.state)
         self._failures = Failures(order.workflow_id, order.scope, settings, environment)
         self._journal: Journal | None = None

@@ -287,7 +287,7 @@ class Journal:
             except PASSING as error:
                 if isinstance(error, OutcomeUnknownError):
                     is_unknown = error
-                if not patient or clock() + pause_s > give_up_at:
+                if not patient or self._notices.is_overdue or clock() + pause_s > give_up_at:
                     # An earlier try may have been stored, whatever the last one met.
                     raise is_unknown or error from error
                 logger.warning(
@@ -309,6 +309,12 @@ class Journal:
         while (event := (yield NextEvent(float("-inf")))) is not None:
             notices.note(event)
         while notices.is_paused and notices.gone is None:
+            if notices.is_overdue:
+                raise UnavailableError(
+                    f"workflow {self._workflow_id!r} was to be suspended while the store does not answer: nothing more "
+                    "is saved",
+                    workflow_id=self._workflow_id,
+                )
             notices.note((yield NextEvent(None)))
         if notices.gone is not None:
             raise notices.gone

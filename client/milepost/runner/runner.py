@@ -191,6 +191,7 @@ def _child_order(context: BaseContext, state: T, scope: str) -> Order[T]:
         workflow_id=context.workflow_id,
         state=state,
         scope=scope,
+        is_nested=True,
         lease_token=context.lease_token,
         deadline=context.deadline,
     )
@@ -315,6 +316,8 @@ class Runner(_BaseRunner[S]):
         step: str,
         resolution: Resolution,
         left: Mapping[str, Any] | None = None,
+        *,
+        scope: str = "",
     ) -> None:
         """Say how an unfinished step goes on that a resume refuses to run, for example one that may run once.
 
@@ -324,12 +327,15 @@ class Runner(_BaseRunner[S]):
             resolution: "retry": it may run again. "done": it is finished. "fail": the workflow stays failed until it is
                 resolved otherwise.
             left: With "done": the entries that the step changed.
+            scope: Scope of a child workflow that the step belongs to; call it on a runner of the child then.
 
         Raises:
             ValueError: The workflow has no such unfinished step, or has ended.
             LeaseHeldError: Somebody is running it.
         """
-        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        engine = self._engine(
+            self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0, scope=scope)
+        )
         self._driver(engine).run(engine.resolve(step, resolution, left))
 
     def status(self, workflow_id: str) -> WorkflowInfo:
@@ -342,15 +348,28 @@ class Runner(_BaseRunner[S]):
         return info
 
     def history(
-        self, workflow_id: str, *, newest_first: bool = True, limit: int | None = None, with_state: bool = False
+        self,
+        workflow_id: str,
+        *,
+        scope: str | None = "",
+        newest_first: bool = True,
+        limit: int | None = None,
+        with_state: bool = False,
     ) -> Iterator[Checkpoint]:
         """Read the checkpoints of a workflow, a page at a time.
+
+        Args:
+            workflow_id: The workflow.
+            scope: That of a child workflow; "" is the workflow itself, None all of them.
+            newest_first: By falling sequence, else by rising sequence.
+            limit: Most checkpoints in all; None: no end.
+            with_state: Read the states too.
 
         Raises:
             WorkflowNotFoundError: It does not exist.
         """
         found: Iterator[Checkpoint] = self._store.list(
-            workflow_id, newest_first=newest_first, limit=limit, with_state=with_state
+            workflow_id, scope=scope, newest_first=newest_first, limit=limit, with_state=with_state
         )
         return found
 
@@ -488,9 +507,13 @@ class AsyncRunner(_BaseRunner[S]):
         step: str,
         resolution: Resolution,
         left: Mapping[str, Any] | None = None,
+        *,
+        scope: str = "",
     ) -> None:
         """Say how an unfinished step goes on that a resume refuses to run. See `Runner.resolve`."""
-        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
+        engine = self._engine(
+            self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0, scope=scope)
+        )
         await self._driver(engine).run(engine.resolve(step, resolution, left))
 
     async def status(self, workflow_id: str) -> WorkflowInfo:
@@ -499,11 +522,17 @@ class AsyncRunner(_BaseRunner[S]):
         return info
 
     def history(
-        self, workflow_id: str, *, newest_first: bool = True, limit: int | None = None, with_state: bool = False
+        self,
+        workflow_id: str,
+        *,
+        scope: str | None = "",
+        newest_first: bool = True,
+        limit: int | None = None,
+        with_state: bool = False,
     ) -> AsyncIterator[Checkpoint]:
         """Read the checkpoints of a workflow, a page at a time. See `Runner.history`."""
         found: AsyncIterator[Checkpoint] = self._store.list(
-            workflow_id, newest_first=newest_first, limit=limit, with_state=with_state
+            workflow_id, scope=scope, newest_first=newest_first, limit=limit, with_state=with_state
         )
         return found
 

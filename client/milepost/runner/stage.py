@@ -323,6 +323,9 @@ class Stage:
         elif isinstance(error, LeaseLostError):
             self._notices.gone = self._notices.gone or error
             branch.status = "dropped"
+        elif isinstance(error, ChildWaitsError) and branch.step.at_most_once:
+            problem = RuntimeError(f"a child of step {branch.step.id!r} waits for a signal, and the step may run once")
+            self._failed(branch, problem, "unknown")
         elif isinstance(error, ChildWaitsError):
             self.waits_for.append(error.signal_name)
             branch.status = "dropped"

@@ -90,6 +90,7 @@ class SyncDriver:
         self._workflow_id = engine.frame.workflow_id
         self._hold: Hold | None = parent._hold if parent is not None else None  # noqa: SLF001  of one run
         self._events: deque[Event] = deque()
+        self._signals: SignalsPending | None = None
         self._bell = threading.Event()
         self._in_flight: dict[Attempt, None] = {}
         self._here: Attempt | None = None
@@ -113,7 +114,11 @@ class SyncDriver:
 
     def post(self, event: Event) -> None:
         """Tell the run of something. May be called from any thread."""
-        self._events.append(event)
+        if isinstance(event, SignalsPending):
+            # The newest says it all: those of a step that runs for days do not pile up.
+            self._signals = event
+        else:
+            self._events.append(event)
         self._bell.set()
         # A step in the run's own thread keeps the engine from hearing of it.
         here = self._here
@@ -208,6 +213,9 @@ class SyncDriver:
         while True:
             if self._events:
                 return self._taken(self._events.popleft())
+            if self._signals is not None:
+                signals, self._signals = self._signals, None
+                return signals
             if until is None or until == float("inf"):
                 wait_s = None
             else:
@@ -215,7 +223,7 @@ class SyncDriver:
                 if wait_s <= 0:
                     return None
             self._bell.clear()
-            if self._events:
+            if self._events or self._signals is not None:
                 continue
             self._wait(wait_s)
 
@@ -258,7 +266,7 @@ class SyncDriver:
     def _run_here(self, attempt: Attempt) -> None:
         self._here = attempt
         try:
-            for event in [*self._events]:
+            for event in [*self._events, *([self._signals] if self._signals is not None else [])]:
                 _cancel_here(attempt, event)
             ended = AttemptEnded(attempt, attempt.run())
         except STEP_ENDS as error:

@@ -49,11 +49,23 @@ class Bound:
     def signal(self, workflow_id: str, name: str, value: object = None) -> None:
         self._call("signal", workflow_id, name, value)
 
-    def resolve(self, workflow_id: str, step: str, resolution: Any, left: Mapping[str, Any] | None = None) -> None:
-        self._call("resolve", workflow_id, step, resolution, left)
+    def resolve(
+        self, workflow_id: str, step: str, resolution: Any, left: Mapping[str, Any] | None = None, *, scope: str = ""
+    ) -> None:
+        self._call("resolve", workflow_id, step, resolution, left, scope=scope)
 
     def status(self, workflow_id: str) -> Any:
         return self._call("status", workflow_id)
+
+    def history(self, workflow_id: str, **options: Any) -> list[Checkpoint]:
+        found: Any = self.runner.history(workflow_id, **options)
+        if isinstance(self.runner, Runner):
+            return [*found]
+
+        async def read() -> list[Checkpoint]:
+            return [checkpoint async for checkpoint in found]
+
+        return asyncio.run(read())
 
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
         answer = getattr(self.runner, name)(*args, **options)

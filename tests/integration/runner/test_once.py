@@ -317,3 +317,43 @@ def test_a_renamed_step_that_may_run_once_is_known_by_its_alias(world: World) ->
     bound.resolve("o", "bill", "done", {"charged": 42})
     assert bound.run("o").state == {"total": 42, "charged": 42, "shipped": True}
     assert payment.calls.count("charge") == 1
+
+
+def test_a_step_of_a_child_is_resolved_in_its_scope(world: World) -> None:
+    payment = Payment()
+    payment.fails = True
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step
+    def pay(state: State, ctx: Any) -> State:
+        return {"paid": ctx.run(payment.workflow, {}).state}
+
+    bound = world.bind(parent)
+    with pytest.raises(StepFailedError):
+        bound.run("t", {})
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("t")
+    unknown = caught.value.__cause__
+    assert isinstance(unknown, StepOutcomeUnknownError)
+    assert (unknown.step, unknown.scope) == ("charge", "pay")
+    world.bind(payment.workflow).resolve("t", "charge", "done", {"charged": 42}, scope=unknown.scope)
+    assert bound.run("t").state == {"paid": {"total": 42, "charged": 42, "shipped": True}}
+    assert payment.calls.count("charge") == 1
+
+
+def test_a_step_that_may_run_once_has_no_child_that_waits(world: World) -> None:
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step(waits_for="go")
+    def waits(state: State) -> None:
+        return None
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step(at_most_once=True)
+    def once(state: State, ctx: Any) -> None:
+        ctx.run(child, {})
+
+    with pytest.raises(StepFailedError) as caught:
+        world.bind(parent).run("t", {})
+    assert "waits for a signal" in str(caught.value.__cause__)

@@ -386,3 +386,38 @@ def test_a_save_with_an_unknown_outcome_that_was_passed_over_is_settled_first(
     assert run.state == {"first": True, "slow": True, "last": True}
     assert [step for step, _ in memory_world.steps("o")] == ["", "first", "slow", "last"]
     assert memory_world.head("o").completed_steps == ("first", "slow", "last")
+
+
+def test_of_many_hosts_that_run_one_workflow_each_step_is_run_by_one(world: World) -> None:
+    """All of them return its result."""
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    def step(name: str) -> Any:
+        def run(state: State) -> State:
+            calls.append(name)
+            return {name: len(calls)}
+
+        return run
+
+    for number in range(4):
+        workflow.step(step(f"s{number}"), id=f"s{number}")
+    hosts = [InThread(world.bind(workflow, holder=f"host-{number}"), "o", {}, lease_wait_s=30) for number in range(6)]
+    results = [host.join() for host in hosts]
+    assert calls == ["s0", "s1", "s2", "s3"]
+    assert len({run.checkpoint_id for run in results}) == 1
+
+
+def test_a_suspended_run_does_not_wait_for_a_store_that_is_gone(memory_world: World, slow: Slow) -> None:
+    """Its time is over: it ends, says so, and leaves the lease to run out."""
+    outage = Outage(memory_world)
+    bound = memory_world.bind(slow.workflow)
+    run = InThread(bound, "o", {})
+    assert slow.started.wait(10)
+    outage.is_on = True
+    bound.runner.suspend(grace_s=0.1)
+    slow.go.set()
+    started = time.monotonic()
+    with pytest.raises(UnavailableError):
+        run.join()
+    assert time.monotonic() - started < 10

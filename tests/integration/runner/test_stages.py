@@ -293,6 +293,8 @@ def test_a_child_runs_in_a_scope_of_its_own_and_is_resumed_there(world: World) -
     assert calls == ["book", "pay", "pay"]
     assert world.head("t", scope="legs").status is Status.COMPLETED
     assert bound.status("t").status is Status.COMPLETED
+    steps = [checkpoint.current_step for checkpoint in bound.history("t", scope="legs", newest_first=False)]
+    assert steps == ["", "book", "book", "pay"]
 
 
 def test_a_finished_child_returns_its_stored_result(world: World) -> None:
