@@ -365,9 +365,8 @@ class _Watcher:
                     if is_news(event):
                         self._put(event)
             except MilepostError as error:
-                logger.info("the watch broke (%s); it is begun again", type(error).__name__)
-                if not isinstance(error, _PASSING):
-                    return  # Not for this caller, or not here: queries tell, though later.
+                if not _may_pass(error):
+                    return
             self._closed.wait(WATCH_PAUSE_S)
 
     def _put(self, event: WatchEvent) -> None:
@@ -384,6 +383,16 @@ class _Watcher:
             stream.close()
 
 
+def _may_pass(error: MilepostError) -> bool:
+    """Tell whether a watch that failed is worth beginning again."""
+    kind = type(error).__name__
+    if isinstance(error, _PASSING):
+        logger.info("the watch broke (%s); it is begun again in %.0f s", kind, WATCH_PAUSE_S)
+        return True
+    logger.info("there is no watch (%s): queries tell of changes, though later", kind)
+    return False
+
+
 async def _watch_async(served: Served, inbox: asyncio.Queue[_Message]) -> None:
     if not hasattr(served.store, "watch"):
         return
@@ -396,8 +405,7 @@ async def _watch_async(served: Served, inbox: asyncio.Queue[_Message]) -> None:
                     elif is_news(event) and inbox.qsize() == INBOX_MAX:
                         inbox.put_nowait(_Missed())
         except MilepostError as error:
-            logger.info("the watch broke (%s); it is begun again", type(error).__name__)
-            if not isinstance(error, _PASSING):
+            if not _may_pass(error):
                 return
         await asyncio.sleep(WATCH_PAUSE_S)
 

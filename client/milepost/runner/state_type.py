@@ -100,6 +100,8 @@ class StateType(Generic[S]):
         self._is_model = True
         if getattr(kind, "__pydantic_root_model__", False):
             raise TypeError(f"{kind.__name__} is a root model: it has no fields that could be entries")
+        if "by_name" not in inspect.signature(kind.model_validate).parameters:
+            raise TypeError(f"{kind.__name__} cannot be a state: pydantic 2.11 or newer is needed to read it by name")
         self._names = tuple(kind.model_fields)
         self.fields = frozenset(self._names)
         self._has_enums = mentions_enum(kind)

@@ -186,7 +186,7 @@ class Workflow(Generic[S]):
             step_id = named.pop("id", None)
             if step_id is None:
                 step_id = getattr(function, "__name__", None)
-                if step_id is None:
+                if step_id is None or step_id == "<lambda>":
                     raise TypeError(f"workflow {self._name!r}: a step of this kind needs id=…, for it has no name")
             self.add_step(Step(step_id, function, **named))
             return function

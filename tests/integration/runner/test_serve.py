@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from milepost import AsyncInMemoryStore, InMemoryStore, Workflow
-from milepost.testing import LocalServer, SimulatedCrash, crash_after
+from milepost.testing import LocalServer, SimulatedCrash, crash_after, local_server
 from milepost.types import Status
 from tests.integration.runner.conftest import Bound, World
 
@@ -291,6 +291,27 @@ def test_signals_are_for_the_main_thread(memory_world: World) -> None:
         serving(memory_world.bind(Orders().workflow), handle_signals=True) as thread,
     ):
         thread.join(DEADLINE_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_serving_outlives_a_server_that_is_killed(kind: Any) -> None:
+    """While it is away the host asks less and less; when it is back, what is there is run, woken by a new watch too."""
+    with local_server() as server:
+        world = World(kind, server)
+        orders = Orders(waits_for="approval")
+        host = world.bind(orders.workflow)
+        with serving(world.bind(orders.workflow), poll_s=0.5):
+            host.run("o-1", {})
+            host.signal("o-1", "approval", 1)
+            orders.wait_for(1)
+            server.kill()
+            server.restart()
+            host.run("o-2", {})
+            host.signal("o-2", "approval", 1)
+            orders.wait_for(1)
+        assert statuses(world) == {"o-1": Status.COMPLETED, "o-2": Status.COMPLETED}
+        world.close()
 
 
 PROGRAM = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from milepost import InMemoryStore
 from milepost.runner import Reducer, Retry, Step, Workflow, append, union
 from milepost.runner.options import BindOptions
 from milepost.runner.settings import Settings
+from milepost.runner.step import StepOptions
 
 
 @dataclass
@@ -291,6 +293,32 @@ def test_reducers_come_from_annotations_and_arguments() -> None:
 def test_names_that_no_store_takes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         Workflow(name, dict)
+
+
+def test_a_function_without_a_name_of_its_own_needs_an_id() -> None:
+    for function in (lambda state: None, functools.partial(takes_state)):
+        with pytest.raises(TypeError, match="needs id="):
+            workflow().step(function)
+
+
+def test_a_model_of_a_library_that_is_too_old_is_refused() -> None:
+    """When the workflow is made, not when the first state is read."""
+
+    class Old(pydantic.BaseModel):
+        total: int
+
+        @classmethod
+        def model_validate(cls, obj: Any) -> Any:  # type: ignore[override]
+            return obj
+
+    with pytest.raises(TypeError, match=r"pydantic 2\.11 or newer"):
+        Workflow("order", Old)
+
+
+def test_the_options_of_a_step_are_those_of_the_decorator() -> None:
+    """The keywords that type checkers see are the fields that there are."""
+    fields = {field.name for field in dataclasses.fields(Step) if field.init}
+    assert set(StepOptions.__annotations__) == fields - {"execute"}
 
 
 def test_the_options_of_bind_are_those_of_a_runner() -> None:
