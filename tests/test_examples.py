@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,3 +79,19 @@ def shown_in_the_readme() -> list[str]:
         block for block in re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "yes  " in block
     )
     return [line for line in block.splitlines() if line.strip() != "..."]
+
+
+def test_a_workflow_that_was_killed_goes_on(server: LocalServer) -> None:
+    """What was finished before the kill is not run again, and after the end nothing is."""
+    source = (EXAMPLES / "workflow.py").read_text(encoding="utf-8").replace(DEFAULT_LISTEN, server.target)
+    killed = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "DIE_IN": "ship"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "price\ncharge\nship\n")
+    assert run_example("workflow.py", server) == "ship\ncompleted (resumed) 19.0 paid\n"
+    assert run_example("workflow.py", server) == "completed (resumed) 19.0 paid\n"
