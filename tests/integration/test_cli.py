@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from milepost import Client, LeaseLostError, Record, SaveItem
+from milepost import Client, LeaseLostError, Record, SaveItem, StepFailedError, Workflow
 from milepost.codecs import JSON
 from tests.support.server_process import ServerProcess
 
@@ -287,3 +287,36 @@ def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == 'error: the command line needs click: pip install "milepost[cli]"\n'
+
+
+def test_a_step_of_unknown_outcome_is_resolved_by_hand(
+    environment: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    """The program that knows what happened is a person, who has the definition at hand and nothing else."""
+    order = Workflow("order", dict[str, Any])
+
+    @order.step(at_most_once=True)
+    def charge(state: dict[str, Any]) -> None:
+        raise ConnectionError
+
+    with pytest.raises(StepFailedError):
+        order.bind(client).run("order-7", {"total": 42})
+    source = """
+from typing import Any
+from milepost import Workflow
+
+order = Workflow("order", dict[str, Any])
+
+@order.step(at_most_once=True)
+def charge(state): raise AssertionError
+"""
+    (tmp_path / "shop_of_test.py").write_text(source, encoding="utf-8")
+    command = ["resolve", "order-7", "charge", "done", "--workflow", "shop_of_test:order"]
+    there = environment | {"PYTHONPATH": str(tmp_path)}
+    refused = milepost(there, *command)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    done = milepost(there, *command, "--value", '{"receipt": "r-7"}', "--yes")
+    assert done.returncode == 0
+    assert done.stdout.startswith("resolved charge of order-7 as done: the workflow is completed, checkpoint ")
+    assert done.stderr == "importing shop_of_test, which runs its code\n"
+    assert order.bind(client).run("order-7").state == {"total": 42, "receipt": "r-7"}

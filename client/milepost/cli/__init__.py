@@ -6,6 +6,9 @@ Talks to a server through `milepost.Client` alone. Needs the extra `cli`; nothin
     app          the group of commands, and the one place where failures become exit codes
     reading      workflows, history, show, diff, stats
     writing      save, fork, prune, delete
+    checking     check: what a build could not go on with
+    resolving    resolve: a person decides about a step
+    imports      the user's definitions and codecs, by MODULE:NAME
     store        the client, handing out values as they are stored instead of decoded
     references   `head`, `head~1`, a sequence, an id or the beginning of one -> a checkpoint
     diff         two checkpoints -> what differs

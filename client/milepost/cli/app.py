@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from typing_extensions import override
 
-from milepost.cli import checking, leases, reading, signals, watching, writing
+from milepost.cli import checking, leases, reading, resolving, signals, watching, writing
 from milepost.cli.failures import EXIT_CODES_HELP, ExitCode, Failure, explain
 from milepost.cli.rendering import printable
 from milepost.cli.session import CommandError, Session, setting_options
@@ -97,6 +97,7 @@ for _command in (
     reading.stats,
     watching.watch,
     checking.check,
+    resolving.resolve,
     writing.save,
     writing.fork,
     writing.prune,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 import click
 
 from milepost.cli.failures import ExitCode
+from milepost.cli.imports import find_workflow
 from milepost.cli.rendering import count, printable
-from milepost.cli.session import TEXT, CommandError, Session, pass_session, setting_options
+from milepost.cli.session import TEXT, Session, pass_session, setting_options
 from milepost.cli.store import Store, StoredCheckpoint, StoredRecord
 from milepost.errors import DefinitionNotFoundError, NotFoundError
 from milepost.runner.changes import compare
@@ -59,10 +57,11 @@ class Obstacle:
 def check(session: Session, *, definition: str, on_change: str, statuses: tuple[str, ...]) -> None:
     """List the unfinished workflows that could not be resumed under the definition WORKFLOW of MODULE, and why.
 
-    MODULE is imported, from the current directory too. Only definitions and schema versions are compared; nothing is
-    run, and no state is read. Exits with 1 where there is such a workflow.
+    MODULE is imported, from the current directory before any other place, which runs its code: use this with code that
+    you trust. No step is run, and no state is read: only definitions and schema versions are compared. Exits with 1
+    where there is such a workflow.
     """
-    workflow = find_workflow(definition)
+    workflow = find_workflow(session, definition)
     output = session.output()
     checked = 0
     blocked = 0
@@ -90,39 +89,6 @@ def check(session: Session, *, definition: str, on_change: str, statuses: tuple[
         output.flush()
         click.get_current_context().exit(ExitCode.NEGATIVE)
     session.note(f"all {count(checked, 'unfinished workflow')} of {name} could be resumed")
-
-
-def find_workflow(text: str) -> Workflow[Any]:
-    """Import the definition that `module:name` names.
-
-    Raises:
-        CommandError: There is no such module or name, importing it fails, or the definition has a fault.
-    """
-    module_name, colon, name = text.partition(":")
-    if not colon or not module_name or not name:
-        raise CommandError(ExitCode.USAGE, f"{text!r} is not MODULE:WORKFLOW", "for example: milepost check shop:order")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        raise CommandError(ExitCode.USAGE, f"there is no module {error.name!r}") from error
-    except AttributeError as error:
-        raise CommandError(ExitCode.USAGE, f"{module_name!r} has no {name!r}: {error}") from error
-    except Exception as error:
-        raise CommandError(
-            ExitCode.USAGE, f"{module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(found, Workflow):
-        raise CommandError(ExitCode.USAGE, f"{text!r} is {type(found).__name__}, not a Workflow")
-    try:
-        _ = found.definition
-    except ValueError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from error
-    return found
 
 
 class _Manifests:

@@ -14,6 +14,7 @@ from milepost.errors import (
     CodecError,
     ConflictError,
     DeadlineError,
+    DefinitionChangedError,
     HeadMovedError,
     InvalidRequestError,
     LeaseError,
@@ -21,10 +22,12 @@ from milepost.errors import (
     MilepostError,
     NotFoundError,
     OutcomeUnknownError,
+    StateSchemaError,
     StoreFullError,
     UnavailableError,
     WatchCompactedError,
     WatchTooSlowError,
+    WorkflowError,
     WorkflowNotFoundError,
 )
 
@@ -102,7 +105,7 @@ def _exit_code(error: MilepostError) -> ExitCode:
             return ExitCode.USAGE
         case UnavailableError() | DeadlineError() | CapacityError() | OutcomeUnknownError():
             return ExitCode.UNAVAILABLE
-        case ConflictError() | LeaseError():
+        case ConflictError() | LeaseError() | WorkflowError() | StateSchemaError():
             return ExitCode.CONFLICT
         case _:
             return ExitCode.BROKEN
@@ -119,6 +122,8 @@ def _hint(error: MilepostError, target: str) -> str:
             return "somebody saved in between: look at `milepost show WORKFLOW`, then save --after that head"
         case LeaseHeldError():
             return "`milepost lease show WORKFLOW` tells how long; `milepost lease break` takes it from who is gone"
+        case DefinitionChangedError():
+            return "`milepost check` tells what stands in the way; --on-change allows more"
         case WatchCompactedError() | WatchTooSlowError():
             return "events were missed: look at `milepost show WORKFLOW`, then watch again"
         case StoreFullError():

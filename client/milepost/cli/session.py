@@ -20,6 +20,7 @@ from milepost._config import TARGET_DEFAULT
 from milepost.cli.failures import ExitCode, Failure, unreachable
 from milepost.cli.rendering import Output
 from milepost.cli.store import Store, StoreClient, StoredCodec
+from milepost.codecs import Codec
 from milepost.errors import UnavailableError
 
 TIMEOUT_S: Final = 30.0
@@ -64,6 +65,8 @@ class Settings:
     key_file: Path | None = None
     insecure: bool = False
     traceback: bool = False
+    codec: Codec | None = None
+    """How values are read and written; None: as they are stored."""
 
 
 def connect(settings: Settings) -> Store:
@@ -80,7 +83,7 @@ def connect(settings: Settings) -> Store:
             namespace=settings.namespace,
             tls=tls if uses_tls else None,
             timeout_s=settings.timeout_s,
-            codec=StoredCodec(),
+            codec=settings.codec or StoredCodec(),
             insecure=settings.insecure,
         )
     except ValueError as error:

@@ -1,0 +1,147 @@
+"""The command by which a person decides what a run cannot: how a step goes on whose outcome nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast, get_args
+
+import click
+
+from milepost.cli import json_text
+from milepost.cli.failures import ExitCode
+from milepost.cli.imports import find_codec, find_workflow
+from milepost.cli.rendering import printable
+from milepost.cli.session import TEXT, CommandError, Session, pass_session, setting_options
+from milepost.cli.writing import yes_option
+from milepost.codecs import JSON, Codec, JsonCodec
+from milepost.errors import MilepostError
+from milepost.runner.engine import Resolution
+from milepost.runner.settings import ChangePolicy
+from milepost.types import Status
+
+_ENDED: Final = (Status.COMPLETED, Status.CANCELLED)
+_QUESTIONS: Final[Mapping[str, str]] = {
+    "retry": "Let {what} run again?",
+    "done": "Count {what} as finished, {left}?",
+    "fail": "Count {what} as failed, so that no run goes on until it is resolved otherwise?",
+}
+
+
+@click.command()
+@click.argument("workflow", type=TEXT)
+@click.argument("step", type=TEXT)
+@click.argument("resolution", type=click.Choice(get_args(Resolution)))
+@click.option(
+    "--workflow",
+    "definition",
+    type=TEXT,
+    required=True,
+    metavar="MODULE:WORKFLOW",
+    help="The definition, as for `milepost check`. The module is imported: its code runs, its steps do not.",
+)
+@click.option(
+    "--value",
+    type=TEXT,
+    metavar="JSON",
+    help="With done: a JSON object, the entries of the state that the step changed. Default: none.",
+)
+@click.option(
+    "--codec",
+    type=TEXT,
+    metavar="MODULE:CODEC",
+    help="The codec of the program's client, where it has one of its own; imported, too.",
+)
+@click.option(
+    "--on-change",
+    type=click.Choice(get_args(ChangePolicy)),
+    default="fail",
+    help="What bind(on_change=…) is in the build; default: fail.",
+)
+@yes_option
+@setting_options(hidden=True)
+@pass_session
+def resolve(
+    session: Session,
+    *,
+    workflow: str,
+    step: str,
+    resolution: str,
+    definition: str,
+    value: str | None,
+    codec: str | None,
+    on_change: str,
+    yes: bool,
+) -> None:
+    """Decide how STEP of WORKFLOW goes on, where a run refuses to.
+
+    With retry it may run again. With done it is finished, and --value says what it changed. With fail the workflow
+    stays failed until the step is resolved otherwise.
+
+    This is for a step that may run once and whose outcome nobody knows, and for one that was given up after too many
+    crashes. Look first at what really happened; `milepost show WORKFLOW` has the failure. Nothing is run here: the next
+    run goes on from what is decided.
+
+    The module of --workflow is imported, from the current directory before any other place, and so is that of --codec,
+    which runs their code: use this with code that you trust.
+    """
+    if value is not None and resolution != "done":
+        raise click.UsageError("--value goes with done alone")
+    found = find_workflow(session, definition)
+    if step not in found.steps:
+        raise CommandError(
+            ExitCode.USAGE,
+            f"workflow {found.name!r} has no step {step!r}",
+            f"its steps are {', '.join(map(repr, found.steps))}",
+        )
+    used = JSON if codec is None else find_codec(session, codec)
+    left = None if value is None else _read_entries(value, used)
+    session.settings.codec = used
+    output = session.output()
+    with session.store() as store:
+        info = store.workflow(workflow)
+        if info.status in _ENDED:
+            raise CommandError(ExitCode.CONFLICT, f"workflow {workflow!r} is {info.status.value}: it has ended")
+        if not yes:
+            what = f"step {printable(step)!r} of workflow {printable(workflow)!r}"
+            if info.status is not None:
+                what += f", which is {info.status.value}"
+            changed = "with the state as it is" if left is None else f"with {_named(left)} changed"
+            session.confirm(_QUESTIONS[resolution].format(what=what, left=changed), otherwise="nothing was changed")
+        # The commands' own store is a client with one more way to read.
+        runner = found.bind(cast("Any", store), on_change=cast("ChangePolicy", on_change))
+        try:
+            runner.resolve(workflow, step, cast("Resolution", resolution), left)
+        except MilepostError:
+            raise
+        except ValueError as error:
+            raise CommandError(ExitCode.CONFLICT, str(error)) from error
+        head = store.load_stored(workflow, with_state=False, with_records=False).header
+    if session.as_json:
+        output.document(
+            {
+                "workflow_id": workflow,
+                "step": step,
+                "resolution": resolution,
+                "status": head.status.value,
+                "checkpoint_id": head.checkpoint_id,
+                "sequence": head.sequence,
+            }
+        )
+        return
+    output.line(
+        f"resolved {printable(step)} of {printable(workflow)} as {resolution}: the workflow is {head.status.value}, "
+        f"checkpoint {printable(head.checkpoint_id)}"
+    )
+
+
+def _named(left: Mapping[str, Any]) -> str:
+    names = [printable(repr(name)) for name in left]
+    return ", ".join([*names[:10], f"{len(names) - 10} more"] if len(names) > 10 else names) or "no entry"
+
+
+def _read_entries(text: str, codec: Codec) -> dict[str, Any]:
+    reader = codec if isinstance(codec, JsonCodec) else JSON
+    try:
+        return {key: reader.decode(one, key) for key, one in json_text.split_object(text).items()}
+    except ValueError as error:
+        raise click.BadParameter(printable(f"no JSON object ({error})"), param_hint="--value") from None
