@@ -104,7 +104,7 @@ def resolve(
         if not yes:
             what = f"step {printable(step)!r} of workflow {printable(workflow)!r}"
             if info.status is not None:
-                what += f", which is {info.status.value}"
+                what += f" ({info.status.value})"
             changed = "with the state as it is" if left is None else f"with {_named(left)} changed"
             session.confirm(_QUESTIONS[resolution].format(what=what, left=changed), otherwise="nothing was changed")
         # The commands' own store is a client with one more way to read.

@@ -138,7 +138,7 @@ def test_nothing_is_changed_before_a_yes(run: Run, store: MemoryStore) -> None:
     assert run("order-1", "charge", "retry").exit_code == ExitCode.USAGE
     no = run("order-1", "charge", "done", "--value", '{"a": 1}', can_ask=True, stdin="n\n")
     assert no.exit_code == ExitCode.NEGATIVE
-    assert "Count step 'charge' of workflow 'order-1', which is failed, as finished, with 'a' changed?" in no.stderr
+    assert "Count step 'charge' of workflow 'order-1' (failed) as finished, with 'a' changed?" in no.stderr
     assert "nothing was changed" in no.stderr
     assert store.load("order-1").checkpoint_id == before
     assert run("order-1", "charge", "retry", can_ask=True, stdin="y\n").exit_code == ExitCode.OK
