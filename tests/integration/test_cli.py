@@ -317,6 +317,6 @@ def charge(state): raise AssertionError
     assert (refused.returncode, refused.stdout) == (2, "")
     done = milepost(there, *command, "--value", '{"receipt": "r-7"}', "--yes")
     assert done.returncode == 0
-    assert done.stdout.startswith("resolved charge of order-7 as done: the workflow is completed, checkpoint ")
+    assert done.stdout.startswith("resolved step 'charge' of workflow 'order-7' as done: it is completed, checkpoint ")
     assert done.stderr == "importing shop_of_test, which runs its code\n"
     assert order.bind(client).run("order-7").state == {"total": 42, "receipt": "r-7"}

@@ -43,8 +43,10 @@ _QUESTIONS: Final[Mapping[str, str]] = {
     "--value",
     type=TEXT,
     metavar="JSON",
-    help="With done: a JSON object, the entries of the state that the step changed. Default: none.",
+    help="With done: a JSON object, the entries of the state that the step changed; with --item, the item's result. "
+    "Default: none.",
 )
+@click.option("--item", "item_key", type=TEXT, metavar="KEY", help="Of a step that runs for each: only this item.")
 @click.option(
     "--codec",
     type=TEXT,
@@ -68,6 +70,7 @@ def resolve(
     resolution: str,
     definition: str,
     value: str | None,
+    item_key: str | None,
     codec: str | None,
     on_change: str,
     yes: bool,
@@ -94,7 +97,9 @@ def resolve(
             f"its steps are {', '.join(map(repr, found.steps))}",
         )
     used = JSON if codec is None else find_codec(session, codec)
-    left = None if value is None else _read_entries(value, used)
+    left: Any = None
+    if value is not None:
+        left = _read_entries(value, used) if item_key is None else _read_value(value, used)
     session.settings.codec = used
     output = session.output()
     with session.store() as store:
@@ -102,15 +107,13 @@ def resolve(
         if info.status in _ENDED:
             raise CommandError(ExitCode.CONFLICT, f"workflow {workflow!r} is {info.status.value}: it has ended")
         if not yes:
-            what = f"step {printable(step)!r} of workflow {printable(workflow)!r}"
-            if info.status is not None:
-                what += f" ({info.status.value})"
-            changed = "with the state as it is" if left is None else f"with {_named(left)} changed"
-            session.confirm(_QUESTIONS[resolution].format(what=what, left=changed), otherwise="nothing was changed")
+            what = _what(workflow, step, item_key) + ("" if info.status is None else f" ({info.status.value})")
+            question = _QUESTIONS[resolution].format(what=what, left=_named(left, item_key))
+            session.confirm(question, otherwise="nothing was changed")
         # The commands' own store is a client with one more way to read.
         runner = found.bind(cast("Any", store), on_change=cast("ChangePolicy", on_change))
         try:
-            runner.resolve(workflow, step, cast("Resolution", resolution), left)
+            runner.resolve(workflow, step, cast("Resolution", resolution), left, item_key=item_key)
         except MilepostError:
             raise
         except ValueError as error:
@@ -121,6 +124,7 @@ def resolve(
             {
                 "workflow_id": workflow,
                 "step": step,
+                "item_key": item_key or "",
                 "resolution": resolution,
                 "status": head.status.value,
                 "checkpoint_id": head.checkpoint_id,
@@ -129,19 +133,41 @@ def resolve(
         )
         return
     output.line(
-        f"resolved {printable(step)} of {printable(workflow)} as {resolution}: the workflow is {head.status.value}, "
+        f"resolved {_what(workflow, step, item_key)} as {resolution}: it is {head.status.value}, "
         f"checkpoint {printable(head.checkpoint_id)}"
     )
 
 
-def _named(left: Mapping[str, Any]) -> str:
+def _what(workflow_id: str, step: str, item_key: str | None) -> str:
+    item = "" if item_key is None else f"item {printable(item_key)!r} of "
+    return f"{item}step {printable(step)!r} of workflow {printable(workflow_id)!r}"
+
+
+def _named(left: Any, item_key: str | None) -> str:
+    if left is None:
+        return "with the state as it is" if item_key is None else "with null as its result"
+    if item_key is not None:
+        return "with this result"
     names = [printable(repr(name)) for name in left]
-    return ", ".join([*names[:10], f"{len(names) - 10} more"] if len(names) > 10 else names) or "no entry"
+    named = ", ".join([*names[:10], f"{len(names) - 10} more"] if len(names) > 10 else names)
+    return f"with {named or 'no entry'} changed"
 
 
 def _read_entries(text: str, codec: Codec) -> dict[str, Any]:
-    reader = codec if isinstance(codec, JsonCodec) else JSON
     try:
-        return {key: reader.decode(one, key) for key, one in json_text.split_object(text).items()}
+        return {key: _reader(codec).decode(one, key) for key, one in json_text.split_object(text).items()}
     except ValueError as error:
         raise click.BadParameter(printable(f"no JSON object ({error})"), param_hint="--value") from None
+
+
+def _read_value(text: str, codec: Codec) -> Any:
+    try:
+        json_text.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(printable(f"no JSON ({error})"), param_hint="--value") from None
+    return _reader(codec).decode(text)
+
+
+def _reader(codec: Codec) -> Codec:
+    # What a person writes is JSON, whatever the program stores; its registered types can be written as they are shown.
+    return codec if isinstance(codec, JsonCodec) else JSON

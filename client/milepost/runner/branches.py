@@ -104,8 +104,11 @@ class KnownProgress:
             self.branches = {task: left for task, left in self.branches.items() if _step_of(task) not in ended}
             self.started = {task: attempt for task, attempt in self.started.items() if _step_of(task) not in ended}
 
-    def forget_started(self, step_id: str) -> None:
-        """Note that a step may run again."""
+    def forget_started(self, step_id: str, item_key: str | None = None) -> None:
+        """Note that a step, or one item of it, may run again."""
+        if item_key is not None:
+            self.started.pop(task_name(step_id, item_key), None)
+            return
         self.started = {task: attempt for task, attempt in self.started.items() if _step_of(task) != step_id}
 
     def to_records(self, workflow_id: str) -> list[Record]:

@@ -32,12 +32,14 @@ from milepost.runner.effects import StageProblemError, repeated_steps, state_aft
 from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
+from milepost.runner.keys import task_name
 from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
-from milepost.runner.patches import Entries
+from milepost.runner.patches import Entries, item_result
 from milepost.runner.plan import Frontier
 from milepost.runner.run import Run
 from milepost.runner.run_state import (
+    FINAL,
     NEEDS_RESOLVE,
     HeadRecords,
     RunState,
@@ -202,13 +204,13 @@ class Engine(Generic[S]):
         self._use(read_run_state(head), Entries.of(head.state, self._codec), head, as_it_is=True)
         yield from self._save_cancelled()
 
-    def resolve(self, step_id: str, resolution: Resolution, left: Mapping[str, Any] | None) -> Flow[None]:
+    def resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None = None) -> Flow[None]:
         """Say how a step goes on that a resume refuses to run. See `Runner.resolve`."""
         head = yield from self._take_over()
         if head.status in ENDED:
             raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
         yield from self._adopt(head, read_run_state(head))
-        yield from self._resolve(step_id, resolution, left)
+        yield from self._resolve(step_id, resolution, left, item_key)
 
     def _take_over(self) -> Flow[Checkpoint]:
         if self._uses_lease:
@@ -744,40 +746,68 @@ class Engine(Generic[S]):
 
     # Resolving.
 
-    def _resolve(self, step_id: str, resolution: Resolution, left: Mapping[str, Any] | None) -> Flow[None]:
-        journal, definition = self._the_journal, self._definition
-        if step_id not in definition.steps:
+    def _resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None) -> Flow[None]:
+        if step_id not in self._definition.steps:
             raise ValueError(f"workflow {self._workflow.name!r} has no step {step_id!r}")
         if step_id in self._frontier.completed:
             raise ValueError(f"step {step_id!r} of workflow {self._order.workflow_id!r} is finished")
-        step = definition.steps[step_id]
         if left is not None and resolution != "done":
             raise ValueError("what the step left goes with 'done' alone")
+        step = self._definition.steps[step_id]
+        self._check_item(step, item_key)
+        journal = self._the_journal
+        standing = [
+            self._failures.record(task_name(one.step, one.item_key or None), one)
+            for one in self._records.failures
+            if one.kind in FINAL and not (one.step == step_id and item_key in {None, one.item_key})
+        ]
+        # What stands of other steps has to be resolved by itself.
+        status = Status.FAILED if standing else Status.RUNNING
+        journal.touch()
         match resolution:
             case "retry":
                 # Items that are finished stay so.
-                self._known.forget_started(step_id)
-                journal.touch()
-                yield from self._save(Status.RUNNING, releases=True)
+                self._known.forget_started(step_id, item_key)
             case "done":
-                if step.for_each is not None:
-                    raise ValueError(f"step {step_id!r} runs for items: resolve it with 'retry' or 'fail'")
                 if step not in self._frontier.stage():
                     raise ValueError(f"step {step_id!r} of workflow {self._order.workflow_id!r} cannot have run yet")
-                entries = journal.entries
-                if left is not None:
-                    values = self._workflow.state_type.with_changes(self._state_of(entries, journal.head_id), left)
-                    entries = Entries.of(values, self._codec, f"step {step_id!r}")
-                    self._state_of(entries, journal.head_id)
-                self._known.forget([step_id])
-                self._frontier.finish([step_id])
-                journal.finish([step_id], entries, last_step=step_id)
-                status = Status.COMPLETED if self._frontier.is_finished else Status.RUNNING
-                yield from self._save(status, releases=True)
+                if item_key is not None:
+                    result = item_result(left, self._workflow.state_type, self._codec, step_id, item_key)
+                    self._known.forget_started(step_id, item_key)
+                    self._known.branches[task_name(step_id, item_key)] = result
+                else:
+                    self._finish_resolved(step, left)
+                    status = Status.COMPLETED if self._frontier.is_finished else status
             case "fail":
-                failure = self._failures.failure(step_id, "final", attempts=1)
-                journal.touch()
-                yield from self._save(Status.FAILED, records=[self._failures.record(step_id, failure)], releases=True)
+                failure = self._failures.failure(step_id, "final", item_key=item_key, attempts=1)
+                standing.append(self._failures.record(task_name(step_id, item_key), failure))
+                status = Status.FAILED
+        yield from self._save(status, records=standing, releases=True)
+
+    def _check_item(self, step: Step[Any], item_key: str | None) -> None:
+        if item_key is None:
+            return
+        if step.for_each is None:
+            raise ValueError(f"step {step.id!r} does not run for items")
+        turns = self._the_journal.state.iterations
+        items = make_branches([step], self._the_journal.entries, self._workflow.state_type, turns, is_kept=False)
+        if item_key not in {one.item_key for one in items}:
+            raise ValueError(f"step {step.id!r} of workflow {self._order.workflow_id!r} has no item {item_key!r}")
+        if task_name(step.id, item_key) in self._known.branches:
+            raise ValueError(f"item {item_key!r} of step {step.id!r} is finished")
+
+    def _finish_resolved(self, step: Step[Any], left: Mapping[str, Any] | None) -> None:
+        if step.for_each is not None:
+            raise ValueError(f"step {step.id!r} runs for items: say which one is done")
+        journal = self._the_journal
+        entries = journal.entries
+        if left is not None:
+            values = self._workflow.state_type.with_changes(self._state_of(entries, journal.head_id), left)
+            entries = Entries.of(values, self._codec, f"step {step.id!r}")
+            self._state_of(entries, journal.head_id)
+        self._known.forget([step.id])
+        self._frontier.finish([step.id])
+        journal.finish([step.id], entries, last_step=step.id)
 
     # Values.
 

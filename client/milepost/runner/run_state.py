@@ -36,7 +36,9 @@ FailureKind: TypeAlias = Literal[
 ]
 """Why a checkpoint is FAILED. After the last four a resume is refused until somebody resolves the step."""
 
-NEEDS_RESOLVE: Final[frozenset[str]] = frozenset({"unknown", "crash_limit", "too_large", "final"})
+FINAL: Final[frozenset[str]] = frozenset({"crash_limit", "too_large", "final"})
+"""Kinds that stand until their own step is resolved. (An unknown outcome is told by the mark that the step began.)"""
+NEEDS_RESOLVE: Final[frozenset[str]] = FINAL | {"unknown"}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
@@ -315,8 +315,9 @@ class Runner(_BaseRunner[S]):
         workflow_id: str,
         step: str,
         resolution: Resolution,
-        left: Mapping[str, Any] | None = None,
+        left: Any = None,
         *,
+        item_key: str | None = None,
         scope: str = "",
     ) -> None:
         """Say how an unfinished step goes on that a resume refuses to run, for example one that may run once.
@@ -326,17 +327,18 @@ class Runner(_BaseRunner[S]):
             step: The step's id.
             resolution: "retry": it may run again. "done": it is finished. "fail": the workflow stays failed until it is
                 resolved otherwise.
-            left: With "done": the entries that the step changed.
+            left: With "done": a mapping of the entries that the step changed; for an item, its result.
+            item_key: Of a step that runs for each: the item, where not all of them are meant.
             scope: Scope of a child workflow that the step belongs to; call it on a runner of the child then.
 
         Raises:
-            ValueError: The workflow has no such unfinished step, or has ended.
+            ValueError: The workflow has no such unfinished step or item, or has ended.
             LeaseHeldError: Somebody is running it.
         """
         engine = self._engine(
             self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0, scope=scope)
         )
-        self._driver(engine).run(engine.resolve(step, resolution, left))
+        self._driver(engine).run(engine.resolve(step, resolution, left, item_key))
 
     def status(self, workflow_id: str) -> WorkflowInfo:
         """Read where a workflow stands, and who holds it, without its state.
@@ -506,15 +508,16 @@ class AsyncRunner(_BaseRunner[S]):
         workflow_id: str,
         step: str,
         resolution: Resolution,
-        left: Mapping[str, Any] | None = None,
+        left: Any = None,
         *,
+        item_key: str | None = None,
         scope: str = "",
     ) -> None:
         """Say how an unfinished step goes on that a resume refuses to run. See `Runner.resolve`."""
         engine = self._engine(
             self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0, scope=scope)
         )
-        await self._driver(engine).run(engine.resolve(step, resolution, left))
+        await self._driver(engine).run(engine.resolve(step, resolution, left, item_key))
 
     async def status(self, workflow_id: str) -> WorkflowInfo:
         """Read where a workflow stands, and who holds it. See `Runner.status`."""

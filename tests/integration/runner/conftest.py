@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -49,10 +49,8 @@ class Bound:
     def signal(self, workflow_id: str, name: str, value: object = None) -> None:
         self._call("signal", workflow_id, name, value)
 
-    def resolve(
-        self, workflow_id: str, step: str, resolution: Any, left: Mapping[str, Any] | None = None, *, scope: str = ""
-    ) -> None:
-        self._call("resolve", workflow_id, step, resolution, left, scope=scope)
+    def resolve(self, workflow_id: str, step: str, resolution: Any, left: Any = None, **options: Any) -> None:
+        self._call("resolve", workflow_id, step, resolution, left, **options)
 
     def status(self, workflow_id: str) -> Any:
         return self._call("status", workflow_id)

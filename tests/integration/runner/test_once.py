@@ -357,3 +357,65 @@ def test_a_step_that_may_run_once_has_no_child_that_waits(world: World) -> None:
     with pytest.raises(StepFailedError) as caught:
         world.bind(parent).run("t", {})
     assert "waits for a signal" in str(caught.value.__cause__)
+
+
+def test_items_are_resolved_one_by_one(world: World) -> None:
+    """What is said of one item is not said of its neighbours, and a finished one stays finished."""
+    calls: list[str] = []
+    fails = [True]
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="paid", at_most_once=True, key=str)
+    def pay(state: State, item: str) -> str:
+        calls.append(item)
+        if fails[0] and item != "a":
+            raise OSError("connection reset")
+        return f"paid {item}"
+
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {"items": ["a", "b", "c", "d"]})
+    for item_key, problem in (("a", "finished"), ("e", "no item 'e'")):
+        with pytest.raises(ValueError, match=problem):
+            bound.resolve("o", "pay", "retry", item_key=item_key)
+    with pytest.raises(ValueError, match="which one"):
+        bound.resolve("o", "pay", "done")
+    bound.resolve("o", "pay", "done", "by hand", item_key="b")
+    bound.resolve("o", "pay", "retry", item_key="c")
+    fails[0] = False
+    with pytest.raises(StepOutcomeUnknownError) as caught:
+        bound.run("o")
+    assert caught.value.item_key == "d"
+    bound.resolve("o", "pay", "fail", item_key="d")
+    bound.resolve("o", "pay", "retry", item_key="c")
+    with pytest.raises(StepFailedError):
+        bound.run("o")
+    bound.resolve("o", "pay", "done", item_key="d")
+    assert bound.run("o").state["paid"] == ["paid a", "by hand", "paid c", None]
+    assert sorted(calls) == ["a", "b", "c", "c", "d"]
+
+
+def test_a_step_that_was_resolved_as_failed_is_not_run_because_another_was_resolved(world: World) -> None:
+    calls: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    def raises(name: str) -> Any:
+        def run(state: State) -> None:
+            calls.append(name)
+            raise OSError("no")
+
+        return run
+
+    workflow.step(raises("a"), id="a", depends_on=[])
+    workflow.step(raises("b"), id="b", depends_on=[])
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    bound.resolve("o", "a", "fail")
+    bound.resolve("o", "b", "done")
+    assert world.head("o").status is Status.FAILED
+    with pytest.raises(StepFailedError):
+        bound.run("o")
+    assert sorted(calls) == ["a", "b"]
+    bound.resolve("o", "a", "done")
+    assert bound.run("o").status == "completed"

@@ -96,7 +96,9 @@ def test_a_step_may_run_again(run: Run, shop: Shop) -> None:
     result = run("order-1", "charge", "retry", "--yes")
     head = shop.runner.status("order-1").head_checkpoint_id
     assert result.exit_code == ExitCode.OK
-    assert result.stdout == f"resolved charge of order-1 as retry: the workflow is running, checkpoint {head}\n"
+    assert result.stdout == (
+        f"resolved step 'charge' of workflow 'order-1' as retry: it is running, checkpoint {head}\n"
+    )
     shop.fails = False
     assert shop.runner.run("order-1").status == "completed"
     assert shop.calls == ["price", "charge", "charge", "ship"]
@@ -109,6 +111,7 @@ def test_what_happened_is_told_as_entries_of_the_state(run: Run, shop: Shop, sto
     assert document == {
         "workflow_id": "order-1",
         "step": "charge",
+        "item_key": "",
         "resolution": "done",
         "status": "running",
         "checkpoint_id": store.load("order-1").checkpoint_id,
@@ -158,6 +161,8 @@ def test_what_is_imported_is_said_first(run: Run) -> None:
         (["order-1", "price", "retry"], ExitCode.CONFLICT, "step 'price' of workflow 'order-1' is finished"),
         (["order-1", "ship", "done"], ExitCode.CONFLICT, "cannot have run yet"),
         (["order-9", "charge", "retry"], ExitCode.NEGATIVE, "order-9"),
+        (["order-1", "charge", "retry", "--item", "7"], ExitCode.CONFLICT, "does not run for items"),
+        (["order-1", "charge", "done", "--item", "7", "--value", "x"], ExitCode.USAGE, "no JSON"),
         (["order-1", "charge", "again"], ExitCode.USAGE, "'again'"),
         (["order-1", "charge", "retry", "--value", "{}"], ExitCode.USAGE, "goes with done alone"),
         (["order-1", "charge", "done", "--value", "[1]"], ExitCode.USAGE, "no JSON object"),
@@ -193,3 +198,35 @@ def test_whoever_runs_it_is_left_alone(run: Run, store: MemoryStore) -> None:
     result = run("order-1", "charge", "retry", "--yes")
     assert result.exit_code == ExitCode.CONFLICT
     assert "web-3" in result.stderr
+
+
+def test_one_item_is_resolved_by_its_key(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wf = Workflow("payments", State)
+
+    @wf.step(for_each="items", into="paid", at_most_once=True)
+    def pay(state: State, item: str) -> str:
+        raise ConnectionError
+
+    with pytest.raises(StepFailedError):
+        wf.bind(store).run("pay-1", {"items": ["a", "b"]})
+    (tmp_path / "resolved_items.py").write_text(
+        """
+from typing import Any
+from milepost import Workflow
+
+payments = Workflow("payments", dict[str, Any])
+
+@payments.step(for_each="items", into="paid", at_most_once=True)
+def pay(state, item): raise AssertionError
+""",
+        encoding="utf-8",
+    )
+    for key in ("0", "1"):
+        command = ["resolve", "pay-1", "pay", "done", "--item", key, "--value", '{"paid": 2.50}']
+        command += ["--workflow", "resolved_items:payments"]
+        session = Session(connect=lambda settings: store, can_ask=lambda: True)
+        result = CliRunner().invoke(cli, command, obj=session, input="y\n")
+        assert result.exit_code == ExitCode.OK
+        assert f"Count item {key!r} of step 'pay' of workflow 'pay-1'" in result.stderr
+    assert wf.bind(store).run("pay-1").state["paid"] == [{"paid": 2.5}, {"paid": 2.5}]
