@@ -40,6 +40,14 @@ class ChildWaitsError(BaseException):
         self.signal_name = signal_name
 
 
+class ChildOutageError(BaseException):
+    """The store did not answer a child workflow for too long: that ends the run, and fails no step."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @dataclass(slots=True, kw_only=True)
 class RunFrame:
     """What the attempts of one run in one scope have in common."""

@@ -260,7 +260,8 @@ class Journal:
 
         try:
             saved: Saved = yield from self._patiently(effect, patient=patient, polls=True)
-        except OutcomeUnknownError:
+        except (OutcomeUnknownError, DeadlineError):
+            # A store may call it a deadline that an answer has not come.
             self._owed = arguments
             raise
         return saved

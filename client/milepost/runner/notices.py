@@ -39,7 +39,7 @@ class Notices:
         self.is_stopped = False
         """The step that this nested run belongs to was cancelled."""
         self.gone: Exception | None = None
-        """Why the lease is no longer ours."""
+        """Why the run ends and saves nothing more: the lease is lost, or the store does not answer."""
         self.queue_error: BaseException | None = None
         """Why a queued checkpoint is not stored."""
         self.pending: tuple[PendingSignal, ...] = ()

@@ -18,10 +18,11 @@ from milepost.errors import LeaseHeldError
 from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.runner import tracing
 from milepost.runner.async_driver import AsyncDriver
-from milepost.runner.context import AsyncContext, BaseContext
+from milepost.runner.context import AsyncContext, BaseContext, ChildOutageError
 from milepost.runner.engine import Engine, Order, Resolution
 from milepost.runner.events import Flow, SuspendRequested
 from milepost.runner.heartbeats import heartbeats_for
+from milepost.runner.journal import PASSING
 from milepost.runner.lease_keeper import LeaseKeeper
 from milepost.runner.progress import shown, view_for
 from milepost.runner.run import Run
@@ -426,6 +427,8 @@ class Runner(_BaseRunner[S]):
                     run = nested_driver.run(nested.run())
                     traced.ended(run)
                 return run
+            except PASSING as error:
+                raise ChildOutageError(error) from error
             finally:
                 driver.disown(nested_driver)
 
@@ -581,6 +584,8 @@ class AsyncRunner(_BaseRunner[S]):
                         run = await nested_driver.run(nested.run())
                         traced.ended(run)
                     return run
+                except PASSING as error:
+                    raise ChildOutageError(error) from error
                 finally:
                     driver.disown(nested_driver)
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from milepost.errors import LeaseLostError, StepTimeoutError
 from milepost.runner.attempt import Attempt
-from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
+from milepost.runner.context import ChildOutageError, ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.events import AttemptEnded, CancelAttempt, Flow, NextEvent, StartAttempt
 from milepost.runner.notices import Notices
 from milepost.runner.patches import Entries
@@ -322,6 +322,10 @@ class Stage:
             branch.status = "dropped"
         elif isinstance(error, LeaseLostError):
             self._notices.gone = self._notices.gone or error
+            branch.status = "dropped"
+        elif isinstance(error, ChildOutageError):
+            # What is stored says that the workflow is running, as after any outage: somebody will go on from there.
+            self._notices.gone = self._notices.gone or error.error
             branch.status = "dropped"
         elif isinstance(error, ChildWaitsError) and branch.step.at_most_once:
             problem = RuntimeError(f"a child of step {branch.step.id!r} waits for a signal, and the step may run once")

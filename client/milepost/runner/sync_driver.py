@@ -15,7 +15,7 @@ from milepost._sync.client import Client
 from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
 from milepost.runner import crash_points, tracing
 from milepost.runner.attempt import Attempt
-from milepost.runner.context import BaseContext, ChildWaitsError, StepCancelledError, logger
+from milepost.runner.context import BaseContext, ChildOutageError, ChildWaitsError, StepCancelledError, logger
 from milepost.runner.engine import Engine
 from milepost.runner.events import (
     AcquireLease,
@@ -56,7 +56,7 @@ SIGNALS_MAX: Final = 100
 """Most signals of a name that are read at once."""
 MOVED_CLOCK_CHECK_S: Final = 0.01
 """How often a wait looks at a clock that a test moves."""
-STEP_ENDS: Final = (Exception, StepCancelledError, ChildWaitsError, asyncio.CancelledError)
+STEP_ENDS: Final = (Exception, StepCancelledError, ChildWaitsError, ChildOutageError, asyncio.CancelledError)
 """What a step may raise and the run goes on by its rules. Anything else ends the program, not the step."""
 
 

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 
 from milepost import Client, InMemoryStore
-from milepost.errors import LeaseHeldError, LeaseLostError, OutcomeUnknownError, StepFailedError, UnavailableError
-from milepost.runner import Workflow
+from milepost.errors import (
+    DeadlineError,
+    LeaseHeldError,
+    LeaseLostError,
+    MilepostError,
+    OutcomeUnknownError,
+    StepFailedError,
+    UnavailableError,
+)
+from milepost.runner import Retry, Workflow
 from milepost.testing import SimulatedCrash, crash_after, local_server
 from milepost.types import Status
 from tests.integration.runner.conftest import Bound, World
@@ -363,8 +371,9 @@ def test_an_error_is_raised_when_steps_beside_it_have_ended(memory_world: World)
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("kind", [OutcomeUnknownError, DeadlineError])
 def test_a_save_with_an_unknown_outcome_that_was_passed_over_is_settled_first(
-    memory_world: World, is_stored: bool
+    memory_world: World, kind: type[MilepostError], is_stored: bool
 ) -> None:
     """It is sent again under its id before the next one, whether or not it had been stored."""
     core = memory_world.eyes._core
@@ -376,7 +385,7 @@ def test_a_save_with_an_unknown_outcome_that_was_passed_over_is_settled_first(
             lost.pop()
             if is_stored:
                 real(item)
-            raise OutcomeUnknownError("the answer was lost", checkpoint_id=item.checkpoint_id)
+            raise kind("the answer was lost", checkpoint_id=item.checkpoint_id)
         return real(item)
 
     core.save = save
@@ -421,3 +430,41 @@ def test_a_suspended_run_does_not_wait_for_a_store_that_is_gone(memory_world: Wo
     with pytest.raises(UnavailableError):
         run.join()
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("call", ["load", "save"])
+def test_an_outage_in_a_child_is_no_failure_of_its_step(memory_world: World, call: str) -> None:
+    """The workflow is running, as after any outage, so that it is taken up again and no step was tried in vain."""
+    calls: list[str] = []
+    child = Workflow("leg", dict[str, Any])
+
+    @child.step
+    def walk(state: State) -> State:
+        calls.append("walk")
+        return {"walked": True}
+
+    parent = Workflow("trip", dict[str, Any])
+
+    @parent.step(retry=Retry(attempts=3, initial_s=0.0))
+    def go(state: State, ctx: Any) -> State:
+        calls.append("go")
+        return {**ctx.run(child, {}).state}
+
+    core = memory_world.eyes._core
+    real = getattr(core, call)
+    is_out = [True]
+
+    def guarded(*args: Any, **options: Any) -> Any:
+        scope = options["scope"] if call == "load" else args[0].scope
+        if is_out and scope == "go":
+            raise UnavailableError("nobody is there")
+        return real(*args, **options)
+
+    setattr(core, call, guarded)
+    bound = memory_world.bind(parent, outage_limit_s=0.05)
+    with pytest.raises(UnavailableError):
+        bound.run("t", {})
+    assert memory_world.head("t").status is Status.RUNNING
+    is_out.clear()
+    assert bound.run("t").state == {"walked": True}
+    assert calls == ["go", "go", "walk"]
