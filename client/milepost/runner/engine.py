@@ -11,7 +11,7 @@ anything, or waits; the drivers do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from milepost.codecs import Codec
 from milepost.errors import (
     CheckpointNotFoundError,
     DefinitionNotFoundError,
+    InvalidRequestError,
     LeaseHeldError,
     LimitExceededError,
     MilepostError,
@@ -679,6 +680,7 @@ class Engine(Generic[S]):
         except StageProblemError as problem:
             yield from self._fail_step(problem.step, problem.error, self._branch_records(branches))
             return
+        undo = self._undo(steps)
         for step in steps:
             if step.id in repeated:
                 turns[step.id] = turns.get(step.id, 0) + 1
@@ -690,10 +692,34 @@ class Engine(Generic[S]):
         signals = [branch.signal_id for branch in branches if branch.signal_id]
         journal.finish(finished, entries, last_step=steps[-1].id, signals=signals)
         journal.state.waiting_for = ""
-        if self._frontier.is_finished:
-            yield from self._save(Status.COMPLETED, releases=True)
-        elif self._settings.durability != "exit" and any(step.checkpoint for step in steps):
-            yield from self._save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
+        try:
+            if self._frontier.is_finished:
+                yield from self._save(Status.COMPLETED, releases=True)
+            elif self._settings.durability != "exit" and any(step.checkpoint for step in steps):
+                yield from self._save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
+        except InvalidRequestError as refused:
+            if self._settings.durability == "pipelined":
+                raise  # It may be about a checkpoint that was queued before.
+            # The store will never take what they left: too much of it, or a name that it does not allow.
+            undo()
+            yield from self._fail_step(steps[-1], refused, self._branch_records(branches) if len(branches) > 1 else ())
+
+    def _undo(self, steps: Sequence[Step[Any]]) -> Callable[[], None]:
+        """Return what puts everything back to where it is now, before a stage is taken in."""
+        journal, known, state = self._the_journal, self._known, self._the_journal.state
+        back = journal.mark()
+        kept = known.branches, known.started
+        turns = dict(state.iterations)
+        waiting_for = state.waiting_for
+
+        def undo() -> None:
+            back()
+            known.branches, known.started = kept
+            state.iterations = turns
+            state.waiting_for = waiting_for
+            self._frontier = Frontier(self._definition, self._frontier.completed - {step.id for step in steps})
+
+        return undo
 
     def _fail_step(self, step: Step[Any], error: Exception, kept: Sequence[Record]) -> Flow[None]:
         branch = Branch(step, step.id)

@@ -119,6 +119,17 @@ class Journal:
         self.last_step = last_step
         self._is_dirty = True
 
+    def mark(self) -> Callable[[], None]:
+        """Return what takes back the steps that are taken in from now on, where the store refuses them."""
+        entries, last_step, is_dirty = self.entries, self.last_step, self._is_dirty
+        steps, signals = [*self._unsaved_steps], [*self._unsaved_signals]
+
+        def back() -> None:
+            self.entries, self.last_step, self._is_dirty = entries, last_step, is_dirty
+            self._unsaved_steps, self._unsaved_signals = steps, signals
+
+        return back
+
     def save(
         self,
         status: Status,

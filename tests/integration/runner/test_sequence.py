@@ -11,6 +11,7 @@ from milepost.errors import (
     CodecError,
     DefinitionChangedError,
     InputMismatchError,
+    InvalidRequestError,
     StateSchemaError,
     StepFailedError,
     UnavailableError,
@@ -327,3 +328,40 @@ def test_a_fork_begins_at_its_checkpoint_with_other_idempotency_keys(world: Worl
     run = bound.resume("o2")
     assert (run.state, run.resumed) == ({"one": 1, "two": 2}, True)
     assert len(keys) == len(set(keys)) == 2
+
+
+@pytest.mark.parametrize("durability, is_last", [("sync", True), ("sync", False), ("exit", True)])
+def test_what_the_store_refuses_for_good_fails_the_step_that_left_it(
+    world: World, durability: Any, is_last: bool
+) -> None:
+    """It is stored as failed, without what it left; nobody runs it again unasked, and it can be mended."""
+    calls: list[str] = []
+    left: list[State] = [{"": 1}]
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def first(state: State) -> State:
+        calls.append("first")
+        return {"first": True}
+
+    @workflow.step
+    def names(state: State) -> State:
+        calls.append("names")
+        return left[0]
+
+    if not is_last:
+
+        @workflow.step
+        def last(state: State) -> None:
+            calls.append("last")
+
+    bound = world.bind(workflow, durability=durability)
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("o", {})
+    assert caught.value.step == "names"
+    assert isinstance(caught.value.__cause__, InvalidRequestError)
+    head = world.head("o")
+    assert (head.status, head.current_step, head.state) == (Status.FAILED, "first", {"first": True})
+    left[0] = {"fine": 1}
+    assert bound.run("o").state == {"first": True, "fine": 1}
+    assert calls == ["first", "names", "names"] + ([] if is_last else ["last"])
