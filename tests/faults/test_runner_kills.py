@@ -1,0 +1,173 @@
+"""A run whose process is killed goes on in another one, and does nothing again that was durable.
+
+What is durable is read from the server when the killed run's lease has been taken away, so that nothing of it can still
+arrive. What was done is read from a journal that milepost knows nothing of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from milepost import Checkpoint, Client, Status, WorkflowNotFoundError
+from milepost.runner.settings import Durability
+from milepost.testing import LocalServer, local_server
+from tests.support.effects_journal import Effect, EffectsJournal
+from tests.support.runner_nursery import Nursery, RunOrder
+from tests.support.ten_steps import EFFECTS, SEQUENCE
+
+WAVE = 12
+"""Runs side by side: most of their time they wait for leases, processes and disks."""
+BOUNDARIES_MAX = 200
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with local_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as running:
+        yield running
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> EffectsJournal:
+    return EffectsJournal(tmp_path / "journal")
+
+
+class Killed:
+    """A run that was killed, and what is durable of it."""
+
+    def __init__(self, order: RunOrder, client: Client, journal: EffectsJournal) -> None:
+        self.order = order
+        self.where = next(line.note for line in journal.read(workflow_id=order.workflow_id, what="killed"))
+        client.break_lease(order.workflow_id)
+        self.done = journal.read(workflow_id=order.workflow_id, what="effect")
+        self.head: Checkpoint | None = None
+        with contextlib.suppress(WorkflowNotFoundError):
+            self.head = client.load(order.workflow_id)
+        self.durable = frozenset() if self.head is None else durable_effects(self.head)
+
+    def check(self, status: int, again: list[Effect]) -> None:
+        """Check what its successor did."""
+        assert status == 0
+        named = Counter(effect.step for effect in again)
+        assert named == Counter(EFFECTS) - Counter(self.durable)
+        assert stages_of(again) == sorted(stages_of(again))
+        first = {effect.step: effect.key for effect in self.done}
+        assert self.durable <= first.keys()
+        if self.head is not None:
+            assert {effect.step: effect.key for effect in again if effect.step in first}.items() <= first.items()
+        repeated = named.keys() & first.keys()
+        if self.order.durability == "sync":
+            # What was being done when it was killed, and a step that asked for no checkpoint of its own.
+            assert len({stage_of(step) for step in repeated - {"label"}}) <= 1
+
+
+def durable_effects(head: Checkpoint) -> frozenset[str]:
+    """Return the effects that a resume must not repeat."""
+    finished = {effect for effect in EFFECTS if effect.partition("[")[0] in head.completed_steps}
+    branches = {record.task_id.removeprefix("branch:") for record in head.records}
+    return frozenset(finished | branches & set(EFFECTS))
+
+
+def stage_of(effect: str) -> int:
+    return next(number for number, stage in enumerate(SEQUENCE) if effect in stage)
+
+
+def stages_of(effects: list[Effect]) -> list[int]:
+    return [stage_of(effect.step) for effect in effects]
+
+
+def kill_and_go_on(
+    orders: list[RunOrder], nursery: Nursery, server: LocalServer, journal: EffectsJournal
+) -> list[Killed]:
+    """Run the orders, and those that were killed a second time to their end; return those."""
+    statuses = nursery.run(orders)
+    assert set(statuses) <= {0, KILLED}
+    with server.client() as client:
+        killed = [
+            Killed(order, client, journal) for order, status in zip(orders, statuses, strict=True) if status == KILLED
+        ]
+        ends = nursery.run([replace(run.order, fatal=0) for run in killed])
+        for run, end in zip(killed, ends, strict=True):
+            lines = journal.read(workflow_id=run.order.workflow_id, what="effect")
+            try:
+                run.check(end, lines[len(run.done) :])
+            except AssertionError as error:
+                error.add_note(f"killed at boundary {run.order.fatal}: {run.where}; durable: {sorted(run.durable)}")
+                raise
+        for order in orders:
+            check_history(client, order.workflow_id)
+    return killed
+
+
+def check_history(client: Client, workflow_id: str) -> None:
+    """Check that the history of a finished workflow has no hole, no duplicate and no second branch."""
+    history = list(client.list(workflow_id, newest_first=False))
+    assert [checkpoint.sequence for checkpoint in history] == list(range(1, len(history) + 1))
+    assert [checkpoint.parent_id for checkpoint in history[1:]] == [each.checkpoint_id for each in history[:-1]]
+    head = client.load(workflow_id)
+    assert head.status is Status.COMPLETED
+    assert sorted(head.completed_steps) == sorted({effect.partition("[")[0] for effect in EFFECTS})
+
+
+def order_for(
+    server: LocalServer, journal: EffectsJournal, durability: Durability, *, is_async: bool, fatal: int
+) -> RunOrder:
+    kind = "async" if is_async else "sync"
+    workflow_id = f"{kind}-{durability}-{fatal}"
+    return RunOrder(server.target, workflow_id, str(journal.path), durability, is_async, fatal)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("durability", get_args(Durability))
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_run_killed_at_any_boundary_repeats_nothing_that_was_durable_and_skips_nothing(
+    is_async: bool, durability: Durability, server: LocalServer, nursery: Nursery, journal: EffectsJournal
+) -> None:
+    """Each boundary of the run is tried, until one lies behind its end."""
+    places: set[str] = set()
+    for first in range(1, BOUNDARIES_MAX, WAVE):
+        orders = [
+            order_for(server, journal, durability, is_async=is_async, fatal=fatal)
+            for fatal in range(first, first + WAVE)
+        ]
+        killed = kill_and_go_on(orders, nursery, server, journal)
+        places |= {run.where for run in killed}
+        if len(killed) < WAVE:
+            break
+    else:
+        pytest.fail(f"a run has more than {BOUNDARIES_MAX} boundaries")
+    save = "save_all" if durability == "pipelined" else "save"
+    assert places >= {f"before {save}", f"{save} on its way", f"{save} stored, answer not seen"}
+    if durability != "pipelined":
+        # Which of several things that happen side by side is the n-th differs from run to run.
+        alone = [stage[0] for stage in SEQUENCE if len(stage) == 1]
+        assert places >= {f"{when} {effect}" for when in ("before", "after") for effect in alone}
+
+
+@pytest.mark.parametrize("durability", get_args(Durability))
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_killed_run_repeats_nothing_that_was_durable(
+    is_async: bool, durability: Durability, server: LocalServer, nursery: Nursery, journal: EffectsJournal
+) -> None:
+    """A few of the boundaries; the slow tier has them all."""
+    orders = [
+        replace(order, workflow_id=f"few-{order.workflow_id}")
+        for order in (
+            order_for(server, journal, durability, is_async=is_async, fatal=fatal) for fatal in (9, 14, 21, 30)
+        )
+    ]
+    assert len(kill_and_go_on(orders, nursery, server, journal)) == len(orders)
