@@ -26,9 +26,7 @@ def test_an_approval_given_elsewhere_is_acted_on_by_another_process(
     workflow_id = f"approval-{is_async}"
 
     def worker(call: str) -> Worker:
-        return Worker(
-            "approval", workflow_id, target=server.target, journal=journal.path, call=call, is_async=is_async
-        )
+        return Worker("approval", workflow_id, target=server.target, journal=journal.path, call=call, is_async=is_async)
 
     with worker("run") as asks:
         waiting = asks.outcome()

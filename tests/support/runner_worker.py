@@ -24,8 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from milepost import AsyncClient, Client, MilepostError
-from milepost.runner import Retry, Workflow
+from milepost import AsyncClient, Client, MilepostError, Retry, Workflow
 from tests.support.effects_journal import EffectsJournal
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
-from milepost.runner import Workflow, append
+from milepost import Workflow, append
 from tests.support.boundaries import Boundaries
 from tests.support.effects_journal import EffectsJournal
 
