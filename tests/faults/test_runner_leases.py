@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,8 +84,8 @@ def test_a_second_worker_waits_for_the_first_and_finds_its_result(server: LocalS
 
 
 def test_a_worker_that_will_not_wait_is_told_who_holds_the_lease(server: LocalServer, journal: EffectsJournal) -> None:
-    def worker(**options: object) -> Worker:
-        return Worker("gated", "held", target=server.target, journal=journal.path, **options)  # type: ignore[arg-type]  # by name
+    def worker(**options: Any) -> Worker:
+        return Worker("gated", "held", target=server.target, journal=journal.path, **options)
 
     with worker(holder="first-worker") as first:
         first.wait_for("at", "b")
@@ -102,7 +103,7 @@ def test_a_worker_stopped_by_ctrl_c_leaves_the_workflow_to_another_at_once(
 ) -> None:
     """Its lease is given back: the successor does not wait, and finds the workflow running, not failed."""
 
-    def worker(**options: float) -> Worker:
+    def worker(**options: Any) -> Worker:
         return Worker("heedful", "ctrl-c", target=server.target, journal=journal.path, lease_ttl_s=60.0, **options)
 
     with worker() as stopped:

@@ -11,6 +11,7 @@ from milepost import Status
 from milepost.testing import LocalServer, local_server
 from tests.support.effects_journal import EffectsJournal
 from tests.support.runner_worker import Worker
+import itertools
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ def journal(tmp_path: Path) -> EffectsJournal:
 
 def check_never_two_at_once(journal: EffectsJournal, workflow_id: str) -> None:
     lines = [line for line in journal.read(workflow_id=workflow_id) if line.what in {"begin", "end"}]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         assert (before.what, line.what) != ("begin", "begin"), f"{line.step}: attempt {line.attempt} began too soon"
 
 
