@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from milepost import Status
 from milepost.testing import LocalServer, local_server
 from tests.support.effects_journal import EffectsJournal
 from tests.support.runner_worker import Worker
-import itertools
 
 pytestmark = pytest.mark.slow
 
