@@ -1,12 +1,13 @@
-"""Kill a job and its server half way, start both again, and watch the job go on: `make demo`.
+"""Kill a worker in the middle of a job with `kill -9`, and watch another one take over: `make demo`.
 
-The job counts the words of Python's own standard library, one package a step, and saves a checkpoint after each. It
-runs in a process of its own against a real server. When it begins its largest step, both processes are killed with
-SIGKILL. Then both are started again on the same data, and the job continues behind its last checkpoint.
+The job counts the words of Python's own standard library, one package a step. Two workers, each a process of its own,
+share a real server. The first starts the job; the second serves, which means that it takes up whatever nobody runs.
+When the first has begun the largest step, it is killed with SIGKILL. Its lease runs out a second later, and the other
+worker goes on behind the last finished step.
 
-Every step is also noted in a journal, a plain file that milepost knows nothing of. At the end the journal must say
-that no finished step ran again, and the result must equal that of a run that was never interrupted. The exit status
-is 0 only if all of that holds.
+Every start of a step is also noted in a journal, a plain file that milepost knows nothing of. At the end the journal
+must say that no finished step ran again, and the result must equal that of a run that was never interrupted. The exit
+status is 0 only if all of that holds.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from milepost import Checkpoint, CheckpointStore, Client, InMemoryStore, Saved, Status, WorkflowNotFoundError
+from milepost import Checkpoint, Client, Context, InMemoryStore, Status, Workflow
 from milepost.testing import LocalServer, local_server
 
 JOB = "count-words"
+LEASE_TTL_S = 1.0
+"""How long a killed worker keeps the others waiting. The default is 30 s; a demonstration should be short."""
 TOP_WORDS = 5
 WORD = re.compile(r"[A-Za-z]{4,}")
 PACKAGES = (
@@ -53,27 +56,10 @@ MODULES = {KILLED_STEP: "abcdefgh_", "modules i to r": "ijklmnopqr", "modules s 
 """The modules that lie outside of packages, by their first letter."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """A line of the journal."""
-
-    what: str
-    """started, saved, resumed or completed."""
-    step: str
-    pid: int
-    sequence: int = 0
-    """Of the checkpoint, where there is one."""
-    checkpoint_id: str = ""
-
-
-Notify = Callable[[str, str, Checkpoint | Saved | None], None]
-"""Takes what happened, in which step, and the checkpoint, where there is one."""
-
-
 # The job.
 
 
-def steps() -> dict[str, list[Path]]:
+def step_files() -> dict[str, list[Path]]:
     """Return the files of each step, in the order of the steps: some packages, large modules in between, the rest."""
     library = Path(sysconfig.get_path("stdlib"))
     work = {name: sorted((library / name).rglob("*.py")) for name in PACKAGES}
@@ -96,147 +82,162 @@ def count_words(files: list[Path]) -> dict[str, Any]:
     return {"files": len(files), "words": words.total(), "different": len(words), "top": dict(top)}
 
 
-def run_job(store: CheckpointStore, notify: Notify) -> dict[str, Any]:
-    """Run the job from wherever it stands, and return its result."""
-    work = steps()
-    try:
-        checkpoint = store.load(JOB)
-        notify("resumed", checkpoint.current_step, checkpoint)
-    except WorkflowNotFoundError:
-        store.save(JOB, state={}, after="start")
-        checkpoint = store.load(JOB)
-    state, last = checkpoint.state, list(work)[-1]
-    after: Checkpoint | Saved = checkpoint
-    for step in [step for step in work if step not in checkpoint.completed_steps]:
-        notify("started", step, None)
-        state[step] = count_words(work[step])
-        status = Status.COMPLETED if step == last else Status.RUNNING
-        after = store.save(JOB, state=state, current_step=step, completed_steps=[step], after=after, status=status)
-        notify("saved", step, after)
-    return state
+FILES = step_files()
+job: Workflow[dict[str, Any]] = Workflow("count-words", dict)
 
 
-def work_at(target: str, journal: Path) -> None:
-    """Run the job against a server: what the worker process does.
-
-    Each event goes to the journal first, then to stdout, where whoever started this process reads it.
-    """
-    with Client(target) as client, journal.open("a", encoding="utf-8") as file:
-
-        def notify(what: str, step: str, checkpoint: Checkpoint | Saved | None) -> None:
-            event = Event(what, step, os.getpid())
-            if checkpoint is not None:
-                event = replace(event, sequence=checkpoint.sequence, checkpoint_id=checkpoint.checkpoint_id)
-            line = json.dumps(asdict(event))
-            print(line, file=file, flush=True)
-            print(line, flush=True)
-
-        run_job(client, notify)
+def count(state: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Count the words of one package: what each step does."""
+    tell("started", context.step)
+    return {context.step: count_words(FILES[context.step])}
 
 
-# The story.
+for name in FILES:
+    job.step(count, id=name)
+
+
+# The workers.
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the journal."""
+
+    what: str
+    """started, completed."""
+    step: str
+    pid: int
+
+
+def tell(what: str, step: str = "") -> None:
+    """Note what happens in the journal, then on stdout, where whoever started this process reads it."""
+    journal = os.environ.get("JOURNAL")
+    if journal is not None:
+        line = json.dumps(asdict(Event(what, step, os.getpid()))) + "\n"
+        with Path(journal).open("a", encoding="utf-8") as file:
+            file.write(line)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+def work(what: str, target: str) -> None:
+    """Run the job, or take up what nobody runs: what a worker process does."""
+    with Client(target) as client:
+        runner = job.bind(client, lease_ttl_s=LEASE_TTL_S)
+        if what == "run":
+            runner.run(JOB, {})
+        else:
+            tell("serving")
+            runner.serve(poll_s=0.2, handle_signals=True)
 
 
 class Worker:
     """A worker process, and what it tells."""
 
-    def __init__(self, target: str, journal: Path) -> None:
-        command = [sys.executable, __file__, target, str(journal)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def __init__(self, what: str, server: LocalServer, journal: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, what, server.target],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JOURNAL": str(journal)},
+        )
         self.pid = self._process.pid
 
     def events(self) -> Generator[Event]:
         """Yield what it tells, as it tells it, until it ends."""
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                yield Event(**json.loads(line))
+        for line in self._process.stdout:
+            yield Event(**json.loads(line))
 
     def kill(self) -> None:
         """End it at once. It gets no chance to clean up or to save."""
         self._process.kill()
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
-    def wait(self) -> int:
-        """Return its exit status when it has ended."""
+    def stop(self) -> int:
+        """Ask it to end, and return its exit status."""
+        self._process.terminate()
         return self._process.wait()
 
 
-def tell(event: Event) -> None:
-    """Print an event of a worker."""
-    if event.what == "resumed":
-        print(f'  continues behind checkpoint {event.sequence}, "{event.step}"')
-    elif event.what == "saved":
-        print(f"  {event.step:<16} checkpoint {event.sequence}")
+@contextlib.contextmanager
+def worker(what: str, server: LocalServer, journal: Path) -> Generator[Worker]:
+    """Start a worker; it has ended when the block has."""
+    one = Worker(what, server, journal)
+    try:
+        yield one
+    finally:
+        one.kill()
 
 
-def run_until_killed(server: LocalServer, journal: Path) -> Worker:
-    """Start a worker; when it has begun the step that it is to be killed in, kill it and the server."""
-    worker = Worker(server.target, journal)
-    print(f"\nserver {server.pid} serves, worker {worker.pid} begins")
-    with contextlib.closing(worker.events()) as events:
-        for event in events:
-            tell(event)
-            if (event.what, event.step) == ("started", KILLED_STEP):
-                worker.kill()
-                server.kill()
-                print(f"  {event.step:<16} begun, then: kill -9 {worker.pid} {server.pid}")
+# The story.
+
+
+def tell_story(server: LocalServer, journal: Path) -> tuple[int, int]:
+    """Run the job with two workers, of which one is killed; return their process ids."""
+    with worker("serve", server, journal) as second:
+        second_events = second.events()
+        next(second_events)
+        with worker("run", server, journal) as first:
+            print(f"worker {first.pid} runs the job; worker {second.pid} serves, and has nothing to do")
+            for event in first.events():
+                print(f"  {event.pid}  {event.step}")
+                if event.step == KILLED_STEP:
+                    first.kill()
+                    print(f"  kill -9 {first.pid}")
+                    break
+        print(f"worker {second.pid} takes over when the lease of {first.pid} has run out")
+        for event in second_events:
+            print(f"  {event.pid}  {event.step}")
+            if event.step == list(FILES)[-1]:
                 break
-    return worker
+        with server.client() as client:
+            # Waits while the second worker holds the lease for its last step, then returns the stored result.
+            job.bind(client).resume(JOB)
+        if second.stop() != 0:
+            raise SystemExit(f"worker {second.pid} failed")
+    return first.pid, second.pid
 
 
-def run_to_the_end(server: LocalServer, journal: Path) -> Worker:
-    """Start a worker and let it finish."""
-    worker = Worker(server.target, journal)
-    print(f"\nserver {server.pid} serves, worker {worker.pid} begins")
-    for event in worker.events():
-        tell(event)
-    if worker.wait() != 0:
-        raise SystemExit(f"worker {worker.pid} failed")
-    return worker
-
-
-def check(events: list[Event], killed: Worker, finisher: Worker, history: list[Checkpoint]) -> dict[str, bool]:
+def check(events: list[Event], first: int, second: int, history: list[Checkpoint]) -> dict[str, bool]:
     """Return what must be true, and whether it is."""
-    names = list(steps())
-    starts = Counter(event.step for event in events if event.what == "started")
-    acknowledged = {event.checkpoint_id for event in events if event.what == "saved"}
-    finished_first = {event.step for event in events if event.what == "saved" and event.pid == killed.pid}
-    started_second = {event.step for event in events if event.what == "started" and event.pid == finisher.pid}
-    head = history[-1]
+    names = list(FILES)
+    by_first = [event.step for event in events if event.what == "started" and event.pid == first]
+    by_second = [event.step for event in events if event.what == "started" and event.pid == second]
+    finished_first = by_first[:-1]
     return {
-        f"worker {killed.pid} finished {len(finished_first)} steps, worker {finisher.pid} the other "
-        f"{len(names) - len(finished_first)}": bool(finished_first)
-        and set(names) - finished_first - started_second <= {KILLED_STEP},
-        f"no finished step ran again: {starts.total()} starts of {len(names)} steps": not finished_first
-        & started_second
-        and all(count == 1 for step, count in starts.items() if step != KILLED_STEP),
-        f"every acknowledged checkpoint is there, {len(history)} in all, in order and once": [
+        f"worker {first} finished {len(finished_first)} steps, worker {second} the other {len(by_second)}": bool(
+            finished_first
+        )
+        and finished_first + by_second == names,
+        f"no finished step ran again: {len(by_first) + len(by_second)} starts of {len(names)} steps": not set(
+            finished_first
+        )
+        & set(by_second)
+        and len(by_first) + len(by_second) == len(names) + 1,
+        f"the history has {len(history)} checkpoints, the input and one for each step, in order and once": [
             (checkpoint.sequence, checkpoint.current_step) for checkpoint in history
         ]
-        == list(enumerate(["", *names], start=1))
-        and acknowledged <= {checkpoint.checkpoint_id for checkpoint in history},
-        "the last one says that all steps are completed": head.status == Status.COMPLETED
-        and head.completed_step_count == len(names),
-        "the result equals that of a run that was never interrupted": head.state
-        == run_job(InMemoryStore(), lambda what, step, checkpoint: None),
+        == list(enumerate(["", *names], start=1)),
+        "the result equals that of a run that was never interrupted": history[-1].status is Status.COMPLETED
+        and history[-1].state == job.bind(InMemoryStore()).run(JOB, {}).state,
     }
 
 
 def main() -> int:
     """Tell the story; return the exit status."""
-    print(f"{len(steps())} steps: count the words of Python's standard library, with a checkpoint after each")
-    with tempfile.TemporaryDirectory() as scratch, local_server(data_dir=Path(scratch) / "data") as server:
+    print(f"{len(FILES)} steps: count the words of Python's standard library, one package a step\n")
+    with tempfile.TemporaryDirectory() as scratch, local_server() as server:
         journal = Path(scratch) / "journal"
-        killed = run_until_killed(server, journal)
-        server.restart()
-        finisher = run_to_the_end(server, journal)
+        pids = tell_story(server, journal)
         events = [Event(**json.loads(line)) for line in journal.read_text(encoding="utf-8").splitlines()]
         with server.client() as client:
             history = list(client.list(JOB, newest_first=False, with_state=True))
     result = history[-1].state.values()
     print(f"\n{sum(each['words'] for each in result):,} words in {sum(each['files'] for each in result):,} files\n")
-    facts = check(events, killed, finisher, history)
+    facts = check(events, *pids, history)
     for fact, is_true in facts.items():
         print(f"{'yes' if is_true else 'NO '}  {fact}")
     return 0 if all(facts.values()) else 1
@@ -244,6 +245,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        work_at(sys.argv[1], Path(sys.argv[2]))
+        work(sys.argv[1], sys.argv[2])
     else:
         sys.exit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TextIO, TypeVar
 
 from milepost.runner.definition import Definition
@@ -21,13 +21,15 @@ __all__ = ["Lines", "View", "shown", "view_for"]
 T = TypeVar("T")
 
 _NAME_WIDTH_MAX: Final = 40
+_RESUMED_MAX: Final = 20
+"""Finished steps that a resumed run tells by name, the last ones."""
 
 
 class View(Protocol):
     """Where progress is shown."""
 
-    def resumed(self, finished: int) -> None:
-        """So many steps are finished already."""
+    def resumed(self, finished: Sequence[str]) -> None:
+        """These steps are finished already, in the order of the definition."""
         ...
 
     def started(self, step: str, attempt: int) -> None:
@@ -121,7 +123,7 @@ class _Look:
             self._show(lambda: self._view.ended(step, len(self._finished), problem))
         elif isinstance(effect, LoadHead) and isinstance(answer, Checkpoint):
             self._finished = set(answer.completed_steps) & self._definition.steps.keys()
-            self._show(lambda: self._view.resumed(len(self._finished)))
+            self._show(lambda: self._view.resumed([step for step in self._definition.steps if step in self._finished]))
 
     def close(self, outcome: str) -> None:
         self._show(lambda: self._view.close(outcome))
@@ -147,10 +149,11 @@ class Lines:
         self._finished = 0
         self._started_at = clock()
 
-    def resumed(self, finished: int) -> None:
+    def resumed(self, finished: Sequence[str]) -> None:
         """Say how far it had come."""
-        self._finished = finished
-        self._write(f"resumed, {finished} of {self._steps} steps finished")
+        self._finished = len(finished)
+        for step in finished[-_RESUMED_MAX:]:
+            self._write(f"{step}: already done")
 
     def started(self, step: str, attempt: int) -> None:
         """Say what begins."""
@@ -196,8 +199,8 @@ class _Bar:
         self._task = self._progress.add_task("", total=steps, workflow=name)
         self._progress.start()
 
-    def resumed(self, finished: int) -> None:
-        self._progress.update(self._task, completed=finished)
+    def resumed(self, finished: Sequence[str]) -> None:
+        self._progress.update(self._task, completed=len(finished))
 
     def started(self, step: str, attempt: int) -> None:
         self._running.append(step)
@@ -223,7 +226,7 @@ class _Bar:
 class _Nowhere:
     """Shows nothing."""
 
-    def resumed(self, finished: int) -> None: ...
+    def resumed(self, finished: Sequence[str]) -> None: ...
 
     def started(self, step: str, attempt: int) -> None: ...
 

@@ -73,7 +73,8 @@ def test_a_resume_says_how_far_it_was(memory_world: World, capsys: pytest.Captur
     assert shown(capsys.readouterr().err)[-1] == "order-7  2/3  StepFailedError after N s"
     bound.run("order-7", progress=True)
     assert shown(capsys.readouterr().err) == [
-        "order-7  2/3  resumed, 2 of 3 steps finished",
+        "order-7  2/3  price: already done",
+        "order-7  2/3  quote: already done",
         "order-7  2/3  charge …",
         "order-7  3/3  charge finished",
         "order-7  3/3  completed after N s",
@@ -100,7 +101,7 @@ def test_a_person_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     view = view_for("order-[red]7", order([]).definition)
     assert not isinstance(view, Lines)
-    view.resumed(1)
+    view.resumed(["price"])
     view.started("charge", 1)
     view.ended("charge", 2, "")
     view.close("completed")
