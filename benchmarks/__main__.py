@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import file_size, latency, memory, report, scaling, throughput, workflows
+from benchmarks import file_size, latency, memory, report, runner, scaling, throughput, workflows
 from benchmarks.http2 import CallFailedError
 from benchmarks.options import Options
 from benchmarks.processes import ServerError
@@ -21,7 +21,7 @@ from benchmarks.report import Figure
 
 BENCHMARKS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     module.NAME.replace(" ", "-"): module.measure
-    for module in (throughput, latency, scaling, file_size, memory, workflows)
+    for module in (throughput, latency, scaling, file_size, memory, workflows, runner)
 }
 DEFAULT_JSON = Path(__file__).resolve().parent / "results" / "latest.json"
 
