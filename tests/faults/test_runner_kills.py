@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -123,10 +123,10 @@ def check_history(client: Client, workflow_id: str) -> None:
 
 
 def order_for(
-    server: LocalServer, journal: EffectsJournal, durability: Durability, *, is_async: bool, fatal: int
+    server: LocalServer, journal: EffectsJournal, durability: Durability, *, is_async: bool, fatal: int | str
 ) -> RunOrder:
     kind = "async" if is_async else "sync"
-    workflow_id = f"{kind}-{durability}-{fatal}"
+    workflow_id = f"{kind}-{durability}-{fatal}".replace(" ", "-")
     return RunOrder(server.target, workflow_id, str(journal.path), durability, is_async, fatal)
 
 
@@ -137,25 +137,26 @@ def order_for(
 def test_a_run_killed_at_any_boundary_repeats_nothing_that_was_durable_and_skips_nothing(
     is_async: bool, durability: Durability, server: LocalServer, nursery: Nursery, journal: EffectsJournal
 ) -> None:
-    """Each boundary of the run is tried, until one lies behind its end."""
+    """Each boundary is tried: those of the effects by name, and then all by number, until they lie behind the end."""
+
+    def orders_for(fatal: Iterable[int | str]) -> list[RunOrder]:
+        return [order_for(server, journal, durability, is_async=is_async, fatal=one) for one in fatal]
+
+    names = [f"{when} {effect}" for effect in EFFECTS for when in ("before", "after")]
+    for first in range(0, len(names), WAVE):
+        orders = orders_for(names[first : first + WAVE])
+        assert len(kill_and_go_on(orders, nursery, server, journal)) == len(orders)
     places: set[str] = set()
+    # How many there are differs from run to run: branches that finish together are recorded together.
     for first in range(1, BOUNDARIES_MAX, WAVE):
-        orders = [
-            order_for(server, journal, durability, is_async=is_async, fatal=fatal)
-            for fatal in range(first, first + WAVE)
-        ]
-        killed = kill_and_go_on(orders, nursery, server, journal)
+        killed = kill_and_go_on(orders_for(range(first, first + WAVE)), nursery, server, journal)
         places |= {run.where for run in killed}
-        if len(killed) < WAVE:
+        if not killed:
             break
     else:
         pytest.fail(f"a run has more than {BOUNDARIES_MAX} boundaries")
     save = "save_all" if durability == "pipelined" else "save"
     assert places >= {f"before {save}", f"{save} on its way", f"{save} stored, answer not seen"}
-    if durability != "pipelined":
-        # Which of several things that happen side by side is the n-th differs from run to run.
-        alone = [stage[0] for stage in SEQUENCE if len(stage) == 1]
-        assert places >= {f"{when} {effect}" for when in ("before", "after") for effect in alone}
 
 
 @pytest.mark.parametrize("durability", get_args(Durability))
@@ -171,3 +172,31 @@ def test_a_killed_run_repeats_nothing_that_was_durable(
         )
     ]
     assert len(kill_and_go_on(orders, nursery, server, journal)) == len(orders)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
+def test_a_run_that_is_killed_again_and_again_gets_to_its_end(
+    is_async: bool, server: LocalServer, nursery: Nursery, journal: EffectsJournal
+) -> None:
+    """Each process dies at its seventeenth boundary; what was durable before it is never done by it."""
+    order = order_for(server, journal, "sync", is_async=is_async, fatal=17)
+    order = replace(order, workflow_id=f"again-and-again-{is_async}")
+    durable: frozenset[str] = frozenset()
+    done = 0
+    deaths = 0
+    with server.client() as client:
+        while nursery.run([order]) == [KILLED]:
+            deaths += 1
+            effects = journal.read(workflow_id=order.workflow_id, what="effect")
+            assert not durable & {effect.step for effect in effects[done:]}
+            done = len(effects)
+            client.break_lease(order.workflow_id)
+            newly = durable_effects(client.load(order.workflow_id))
+            assert durable <= newly
+            durable = newly
+            assert deaths < len(EFFECTS)
+        check_history(client, order.workflow_id)
+    effects = journal.read(workflow_id=order.workflow_id, what="effect")
+    assert not durable & {effect.step for effect in effects[done:]}
+    assert {effect.step for effect in effects} == set(EFFECTS)
+    assert deaths > 3

@@ -29,10 +29,10 @@ class Boundaries:
     """Counts boundaries; kills this process at one of them.
 
     Args:
-        fatal: The number of the one, from 1; 0: none.
+        fatal: The number of the one, from 1, or its name; 0: none.
     """
 
-    def __init__(self, journal: EffectsJournal, workflow_id: str, fatal: int) -> None:
+    def __init__(self, journal: EffectsJournal, workflow_id: str, fatal: int | str) -> None:
         self._journal = journal
         self._workflow_id = workflow_id
         self._fatal = fatal
@@ -43,7 +43,7 @@ class Boundaries:
         """Count a boundary, and tell whether it is survived."""
         with self._lock:
             self._count += 1
-            if self._count != self._fatal:
+            if self._fatal not in {self._count, name}:
                 return True
         self._journal.write("killed", workflow_id=self._workflow_id, note=name)
         return False
@@ -56,7 +56,7 @@ class Boundaries:
     @property
     def flight_s(self) -> float:
         """How long a fatal call may be on its way: different from boundary to boundary, up to 3 ms."""
-        return self._fatal % 7 * 0.0005
+        return self._count % 7 * 0.0005
 
 
 def die() -> NoReturn:

@@ -41,8 +41,8 @@ class RunOrder:
     journal: str
     durability: Durability
     is_async: bool
-    fatal: int = 0
-    """Number of the boundary at which it is killed; 0: none."""
+    fatal: int | str = 0
+    """Number or name of the boundary at which it is killed; 0: none."""
 
 
 class Nursery:
