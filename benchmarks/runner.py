@@ -1,4 +1,7 @@
-"""What running a workflow costs on top of storing it, step by step, and beside another library that runs workflows."""
+"""Running workflows on a server: the last steps of a long one beside the first, and beside another library.
+
+What the runner costs beside steps and saves is measured in `workflows`.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,20 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from benchmarks.options import Options
 from benchmarks.processes import ServerError, real_server, scratch
 from benchmarks.report import Figure, ratio
-from milepost import Checkpoint, Client, InMemoryStore, Saved, Workflow
-from milepost.protocols import CheckpointStore
+from milepost import Client, Workflow
 
 NAME = "runner"
 ENTRIES = 10
 VALUE_CHARS = 200
 """Ten entries of 200 characters: a state of 2 KB, of which a step changes one."""
-OWN_COST_TARGET_US = 60.0
-MICRO = 1e6
 
 _ids = itertools.count(1)
 
@@ -77,95 +75,12 @@ def run_s(workflow: Workflow[dict[str, Any]], store: Any, **options: Any) -> flo
     return time.perf_counter() - start
 
 
-def saves_s(store: CheckpointStore, steps: int) -> float:
-    """Save what such a workflow saves, call by call, and return how long that took, in seconds."""
-    workflow_id, state = new_id("saves"), input_state()
-    start = time.perf_counter()
-    after: Checkpoint | Saved = store.save(workflow_id, state=state, after="start")
-    for number in range(steps):
-        state.update(change(number))
-        name = f"step-{number}"
-        after = store.save(workflow_id, state=state, current_step=name, completed_steps=(name,), after=after)
-    return time.perf_counter() - start
-
-
-def hops_s(count: int) -> float:
-    """Hand something to another thread and back, so many times, and return how long that took, in seconds."""
-    there: SimpleQueue[int] = SimpleQueue()
-    back: SimpleQueue[int] = SimpleQueue()
-
-    def serve() -> None:
-        for _ in range(count):
-            back.put(there.get())
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    start = time.perf_counter()
-    for number in range(count):
-        there.put(number)
-        back.get()
-    elapsed_s = time.perf_counter() - start
-    thread.join()
-    return elapsed_s
-
-
 def measure(options: Options) -> Iterator[Figure]:
     """Yield the figures."""
-    yield own_cost(options)
     with scratch(options.directory) as directory:
         with real_server(directory / "data") as server, Client(server.address) as client:
-            yield from beside_bare_saves(client, options)
             yield from long_run(client, options)
         yield from beside_dbos(directory, options)
-
-
-def own_cost(options: Options) -> Figure:
-    """Measure a step on the store in memory, less what the store takes."""
-    steps, turns = 500, options.amount(15, 5)
-    workflow = chain_of(steps)
-    own: list[float] = []
-    hops: list[float] = []
-    for _ in range(turns + 1):
-        bare_s, ran_s = saves_s(InMemoryStore(), steps), run_s(workflow, InMemoryStore())
-        own.append((ran_s - bare_s) / steps * MICRO)
-        hops.append(hops_s(steps) / steps * MICRO)
-    own, hops = own[1:], hops[1:]
-    return Figure(
-        NAME,
-        "own cost of a step, on the store in memory",
-        statistics.median(own),
-        "us",
-        OWN_COST_TARGET_US,
-        "at most",
-        min(own),
-        max(own),
-        f"run less bare saves, {turns} turns of {steps} steps; a hop to a thread and back takes "
-        f"{statistics.median(hops):.0f} us",
-    )
-
-
-def beside_bare_saves(client: Client, options: Options) -> Iterator[Figure]:
-    """Measure a step on a server beside one bare save of the same."""
-    steps, turns = 100, options.amount(15, 5)
-    workflow = chain_of(steps)
-    bare: list[float] = []
-    ran: dict[str, list[float]] = {"sync": [], "pipelined": []}
-    for turn in range(turns + 1):
-        times = [saves_s(client, steps), *(run_s(workflow, client, durability=mode) for mode in ran)]
-        if turn:
-            for series, one in zip((bare, *ran.values()), times, strict=True):
-                series.append(one / steps)
-    for (mode, series), target in zip(ran.items(), (1.25, 0.5), strict=True):
-        yield ratio(
-            NAME,
-            f"a step, {mode}, to a bare save",
-            series,
-            bare,
-            target=target,
-            sense="at most",
-            detail=f"step {statistics.median(series) * 1000:.2f} ms, save {statistics.median(bare) * 1000:.2f} ms; "
-            f"{turns} turns of {steps}",
-        )
 
 
 def long_run(client: Client, options: Options) -> Iterator[Figure]:
