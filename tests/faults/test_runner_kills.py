@@ -174,6 +174,18 @@ def test_a_killed_run_repeats_nothing_that_was_durable(
     assert len(kill_and_go_on(orders, nursery, server, journal)) == len(orders)
 
 
+def test_the_check_catches_a_run_that_forgets_what_branches_have_finished(
+    server: LocalServer, nursery: Nursery, journal: EffectsJournal
+) -> None:
+    """Killed among its first three branches, of which some are recorded."""
+    orders = [
+        replace(order, workflow_id=f"forgetful-{order.fatal}", is_forgetful=True)
+        for order in (order_for(server, journal, "sync", is_async=False, fatal=fatal) for fatal in range(18, 30))
+    ]
+    with pytest.raises(AssertionError, match="Counter"):
+        kill_and_go_on(orders, nursery, server, journal)
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
 def test_a_run_that_is_killed_again_and_again_gets_to_its_end(
     is_async: bool, server: LocalServer, nursery: Nursery, journal: EffectsJournal

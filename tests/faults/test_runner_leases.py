@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from milepost import Client
 from milepost.testing import LocalServer, local_server
 from tests.support.effects_journal import EffectsJournal
+from tests.support.killable_server import ANY_TOKEN_SERVER, KillableServer
 from tests.support.runner_worker import Worker
 
 TTL_S = 1.0
@@ -32,16 +35,34 @@ def journal(tmp_path: Path) -> EffectsJournal:
 def test_a_worker_frozen_past_its_lease_saves_nothing_once_it_is_thawed(
     is_async: bool, server: LocalServer, journal: EffectsJournal
 ) -> None:
-    """The head is still the one that the frozen worker knows: only the token of its lease tells that it is late."""
+    check_frozen_worker(server.target, journal, is_async=is_async)
+
+
+def test_the_check_catches_a_server_that_takes_any_token(journal: EffectsJournal) -> None:
+    # The path of a socket must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="mp-") as folder,
+        KillableServer(Path(folder), program=ANY_TOKEN_SERVER) as server,
+    ):
+        server.start()
+        with pytest.raises(AssertionError, match="LeaseLostError"):
+            check_frozen_worker(server.target, journal, is_async=False)
+
+
+def check_frozen_worker(target: str, journal: EffectsJournal, *, is_async: bool) -> None:
+    """Freeze a worker in a step, thaw it when another has its lease, and check what each of them saved and did.
+
+    The head is still the one that the frozen worker knows: only the token of its lease tells that it is late.
+    """
     definition = "gated_async" if is_async else "gated"
     workflow_id = f"frozen-{definition}"
 
     def worker() -> Worker:
         return Worker(
-            definition, workflow_id, target=server.target, journal=journal.path, is_async=is_async, lease_ttl_s=TTL_S
+            definition, workflow_id, target=target, journal=journal.path, is_async=is_async, lease_ttl_s=TTL_S
         )
 
-    with worker() as frozen, server.client() as client:
+    with worker() as frozen, Client(target) as client:
         frozen.wait_for("at", "b")
         before = client.load(workflow_id)
         frozen.freeze()

@@ -24,6 +24,8 @@ EARLY_ACK_SERVER: Final = ("-m", "tests.support.early_ack_server")
 """The same server, made to acknowledge before it commits."""
 NO_SYNC_SERVER: Final = ("-m", "tests.support.no_sync_server")
 """The same server, made to commit without a flush."""
+ANY_TOKEN_SERVER: Final = ("-m", "tests.support.any_token_server")
+"""The same server, made to take any token of a lease for the newest."""
 
 
 class KillableServer:

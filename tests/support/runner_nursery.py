@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from milepost.runner import engine
+from milepost.runner.run_state import HeadRecords
 from milepost.runner.settings import Durability
 from tests.support.boundaries import AsyncBoundedClient, Boundaries, BoundedClient
 from tests.support.effects_journal import EffectsJournal
@@ -43,6 +45,8 @@ class RunOrder:
     is_async: bool
     fatal: int | str = 0
     """Number or name of the boundary at which it is killed; 0: none."""
+    is_forgetful: bool = False
+    """A seeded defect: branches that are recorded as finished are not looked at."""
 
 
 class Nursery:
@@ -110,6 +114,9 @@ def fork(order: RunOrder) -> int:
 
 def carry_out(order: RunOrder) -> int:
     """Run the workflow in this process."""
+    if order.is_forgetful:
+        patched: Any = engine
+        patched.read_head_records = lambda records, workflow_id: HeadRecords()
     journal = EffectsJournal(Path(order.journal))
     boundaries = Boundaries(journal, order.workflow_id, order.fatal)
     workflow = ten_steps(journal, boundaries, is_async=order.is_async)
