@@ -129,11 +129,12 @@ class Failures:
         first = failed[0]
         if len(failed) == 1 and isinstance(first.error, StepTimeoutError):
             return first.error
-        what = type(first.error).__name__ if len(failed) == 1 else f"and {len(failed) - 1} more"
+        others = "" if len(failed) == 1 else f", and {len(failed) - 1} beside it"
         text = self._quoted(first.error) if len(failed) == 1 and first.error is not None else ""
         times = "once" if first.attempt_count == 1 else f"{first.attempt_count} times"
         return StepFailedError(
-            f"step {first.task!r} of workflow {self._workflow_id!r} failed, tried {times}: {what}{text}",
+            f"step {first.task!r} of workflow {self._workflow_id!r} failed, tried {times}: "
+            f"{type(first.error).__name__}{text}{others}",
             step=first.step.id,
             attempts=first.attempt_count,
             workflow_id=self._workflow_id,

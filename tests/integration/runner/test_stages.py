@@ -160,6 +160,7 @@ def test_several_failures_are_a_group_in_order_of_declaration(world: World) -> N
     assert isinstance(cause, BaseExceptionGroup)
     assert [type(one) for one in cause.exceptions] == [ValueError, KeyError]
     assert caught.value.step == "a"
+    assert str(caught.value).endswith("failed, tried once: ValueError, and 1 beside it")
 
 
 def test_a_step_runs_for_each_item_and_its_results_keep_the_order(world: World) -> None:
