@@ -30,6 +30,8 @@ from tests.support.ten_steps import INPUT, RESULT, ten_steps
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_TTL_S = 1.0
 """The shortest there is: a run after a kill waits for the rest of it."""
+QUEUE_ITEMS_MAX = 2
+"""So small that pipelined runs meet the bound."""
 MISMATCH = 3
 """Exit status of a run whose result is not the one that it should be."""
 
@@ -120,7 +122,7 @@ def carry_out(order: RunOrder) -> int:
     journal = EffectsJournal(Path(order.journal))
     boundaries = Boundaries(journal, order.workflow_id, order.fatal)
     workflow = ten_steps(journal, boundaries, is_async=order.is_async)
-    options: Any = {"durability": order.durability, "lease_ttl_s": LEASE_TTL_S}
+    options: Any = {"durability": order.durability, "lease_ttl_s": LEASE_TTL_S, "queue_items_max": QUEUE_ITEMS_MAX}
 
     async def run_async() -> object:
         async with AsyncBoundedClient(order.target, boundaries) as client:
