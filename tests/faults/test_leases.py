@@ -18,7 +18,7 @@ import pytest
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.storage.verify import verify_store
-from tests.support.killable_server import KillableServer
+from tests.support.killable_server import NO_FENCE_SERVER, KillableServer
 from tests.support.racing_hosts import RacingHosts, fence_breaches
 from tests.support.raw_calls import open_channel, open_stub, read_error, refusal, save_request
 
@@ -27,7 +27,6 @@ HOST_COUNT = 6
 KILL_COUNT = 12
 LIFE_S = (0.05, 0.6)
 """Between these, how long a server lives after it has said that it serves."""
-NO_FENCE_SERVER = ("-m", "tests.support.no_fence_server")
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ import pytest
 from milepost import Client
 from milepost.testing import LocalServer, local_server
 from tests.support.effects_journal import EffectsJournal
-from tests.support.killable_server import ANY_TOKEN_SERVER, KillableServer
+from tests.support.killable_server import NO_FENCE_SERVER, KillableServer
 from tests.support.runner_worker import Worker
 
 TTL_S = 1.0
@@ -38,11 +38,11 @@ def test_a_worker_frozen_past_its_lease_saves_nothing_once_it_is_thawed(
     check_frozen_worker(server.target, journal, is_async=is_async)
 
 
-def test_the_check_catches_a_server_that_takes_any_token(journal: EffectsJournal) -> None:
+def test_the_check_catches_a_server_that_lets_everybody_save(journal: EffectsJournal) -> None:
     # The path of a socket must be short.
     with (
         tempfile.TemporaryDirectory(prefix="mp-") as folder,
-        KillableServer(Path(folder), program=ANY_TOKEN_SERVER) as server,
+        KillableServer(Path(folder), program=NO_FENCE_SERVER) as server,
     ):
         server.start()
         with pytest.raises(AssertionError, match="LeaseLostError"):

@@ -24,8 +24,8 @@ EARLY_ACK_SERVER: Final = ("-m", "tests.support.early_ack_server")
 """The same server, made to acknowledge before it commits."""
 NO_SYNC_SERVER: Final = ("-m", "tests.support.no_sync_server")
 """The same server, made to commit without a flush."""
-ANY_TOKEN_SERVER: Final = ("-m", "tests.support.any_token_server")
-"""The same server, made to take any token of a lease for the newest."""
+NO_FENCE_SERVER: Final = ("-m", "tests.support.no_fence_server")
+"""The same server, made to ask nobody for a lease's token."""
 
 
 class KillableServer:
