@@ -111,7 +111,7 @@ clean: ## Remove environments, caches and build output; DATA stays
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml
-	$(call make_venv,.venv,milepost with all extras and its tools,--group test --group check --group bench -e '.[all]')
+	$(call make_venv,.venv,milepost with all extras and its tools,--group test --group langgraph --group check --group bench -e '.[all]')
 
 # What the runner is compared with. Without it the benchmark leaves those figures out, and says so.
 .venv/.stamp-dbos: .venv/.stamp

@@ -1,0 +1,205 @@
+"""How what LangGraph saves becomes entries and records, and back. The server sees typed bytes and never what they mean.
+
+A channel is an entry under its own name; everything else of a checkpoint is one entry more, `HEADER_KEY`. Types and
+bytes are the serializer's, so whatever it does, encryption for one, stays between it and itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from milepost import _compression
+from milepost.errors import CodecError
+from milepost.v1 import checkpoint_pb2 as pb
+
+HEADER_KEY: Final = "__checkpoint__"
+"""The entry that holds a checkpoint without its channels' values."""
+DIGEST_BYTES: Final = 16
+STEP_BYTES_MAX: Final = 256
+LEAVES_SEARCHED_MAX: Final = 10_000
+"""How many parts of a value are tried to find the one that cannot be serialised."""
+
+
+class Typed(NamedTuple):
+    """A value as the serializer made it."""
+
+    kind: str
+    content: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for it."""
+        return blake2b(self.content, digest_size=DIGEST_BYTES, key=self.kind.encode()[:64]).digest()
+
+
+def dump(serde: SerializerProtocol, value: object, what: str) -> Typed:
+    """Serialise one value.
+
+    Args:
+        serde: The serializer.
+        value: What to serialise.
+        what: Where it belongs, for the error: "channel 'messages'".
+
+    Raises:
+        CodecError: It has no serialised form; `path` tells where in the value.
+    """
+    try:
+        return Typed(*serde.dumps_typed(value))
+    # A serializer may raise anything at all for what it cannot take.
+    except Exception as error:
+        path, found = _find_unserializable(serde, value)
+        raise CodecError(
+            f"{what} cannot be serialized: {path or 'its value'} is a {type(found).__qualname__} "
+            f"({type(error).__name__}: {error})",
+            path=path,
+            type=type(found).__qualname__,
+        ) from error
+
+
+def load(serde: SerializerProtocol, value: pb.Value, what: str) -> Any:
+    """Read one value.
+
+    Raises:
+        CodecError: The serializer cannot read it; or it is damaged or compressed in a way this process cannot undo.
+    """
+    typed = to_typed(value, what)
+    try:
+        return serde.loads_typed(typed)
+    except Exception as error:
+        raise CodecError(
+            f"{what} cannot be read: it was serialized as {typed.kind!r} ({type(error).__name__}: {error})",
+            path=what,
+            type=typed.kind,
+        ) from error
+
+
+def to_value(typed: Typed, compress_over_bytes: int | None) -> pb.Value:
+    """Return a value as it is sent."""
+    frame = _compression.compress(typed.content, compress_over_bytes)
+    if frame is not None:
+        return pb.Value(data=frame, codec=typed.kind, compression=pb.COMPRESSION_ZSTD)
+    return pb.Value(data=typed.content, codec=typed.kind)
+
+
+def to_typed(value: pb.Value, what: str) -> Typed:
+    """Return a stored value as the serializer made it."""
+    match value.WhichOneof("content"):
+        case "json":
+            return Typed("json", value.json.encode())
+        case "data":
+            content = value.data
+        case _:
+            raise CodecError(f"{what} has no content", path=what, type="")
+    if value.compression == pb.COMPRESSION_ZSTD:
+        content = _compression.decompress(content, what)
+    elif value.compression != pb.COMPRESSION_UNSPECIFIED:
+        raise CodecError(f"{what} is compressed in a way this client does not know ({value.compression})", path=what)
+    return Typed(value.codec, content)
+
+
+def entry_key(channel: str) -> str:
+    """Return the entry that a channel is stored under: its name, unless that could be taken for the header's."""
+    return f"{channel}_" if channel.startswith(HEADER_KEY) else channel
+
+
+def channel_name(key: str) -> str:
+    """Return the channel that an entry stores."""
+    return key[:-1] if key.startswith(HEADER_KEY) else key
+
+
+def metadata_to_json(metadata: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return metadata as the JSON that can be filtered on, and whether that is all of it.
+
+    What JSON has no word for is left out of the text and travels in the header alone.
+    """
+    try:
+        text = _to_json(metadata)
+    except (TypeError, ValueError, RecursionError):
+        kept = {}
+        for key, value in metadata.items():
+            try:
+                _to_json(value)
+            except (TypeError, ValueError, RecursionError):
+                continue
+            kept[key] = value
+        return _to_json(kept), False
+    return text, json.loads(text) == metadata
+
+
+def filter_to_json(wanted: Mapping[str, Any]) -> str:
+    """Return a filter as JSON.
+
+    Raises:
+        CodecError: It holds something that metadata in JSON never equals.
+    """
+    try:
+        return _to_json(wanted)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CodecError(f"a filter is plain JSON: {error}", path="filter") from None
+
+
+def _to_json(value: object) -> str:
+    if isinstance(value, Mapping):
+        # json would quietly turn other keys into text, and then no filter on them would match as written.
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"a key of type {type(key).__name__}")
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def step_name(names: Iterable[str]) -> str:
+    """Return the nodes that ran as the name of a step: as many as its limit has room for."""
+    ordered = sorted(names)
+    text = ", ".join(ordered)
+    if len(text.encode()) <= STEP_BYTES_MAX:
+        return text
+    shown: list[str] = []
+    room = STEP_BYTES_MAX - len(" and 10000 more")
+    for name in ordered:
+        room -= len(name.encode()) + 2
+        if room < 0:
+            break
+        shown.append(name)
+    more = f"and {len(ordered) - len(shown)} more"
+    return f"{', '.join(shown)} {more}" if shown else f"{len(ordered)} nodes"
+
+
+def _find_unserializable(serde: SerializerProtocol, value: object) -> tuple[str, object]:
+    """Return where in a value the serializer fails, and what is there; the innermost part that fails by itself."""
+    path, budget = "", LEAVES_SEARCHED_MAX
+    while True:
+        for step, part in _parts(value):
+            budget -= 1
+            if budget < 0:
+                return path, value
+            if not _is_serializable(serde, part):
+                path, value = path + step, part
+                break
+        else:
+            return path, value
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield f"[{key!r}]", part
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            yield f"[{number}]", part
+    elif isinstance(fields := getattr(value, "__dict__", None), dict):
+        for name, part in fields.items():
+            yield f".{name}", part
+
+
+def _is_serializable(serde: SerializerProtocol, value: object) -> bool:
+    try:
+        serde.dumps_typed(value)
+    # As in `dump`.
+    except Exception:  # noqa: BLE001
+        return False
+    return True

@@ -1,0 +1,415 @@
+"""What each method of the saver asks the server and makes of the answers, without sending anything.
+
+An exchange is a generator: it yields (method, request), is sent the response or thrown the error, and returns what the
+method returns. The saver's blocking and asyncio methods run the same exchanges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from google.protobuf.message import Message
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from milepost import _calls, _compression
+from milepost._calls import Method
+from milepost.adapters.langgraph import encoding
+from milepost.adapters.langgraph.addresses import Address
+from milepost.adapters.langgraph.encoding import HEADER_KEY
+from milepost.adapters.langgraph.known import KnownChannel, KnownCheckpoint, KnownCheckpoints
+from milepost.adapters.langgraph.put import NO_FENCE, Fence, PutDraft
+from milepost.adapters.langgraph.walks import DeltaWalk
+from milepost.errors import (
+    BaseNotFoundError,
+    LimitExceededError,
+    MilepostError,
+    NotFoundError,
+    WorkflowNotFoundError,
+)
+from milepost.types import new_checkpoint_id
+from milepost.v1 import checkpoint_pb2
+from milepost.v1 import checkpoint_store_pb2 as pb
+
+ResultT = TypeVar("ResultT")
+Exchange: TypeAlias = Generator[tuple[Method[Any], Message], Any, ResultT]
+
+PAGE_SIZE_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanges:
+    """The exchanges of one saver."""
+
+    namespace: str
+    serde: SerializerProtocol
+    known: KnownCheckpoints
+    compress_over_bytes: int | None
+
+    # Writing.
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+        fence: Fence = NO_FENCE,
+    ) -> Exchange[RunnableConfig]:
+        """Store a checkpoint: one Save, of what its base is not known to hold."""
+        address = Address.of(config)
+        scope = (address.thread_id, address.scope)
+        draft = PutDraft(
+            config,
+            checkpoint,
+            metadata,
+            new_versions,
+            namespace=self.namespace,
+            serde=self.serde,
+            compress_over_bytes=self.compress_over_bytes,
+            base=self.known.recall(scope, address.checkpoint_id),
+            fence=fence,
+        )
+        try:
+            try:
+                response = yield _calls.SAVE, draft.request
+            except BaseNotFoundError:
+                if not draft.is_incremental:
+                    raise
+                self.known.forget(scope, draft.request.base_checkpoint_id)
+                response = yield _calls.SAVE, draft.in_full()
+        except LimitExceededError as error:
+            raise _naming_largest(error, draft.sizes) from error
+        self.known.remember(scope, draft.known(response.digest))
+        return address.config(checkpoint["id"])
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
+        fence: Fence = NO_FENCE,
+    ) -> Exchange[None]:
+        """Store what a task wrote: one AppendRecords, also before the checkpoint is there."""
+        if not writes:
+            return
+        address = Address.of(config)
+        sizes: dict[str, int] = {}
+        records: list[checkpoint_pb2.Record] = []
+        for position, (channel, value) in enumerate(writes):
+            index = WRITES_IDX_MAP.get(channel, position)
+            what = f"thread {address.thread_id!r}: what task {task_id!r} writes to channel {channel!r}"
+            typed = encoding.dump(self.serde, value, what)
+            sizes[channel] = sizes.get(channel, 0) + len(typed.content)
+            records.append(
+                checkpoint_pb2.Record(
+                    task_id=task_id,
+                    index=index,
+                    path=task_path,
+                    name=channel,
+                    value=encoding.to_value(typed, self.compress_over_bytes),
+                    # Each write by itself: one list may hold results, of which the first wins, and a resume value.
+                    overwrite=index < 0,
+                )
+            )
+        request = pb.AppendRecordsRequest(
+            namespace=self.namespace,
+            workflow_id=address.thread_id,
+            scope=address.scope,
+            checkpoint_id=address.checkpoint_id,
+            records=records,
+            lease_token=fence.lease_token,
+        )
+        try:
+            yield _calls.APPEND_RECORDS, request
+        except LimitExceededError as error:
+            raise _naming_largest(error, sizes) from error
+
+    # Reading.
+
+    def get_tuple(self, config: RunnableConfig) -> Exchange[CheckpointTuple | None]:
+        """Read a checkpoint: one Load."""
+        address = Address.of(config)
+        found = yield from self.load(address)
+        if found is None:
+            return None
+        result = self.read(found)
+        self.known.remember((address.thread_id, address.scope), _known(found, result.checkpoint))
+        return result
+
+    def get_delta_channel_history(
+        self, config: RunnableConfig, channels: Sequence[str]
+    ) -> Exchange[Mapping[str, DeltaChannelHistory]]:
+        """Read what was written to channels since the nearest ancestor that stores them, and what that stores.
+
+        One List for each page of ancestors, which carries their writes and no state, and one Load for each ancestor
+        where a channel is found stored: one, as a rule.
+        """
+        walk = DeltaWalk(channels)
+        address = Address.of(config)
+        target = (yield from self.load(address, with_state=False, with_records=False)) if channels else None
+        if target is None:
+            return walk.result()
+        walk.start(target)
+        request = pb.ListRequest(
+            namespace=self.namespace,
+            workflow_id=address.thread_id,
+            scope=address.scope,
+            page_size=PAGE_SIZE_MAX,
+            before_sequence=target.sequence,
+            include_records=True,
+            accept_compression=_compression.accepted(),
+        )
+        while walk.goes_on():
+            response = yield _calls.LIST, request
+            for ancestor in walk.ancestors(response.checkpoints):
+                writes = self._writes(ancestor, walk.remaining)
+                walk.visit(ancestor, (yield from self._stored(ancestor, walk.maybe_stored(ancestor))), writes)
+                if not walk.goes_on():
+                    break
+            if not response.next_page_token:
+                break
+            request.page_token = response.next_page_token
+        return walk.result()
+
+    def _stored(self, found: checkpoint_pb2.Checkpoint, channels: Sequence[str]) -> Exchange[dict[str, Any]]:
+        """Read those of some channels that a checkpoint stores."""
+        if not channels:
+            return {}
+        keys = {encoding.entry_key(channel): channel for channel in channels}
+        at = Address(found.workflow_id, found.scope, found.checkpoint_id)
+        loaded = yield from self.load(at, entry_keys=list(keys), with_records=False)
+        state = {} if loaded is None else loaded.state
+        return {
+            channel: encoding.load(self.serde, state[key], f"{_where(found)}: channel {channel!r}")
+            for key, channel in keys.items()
+            if key in state
+        }
+
+    # Deleting and copying.
+
+    def delete_thread(self, thread_id: str, fence: Fence = NO_FENCE) -> Exchange[None]:
+        """Delete a thread with all its namespaces: one DeleteWorkflow."""
+        request = pb.DeleteWorkflowRequest(
+            namespace=self.namespace, workflow_id=thread_id, lease_token=fence.lease_token
+        )
+        yield _calls.DELETE_WORKFLOW, request
+        self.known.forget_thread(thread_id)
+
+    def delete_for_runs(self, run_ids: Iterable[str]) -> Exchange[None]:
+        """Delete the checkpoints of runs in every thread: one DeleteCheckpoints for 100 runs, repeated until done."""
+        for request in _calls.delete_requests(self.namespace, "", (), [str(run_id) for run_id in run_ids], ""):
+            yield from _until_done(_calls.DELETE_CHECKPOINTS, request)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> Exchange[None]:
+        """Copy a thread as it is at one moment: a List of its newest checkpoint, and a fork of all up to that."""
+        listing = pb.ListRequest(namespace=self.namespace, workflow_id=source_thread_id, page_size=1)
+        try:
+            response = yield _calls.LIST, listing
+        except WorkflowNotFoundError:
+            return
+        if not response.checkpoints:
+            return
+        newest = response.checkpoints[0]
+        fork = pb.ForkWorkflowRequest(
+            namespace=self.namespace,
+            workflow_id=source_thread_id,
+            scope=newest.scope,
+            checkpoint_id=newest.checkpoint_id,
+            target_workflow_id=target_thread_id,
+            mode=pb.FORK_MODE_ALL_UP_TO,
+            fork_id=new_checkpoint_id(),
+        )
+        yield _calls.FORK_WORKFLOW, fork
+
+    def prune(self, thread_id: str, keep_last: int) -> Exchange[None]:
+        """Delete a thread's old checkpoints, and the namespaces of subgraph calls that started from one of these."""
+        request = pb.PruneWorkflowRequest(namespace=self.namespace, workflow_id=thread_id, keep_last=keep_last)
+        roots_before = yield from self._roots_and_calls(thread_id)
+        try:
+            yield from _until_done(_calls.PRUNE_WORKFLOW, request)
+        except WorkflowNotFoundError:
+            return
+        if not roots_before.calls:
+            return
+        after = yield from self._roots_and_calls(thread_id)
+        # A call's root that was there and is gone was pruned. One that was never there is yet to come: a call saves in
+        # the background, and may be saved before its root.
+        pruned = roots_before.roots - after.roots
+        for scope, checkpoint_ids in after.calls.items():
+            if roots_before.started_from.get(scope) in pruned:
+                for deletion in _calls.delete_requests(self.namespace, thread_id, checkpoint_ids, (), scope):
+                    yield from _until_done(_calls.DELETE_CHECKPOINTS, deletion)
+
+    # Steps of the above.
+
+    def load(
+        self,
+        address: Address,
+        *,
+        entry_keys: Sequence[str] = (),
+        with_state: bool = True,
+        with_records: bool = True,
+    ) -> Exchange[checkpoint_pb2.Checkpoint | None]:
+        """Load one checkpoint, the newest where the address names none; None where there is none."""
+        request = pb.LoadRequest(
+            namespace=self.namespace,
+            workflow_id=address.thread_id,
+            scope=address.scope,
+            checkpoint_id=address.checkpoint_id or None,
+            entry_keys=entry_keys,
+            omit_state=not with_state,
+            omit_records=not with_records,
+            accept_compression=_compression.accepted(),
+        )
+        try:
+            response = yield _calls.LOAD, request
+        except NotFoundError:
+            return None
+        return cast("checkpoint_pb2.Checkpoint", response.checkpoint)
+
+    def read(self, found: checkpoint_pb2.Checkpoint) -> CheckpointTuple:
+        """Return a checkpoint, loaded with state and records, as LangGraph sees it."""
+        header = self._header(found)
+        values = {
+            (channel := encoding.channel_name(key)): encoding.load(
+                self.serde, found.state[key], f"{_where(found)}: channel {channel!r}"
+            )
+            for key in sorted(found.state)
+            if key != HEADER_KEY
+        }
+        metadata = header.get("metadata")
+        if metadata is None:
+            metadata = json.loads(found.metadata) if found.metadata else {}
+        address = Address(found.workflow_id, found.scope, found.checkpoint_id)
+        # A parent that was pruned cannot be read, and LangGraph takes one that it is told of as there.
+        has_parent = found.parent_id and not found.parent_pruned
+        return CheckpointTuple(
+            config=address.config(found.checkpoint_id),
+            checkpoint=cast("Checkpoint", {**header["checkpoint"], "channel_values": values}),
+            metadata=cast("CheckpointMetadata", metadata),
+            parent_config=address.config(found.parent_id) if has_parent else None,
+            pending_writes=self._writes(found),
+        )
+
+    def _header(self, found: checkpoint_pb2.Checkpoint) -> dict[str, Any]:
+        if HEADER_KEY not in found.state:
+            raise MilepostError(
+                f"{_where(found)} was not saved by LangGraph: it has no entry {HEADER_KEY!r}. Keep threads and other "
+                "workflows apart, by their ids or in namespaces of their own.",
+                namespace=found.namespace,
+                workflow_id=found.workflow_id,
+                scope=found.scope,
+                checkpoint_id=found.checkpoint_id,
+            )
+        header: dict[str, Any] = encoding.load(self.serde, found.state[HEADER_KEY], f"{_where(found)}: its header")
+        return header
+
+    def _writes(self, found: checkpoint_pb2.Checkpoint, channels: Iterable[str] | None = None) -> list[PendingWrite]:
+        """Return the writes beside a checkpoint, in the server's order: (path, task_id, index)."""
+        wanted = None if channels is None else frozenset(channels)
+        return [
+            (
+                record.task_id,
+                record.name,
+                encoding.load(
+                    self.serde, record.value, f"{_where(found)}: what task {record.task_id!r} wrote to {record.name!r}"
+                ),
+            )
+            for record in found.records
+            if wanted is None or record.name in wanted
+        ]
+
+    def _roots_and_calls(self, thread_id: str) -> Exchange[Threadwork]:
+        """Read which root checkpoints and which calls of subgraphs a thread has."""
+        found = Threadwork()
+        request = pb.ListRequest(namespace=self.namespace, workflow_id=thread_id, page_size=PAGE_SIZE_MAX)
+        while True:
+            try:
+                response = yield _calls.LIST, request
+            except WorkflowNotFoundError:
+                return found
+            for checkpoint in response.checkpoints:
+                found.add(checkpoint)
+            if not response.next_page_token:
+                return found
+            request.page_token = response.next_page_token
+
+
+class Threadwork:
+    """The checkpoints of a thread's root, and those of its subgraphs' calls.
+
+    Each call of a subgraph has a namespace of its own, "node:task id", to which nothing is saved once it is over. Kept
+    for ever, their heads would pile up. A subgraph that keeps its state between calls has a namespace without a task.
+    """
+
+    def __init__(self) -> None:
+        self.roots: set[str] = set()
+        self.calls: dict[str, list[str]] = {}
+        self.started_from: dict[str, str] = {}
+
+    def add(self, found: checkpoint_pb2.Checkpoint) -> None:
+        """Take note of one checkpoint, listed newest first."""
+        if not found.scope:
+            self.roots.add(found.checkpoint_id)
+        elif ":" in found.scope:
+            self.calls.setdefault(found.scope, []).append(found.checkpoint_id)
+            if found.scope not in self.started_from:
+                parents = json.loads(found.metadata).get("parents") if found.metadata else None
+                root = parents.get("") if isinstance(parents, dict) else None
+                self.started_from[found.scope] = root if isinstance(root, str) else ""
+
+
+def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownCheckpoint:
+    """Return what is known of a checkpoint that was loaded."""
+    versions = checkpoint["channel_versions"]
+    channels = {
+        (channel := encoding.channel_name(key)): KnownChannel(
+            versions.get(channel), encoding.to_typed(value, f"{_where(found)}: channel {channel!r}").digest
+        )
+        for key, value in found.state.items()
+        if key != HEADER_KEY
+    }
+    return KnownCheckpoint(found.checkpoint_id, found.digest, channels, checkpoint["versions_seen"])
+
+
+def _where(found: checkpoint_pb2.Checkpoint) -> str:
+    return f"thread {found.workflow_id!r}, checkpoint {found.checkpoint_id!r}"
+
+
+def _until_done(method: Method[Any], request: Any) -> Exchange[None]:
+    """Repeat a call of bounded steps until nothing is left."""
+    while True:
+        response = yield method, request
+        if response.done:
+            return
+        request.continue_token = response.continue_token
+
+
+def _naming_largest(error: LimitExceededError, sizes: Mapping[str, int]) -> LimitExceededError:
+    """Return the same refusal with the channel that has most to do with it."""
+    if not sizes:
+        return error
+    channel = max(sizes, key=lambda each: sizes[each])
+    return LimitExceededError(
+        f"{error.message} The largest channel is {channel!r} with {sizes[channel]} bytes as serialized.",
+        reason=error.reason,
+        namespace=error.namespace,
+        workflow_id=error.workflow_id,
+        scope=error.scope,
+        checkpoint_id=error.checkpoint_id,
+        metadata={**error.metadata, "channel": channel},
+    )

@@ -1,0 +1,203 @@
+"""One checkpoint to store: what is sent of it, and what is known of it once it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    get_serializable_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from milepost.adapters.langgraph import encoding
+from milepost.adapters.langgraph.addresses import Address
+from milepost.adapters.langgraph.encoding import HEADER_KEY, Typed
+from milepost.adapters.langgraph.known import KnownChannel, KnownCheckpoint, Version
+from milepost.v1 import checkpoint_store_pb2 as pb
+
+DEFINITION: Final = "langgraph"
+"""What every thread is saved under, so that other workflows of a namespace are not taken for threads."""
+RUN_ID_BYTES_MAX: Final = 256
+
+
+class Fence(NamedTuple):
+    """What a put presents, and what is checked in its commit."""
+
+    lease_token: int = 0
+    """The thread's lease; 0: none."""
+    is_linear: bool = False
+    """Only the newest checkpoint may be followed."""
+
+
+NO_FENCE: Final = Fence()
+
+
+class PutDraft:
+    """The Save of one checkpoint: incremental where its base is known, and how to turn it into one in full."""
+
+    def __init__(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+        *,
+        namespace: str,
+        serde: SerializerProtocol,
+        compress_over_bytes: int | None,
+        base: KnownCheckpoint | None,
+        fence: Fence,
+    ) -> None:
+        """Plan a put.
+
+        Args:
+            config: Names the parent.
+            checkpoint: What to store.
+            metadata: Stored beside it.
+            new_versions: Channels that were written, as far as LangGraph says so.
+            namespace: Tenant boundary.
+            serde: Turns values into bytes.
+            compress_over_bytes: Values larger than this may be compressed.
+            base: A stored checkpoint of the same thread and namespace, if one is known.
+            fence: What the Save presents.
+
+        Raises:
+            CodecError: A channel's value cannot be serialised; names the channel.
+        """
+        self.address = Address.of(config)
+        self._checkpoint = checkpoint
+        self._values: Mapping[str, Any] = checkpoint["channel_values"]
+        self._versions: Mapping[str, Version] = checkpoint["channel_versions"]
+        self._serde = serde
+        self._compress_over_bytes = compress_over_bytes
+        self._typed: dict[str, Typed] = {}
+        parent_id = self.address.checkpoint_id
+        all_metadata = get_serializable_checkpoint_metadata(config, metadata)
+        metadata_json, is_exact = encoding.metadata_to_json(all_metadata)
+        header: dict[str, Any] = {"checkpoint": {k: v for k, v in checkpoint.items() if k != "channel_values"}}
+        if not is_exact:
+            header["metadata"] = all_metadata
+        self._header = self._dump(header, "its header")
+        run_id = all_metadata.get("run_id")
+        self.request = pb.SaveRequest(
+            namespace=namespace,
+            workflow_id=self.address.thread_id,
+            scope=self.address.scope,
+            checkpoint_id=checkpoint["id"],
+            parent_id=parent_id,
+            current_step=self._step(base),
+            metadata=metadata_json,
+            definition=DEFINITION,
+            run_id=run_id if isinstance(run_id, str) and len(run_id.encode()) <= RUN_ID_BYTES_MAX else "",
+            # LangGraph's put replaces what the id holds.
+            on_conflict=pb.ON_CONFLICT_REPLACE,
+            history_entries=sorted(map(encoding.entry_key, _channels_told_by_ancestors(all_metadata, self._values))),
+            lease_token=fence.lease_token,
+            expected_head=parent_id if fence.is_linear else None,
+        )
+        self._kept: dict[str, KnownChannel] = {}
+        if base is not None and base.checkpoint_id != checkpoint["id"]:
+            for channel in self._values:
+                stored = base.channels.get(channel)
+                if stored is not None and self._is_unchanged(channel, stored, new_versions):
+                    self._kept[channel] = stored
+            if self._kept:
+                self.request.base_checkpoint_id = base.checkpoint_id
+                self.request.base_digest = base.content_digest
+                gone = base.channels.keys() - self._values.keys()
+                self.request.removed_keys.extend(sorted(map(encoding.entry_key, gone)))
+        self._put_state(channel for channel in self._values if channel not in self._kept)
+
+    @property
+    def is_incremental(self) -> bool:
+        """Channels that the base holds are left out."""
+        return bool(self._kept)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what was serialised, by channel."""
+        return {channel: len(typed.content) for channel, typed in self._typed.items()}
+
+    def in_full(self) -> pb.SaveRequest:
+        """Turn the request into one that needs no base, because its base is gone or was replaced."""
+        request = self.request
+        request.ClearField("base_checkpoint_id")
+        request.ClearField("base_digest")
+        request.ClearField("removed_keys")
+        request.ClearField("state")
+        self._kept = {}
+        self._put_state(self._values)
+        return request
+
+    def known(self, content_digest: bytes) -> KnownCheckpoint:
+        """Return what is known once it is stored.
+
+        Args:
+            content_digest: The server's.
+        """
+        channels = {
+            channel: KnownChannel(
+                self._versions.get(channel),
+                self._kept[channel].digest if channel in self._kept else self._typed[channel].digest,
+            )
+            for channel in self._values
+        }
+        return KnownCheckpoint(self._checkpoint["id"], content_digest, channels, self._checkpoint["versions_seen"])
+
+    def _is_unchanged(self, channel: str, stored: KnownChannel, new_versions: ChannelVersions) -> bool:
+        """Tell whether the base is proven to hold a channel's value.
+
+        By its version, where that was given once and so to one value; else by its bytes. Never by `new_versions` alone,
+        which is a difference against another checkpoint than the config's where a checkpoint is copied.
+        """
+        version = self._versions.get(channel)
+        if channel not in new_versions and version == stored.version and _is_given_once(version):
+            return True
+        return self._channel(channel).digest == stored.digest
+
+    def _put_state(self, channels: Iterable[str]) -> None:
+        state = self.request.state
+        for channel in channels:
+            value = encoding.to_value(self._channel(channel), self._compress_over_bytes)
+            state[encoding.entry_key(channel)].CopyFrom(value)
+        state[HEADER_KEY].CopyFrom(encoding.to_value(self._header, self._compress_over_bytes))
+
+    def _channel(self, channel: str) -> Typed:
+        typed = self._typed.get(channel)
+        if typed is None:
+            typed = self._typed[channel] = self._dump(self._values[channel], f"channel {channel!r}")
+        return typed
+
+    def _dump(self, value: object, part: str) -> Typed:
+        what = f"thread {self.address.thread_id!r}, checkpoint {self._checkpoint['id']!r}: {part}"
+        return encoding.dump(self._serde, value, what)
+
+    def _step(self, base: KnownCheckpoint | None) -> str:
+        """Return who ran: the nodes that have seen what they had not at the parent; "" where that is not known."""
+        parent_id = self.address.checkpoint_id
+        before: Mapping[str, Mapping[str, Version]] = {}
+        if parent_id:
+            if base is None or base.checkpoint_id != parent_id:
+                return ""
+            before = base.versions_seen
+        seen = self._checkpoint["versions_seen"]
+        return encoding.step_name(node for node, versions in seen.items() if before.get(node) != versions)
+
+
+def _channels_told_by_ancestors(metadata: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Return the channels whose value at a checkpoint is what its ancestors store and were written.
+
+    LangGraph counts them in its metadata: those it has stored no value of since.
+    """
+    counters = metadata.get("counters_since_delta_snapshot")
+    return [channel for channel in counters if channel not in values] if isinstance(counters, Mapping) else []
+
+
+def _is_given_once(version: Version | None) -> bool:
+    """Tell whether a version stands for one value: `get_next_version` ends each in random digits, a number has none."""
+    return isinstance(version, str) and "." in version

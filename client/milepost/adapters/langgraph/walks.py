@@ -1,0 +1,71 @@
+"""Reads of more than one page: a list of checkpoints, and a line of ancestors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from langgraph.checkpoint.base import DeltaChannelHistory, PendingWrite
+
+from milepost.adapters.langgraph import encoding
+from milepost.v1 import checkpoint_pb2
+
+
+class DeltaWalk:
+    """A walk from a checkpoint towards its first ancestor, collecting writes until each channel is found stored."""
+
+    def __init__(self, channels: Sequence[str]) -> None:
+        self._channels = channels
+        self._writes: dict[str, list[PendingWrite]] = {channel: [] for channel in channels}
+        self._seeds: dict[str, Any] = {}
+        self._next_id = ""
+        self.remaining = set(channels)
+
+    def goes_on(self) -> bool:
+        """Tell whether there is an ancestor to visit, and a channel to find."""
+        return bool(self.remaining and self._next_id)
+
+    def start(self, target: checkpoint_pb2.Checkpoint) -> None:
+        """Begin at the target's parent: what is beside the target belongs to the step after it."""
+        self._go_behind(target)
+
+    def ancestors(self, page: Sequence[checkpoint_pb2.Checkpoint]) -> Iterator[checkpoint_pb2.Checkpoint]:
+        """Pick what is on the line from a page, newest first; visit each before taking the next."""
+        for found in page:
+            if found.checkpoint_id == self._next_id:
+                yield found
+
+    def maybe_stored(self, ancestor: checkpoint_pb2.Checkpoint) -> list[str]:
+        """Return the channels that an ancestor may store: those it does not say that it needs ancestors for."""
+        needed = {encoding.channel_name(key) for key in ancestor.history_entries}
+        return sorted(self.remaining - needed)
+
+    def visit(
+        self,
+        ancestor: checkpoint_pb2.Checkpoint,
+        stored: Mapping[str, Any],
+        writes: Sequence[PendingWrite],
+    ) -> None:
+        """Take an ancestor's writes, its values where it has any, and go on behind it.
+
+        A value is what the channel was before the ancestor's own writes, so these count in any case.
+        """
+        for write in reversed(writes):
+            if write[1] in self.remaining:
+                self._writes[write[1]].append(write)
+        for channel, value in stored.items():
+            self._seeds[channel] = value
+            self.remaining.discard(channel)
+        self._go_behind(ancestor)
+
+    def result(self) -> Mapping[str, DeltaChannelHistory]:
+        """Return what was collected, oldest write first."""
+        history: dict[str, DeltaChannelHistory] = {}
+        for channel in self._channels:
+            history[channel] = {"writes": self._writes[channel][::-1]}
+            if channel in self._seeds:
+                history[channel]["seed"] = self._seeds[channel]
+        return history
+
+    def _go_behind(self, found: checkpoint_pb2.Checkpoint) -> None:
+        self._next_id = "" if found.parent_pruned else found.parent_id
