@@ -96,7 +96,7 @@ class PutDraft:
             run_id=run_id if isinstance(run_id, str) and len(run_id.encode()) <= RUN_ID_BYTES_MAX else "",
             # LangGraph's put replaces what the id holds.
             on_conflict=pb.ON_CONFLICT_REPLACE,
-            history_entries=sorted(map(encoding.entry_key, _channels_told_by_ancestors(all_metadata, self._values))),
+            history_entries=sorted(map(encoding.entry_key, _channels_told_by_ancestors(all_metadata, checkpoint))),
             lease_token=fence.lease_token,
             expected_head=parent_id if fence.is_linear else None,
         )
@@ -189,13 +189,16 @@ class PutDraft:
         return encoding.step_name(node for node, versions in seen.items() if before.get(node) != versions)
 
 
-def _channels_told_by_ancestors(metadata: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Return the channels whose value at a checkpoint is what its ancestors store and were written.
+def _channels_told_by_ancestors(metadata: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
+    """Return the channels whose value is what an ancestor stores and what was written since.
 
-    LangGraph counts them in its metadata: those it has stored no value of since.
+    LangGraph counts them in its metadata. One without a version was never written, and needs nobody.
     """
     counters = metadata.get("counters_since_delta_snapshot")
-    return [channel for channel in counters if channel not in values] if isinstance(counters, Mapping) else []
+    if not isinstance(counters, Mapping):
+        return []
+    versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+    return [channel for channel in counters if channel in versions and channel not in values]
 
 
 def _is_given_once(version: Version | None) -> bool:

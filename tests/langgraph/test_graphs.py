@@ -1,0 +1,369 @@
+"""Real graphs, run through LangGraph's own API on our saver and on its own in-memory one, with equal results."""
+
+from __future__ import annotations
+
+import operator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypedDict
+
+import grpc
+import pytest
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.types import Command, Send, StateSnapshot, interrupt
+
+from milepost import Client
+from milepost.adapters.langgraph import MilepostSaver
+from milepost.testing import LocalServer
+from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost.v1.checkpoint_store_pb2_grpc import CheckpointStoreStub
+
+DURABILITIES = ("sync", "async", "exit")
+Graph = Any
+
+
+def thread(name: str = "t", **more: Any) -> Any:
+    return {"configurable": {"thread_id": name, **more}}
+
+
+# Graphs.
+
+
+class Basic(TypedDict, total=False):
+    words: Annotated[list[str], operator.add]
+    count: int
+    note: str
+
+
+def linear(saver: BaseCheckpointSaver[Any]) -> Graph:
+    builder = StateGraph(Basic)
+    builder.add_node("one", lambda state: {"words": ["one"], "count": state.get("count", 0) + 1})
+    builder.add_node("two", lambda state: {"words": ["two"], "count": state["count"] + 1})
+    builder.add_node("three", lambda state: {"words": ["three"]})
+    builder.add_edge(START, "one")
+    builder.add_edge("one", "two")
+    builder.add_edge("two", "three")
+    return builder.compile(checkpointer=saver)
+
+
+class Item(TypedDict):
+    item: int
+
+
+class Fan(TypedDict, total=False):
+    items: list[int]
+    results: Annotated[list[int], operator.add]
+    total: int
+
+
+def fan_out(saver: BaseCheckpointSaver[Any]) -> Graph:
+    builder = StateGraph(Fan)
+    builder.add_node("split", lambda state: {"items": [1, 2, 3, 4]})
+
+    def work(state: Item) -> Any:
+        return {"results": [state["item"] * 10]}
+
+    builder.add_node("work", work)
+    builder.add_node("sum", lambda state: {"total": sum(state["results"])})
+    builder.add_edge(START, "split")
+    builder.add_conditional_edges("split", lambda state: [Send("work", {"item": i}) for i in state["items"]], ["work"])
+    builder.add_edge("work", "sum")
+    return builder.compile(checkpointer=saver)
+
+
+def nested(saver: BaseCheckpointSaver[Any]) -> Graph:
+    inner = StateGraph(Basic)
+    inner.add_node("ask", lambda state: {"words": [f"asked:{interrupt('name?')}"]})
+    inner.add_node("after", lambda state: {"words": ["after"]})
+    inner.add_edge(START, "ask")
+    inner.add_edge("ask", "after")
+    outer = StateGraph(Basic)
+    outer.add_node("before", lambda state: {"words": ["before"]})
+    outer.add_node("inner", inner.compile())
+    outer.add_node("end", lambda state: {"words": ["end"]})
+    outer.add_edge(START, "before")
+    outer.add_edge("before", "inner")
+    outer.add_edge("inner", "end")
+    return outer.compile(checkpointer=saver)
+
+
+class Chat(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+def tool_loop(saver: BaseCheckpointSaver[Any]) -> Graph:
+    def model(state: Chat) -> Any:
+        used = sum(isinstance(message, ToolMessage) for message in state["messages"])
+        if used == 2:
+            return {"messages": [AIMessage("done", id="done")]}
+        call = {"name": "search", "args": {"q": used}, "id": f"call-{used}"}
+        return {"messages": [AIMessage("", id=f"ai-{used}", tool_calls=[call])]}
+
+    def tool(state: Chat) -> Any:
+        last = state["messages"][-1]
+        assert isinstance(last, AIMessage)
+        call = last.tool_calls[0]
+        return {"messages": [ToolMessage(f"found {call['args']['q']}", tool_call_id=call["id"], id=call["id"] or "")]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("model", model)
+    builder.add_node("tool", tool)
+    builder.add_edge(START, "model")
+    builder.add_conditional_edges(
+        "model", lambda state: "tool" if state["messages"][-1].tool_calls else END, ["tool", END]
+    )
+    builder.add_edge("tool", "model")
+    return builder.compile(checkpointer=saver)
+
+
+def extend(state: list[str] | None, writes: list[list[str]]) -> list[str]:
+    return (state or []) + [word for write in writes for word in write]
+
+
+class Log(TypedDict, total=False):
+    log: Annotated[list[str], DeltaChannel(extend, list, snapshot_frequency=3)]
+    turn: int
+
+
+def delta(saver: BaseCheckpointSaver[Any]) -> Graph:
+    builder = StateGraph(Log)
+    builder.add_node("left", lambda state: {"log": [f"left {state.get('turn')}"]})
+    builder.add_node("right", lambda state: {"log": [f"right {state.get('turn')}"]})
+    builder.add_node("join", lambda state: {"log": [f"joined {len(state['log'])}"], "turn": state.get("turn", 0) + 1})
+    builder.add_edge(START, "left")
+    builder.add_edge(START, "right")
+    builder.add_edge("left", "join")
+    builder.add_edge("right", "join")
+    return builder.compile(checkpointer=saver)
+
+
+# What is compared.
+
+
+def snapshot(found: StateSnapshot) -> dict[str, Any]:
+    """Return what a snapshot says, without ids and times."""
+    return {
+        "values": found.values,
+        "next": found.next,
+        "metadata": {
+            key: value for key, value in (found.metadata or {}).items() if key not in {"parents", "run_id", "thread_id"}
+        },
+        "has_parent": found.parent_config is not None,
+        "tasks": [(task.name, [each.value for each in task.interrupts]) for task in found.tasks],
+    }
+
+
+def history(graph: Graph, config: Any) -> list[dict[str, Any]]:
+    return [snapshot(found) for found in graph.get_state_history(config)]
+
+
+@pytest.fixture
+def savers(server: LocalServer, namespace: str) -> Iterator[tuple[BaseCheckpointSaver[Any], ...]]:
+    with MilepostSaver(server.target, namespace=namespace) as ours:
+        yield ours, InMemorySaver()
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("build", [linear, fan_out, tool_loop, delta])
+def test_a_graph_runs_as_it_does_in_memory(
+    build: Callable[[BaseCheckpointSaver[Any]], Graph], durability: Any, savers: tuple[Any, ...]
+) -> None:
+    inputs: Any = {"messages": [HumanMessage("hi", id="hi")]} if build is tool_loop else {"words": ["in"], "turn": 7}
+    seen = []
+    for saver in savers:
+        graph = build(saver)
+        first = list(graph.stream(inputs, thread(), stream_mode=["values", "updates"], durability=durability))
+        second = graph.invoke(inputs, thread(), durability=durability)
+        seen.append((sorted(map(repr, first)), second, history(graph, thread()), snapshot(graph.get_state(thread()))))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("build", [linear, fan_out, tool_loop, delta])
+async def test_a_graph_runs_on_asyncio_as_it_does_in_memory(
+    build: Callable[[BaseCheckpointSaver[Any]], Graph], durability: Any, savers: tuple[Any, ...]
+) -> None:
+    inputs: Any = {"messages": [HumanMessage("hi", id="hi")]} if build is tool_loop else {"words": ["in"], "turn": 7}
+    seen = []
+    for saver in savers:
+        graph = build(saver)
+        first = [each async for each in graph.astream(inputs, thread(), stream_mode="values", durability=durability)]
+        second = await graph.ainvoke(inputs, thread(), durability=durability)
+        found = [snapshot(each) async for each in graph.aget_state_history(thread())]
+        seen.append((first, second, found, snapshot(await graph.aget_state(thread()))))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_an_interrupt_in_a_subgraph_is_resumed(durability: Any, savers: tuple[Any, ...]) -> None:
+    seen = []
+    for saver in savers:
+        graph = nested(saver)
+        stopped = graph.invoke({"words": ["in"]}, thread(), durability=durability)
+        assert [each.value for each in stopped["__interrupt__"]] == ["name?"]
+        inside = snapshot(graph.get_state(thread(), subgraphs=True).tasks[0].state)
+        waiting = snapshot(graph.get_state(thread()))
+        result = graph.invoke(Command(resume="ada"), thread(), durability=durability)
+        seen.append((waiting, inside, result, history(graph, thread())))
+    assert seen[0] == seen[1]
+    assert seen[0][2]["words"] == ["in", "before", "in", "before", "asked:ada", "after", "end"]
+
+
+def test_time_travel_and_a_fork_leave_the_first_line_as_it_is(savers: tuple[Any, ...]) -> None:
+    seen = []
+    for saver in savers:
+        graph = linear(saver)
+        graph.invoke({"words": ["in"]}, thread())
+        before = list(graph.get_state_history(thread()))
+        middle = next(found for found in before if found.next == ("two",))
+        again = graph.invoke(None, middle.config)
+        changed = graph.update_state(middle.config, {"words": ["edited"], "note": "fork"}, as_node="one")
+        forked = graph.invoke(None, changed)
+        old = snapshot(graph.get_state(before[0].config))
+        seen.append((again, forked, old, history(graph, thread()), snapshot(graph.get_state(thread()))))
+    assert seen[0] == seen[1]
+    assert seen[0][1]["words"] == ["in", "one", "edited", "two", "three"]
+
+
+@pytest.mark.parametrize("at", ["first", "middle", "last"])
+@pytest.mark.parametrize("fresh", [False, True], ids=["known", "fresh process"])
+def test_a_copied_checkpoint_has_the_values_it_was_copied_with(
+    at: str, fresh: bool, savers: tuple[Any, ...], server: LocalServer, namespace: str
+) -> None:
+    """`__copy__` puts full values without new versions behind the grandparent."""
+    graph = linear(savers[0])
+    graph.invoke({"words": ["in"], "note": "n" * 5_000}, thread())
+    found = list(graph.get_state_history(thread()))
+    source = {"first": found[-1], "middle": found[len(found) // 2], "last": found[0]}[at]
+    if fresh:
+        graph = linear(MilepostSaver(server.target, namespace=namespace))
+    copied = graph.update_state(source.config, None, as_node="__copy__")
+    now = graph.get_state(copied)
+    assert now.values == source.values
+    assert now.next == source.next
+    assert now.metadata["source"] == "fork"
+    assert graph.invoke(None, copied)["words"][-1] == "three"
+    if fresh:
+        graph.checkpointer.close()
+
+
+def test_update_state_and_a_stateful_subgraph(savers: tuple[Any, ...]) -> None:
+    seen = []
+    for saver in savers:
+        inner = StateGraph(Basic)
+        inner.add_node("add", lambda state: {"words": [str(len(state["words"]))]})
+        inner.add_edge(START, "add")
+        outer = StateGraph(Basic)
+        outer.add_node("inner", inner.compile(checkpointer=True))
+        outer.add_edge(START, "inner")
+        graph = outer.compile(checkpointer=saver)
+        results = [graph.invoke({"words": [word]}, thread()) for word in ("a", "b")]
+        graph.update_state(thread(), {"words": ["late"]})
+        seen.append((results, history(graph, thread()), [len(list(saver.list(thread(checkpoint_ns="inner"))))]))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_pruned_thread_with_a_delta_channel_goes_on_as_if_it_were_whole(
+    durability: Any, savers: tuple[Any, ...]
+) -> None:
+    seen = []
+    for saver in savers:
+        graph = delta(saver)
+        for turn in range(4):
+            graph.invoke({"log": [f"in {turn}"]}, thread(), durability=durability)
+            if isinstance(saver, MilepostSaver):
+                saver.prune(["t"])
+        seen.append((snapshot(graph.get_state(thread()))["values"], graph.invoke({"log": ["x"]}, thread())))
+    assert seen[0] == seen[1]
+    assert len(seen[0][1]["log"]) == 5 * 4
+
+
+def test_an_encrypted_thread_shows_nothing_to_the_server(server: LocalServer, namespace: str) -> None:
+    serde = EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
+    with MilepostSaver(server.target, namespace=namespace, serde=serde) as saver:
+        graph = tool_loop(saver)
+        result = graph.invoke({"messages": [HumanMessage("secret-7f3a", id="hi")]}, thread())
+        assert graph.get_state(thread()).values == result
+        assert len(list(graph.get_state_history(thread()))) == 7
+    with grpc.insecure_channel(server.target) as channel:
+        stub = CheckpointStoreStub(channel)
+        page = stub.List(pb.ListRequest(namespace=namespace, workflow_id="t", include_state=True, include_records=True))
+    values = [value for found in page.checkpoints for value in found.state.values()]
+    assert values
+    assert {value.codec for value in values} <= {"msgpack+aes", "null+aes"}
+    assert b"secret-7f3a" not in page.SerializeToString()
+
+
+def test_unchanged_channels_are_neither_sent_nor_stored_again(server: LocalServer, namespace: str) -> None:
+    class Wide(TypedDict, total=False):
+        big: bytes
+        turn: int
+
+    builder = StateGraph(Wide)
+    builder.add_node("step", lambda state: {"turn": state["turn"] + 1})
+    builder.add_edge(START, "step")
+    builder.add_conditional_edges("step", lambda state: END if state["turn"] > 20 else "step", ["step", END])
+    with (
+        MilepostSaver(server.target, namespace=namespace) as saver,
+        Client(server.target, namespace=namespace) as client,
+    ):
+        builder.compile(checkpointer=saver).invoke({"big": os.urandom(100_000), "turn": 0}, thread())
+        stored = client.workflow("t")
+        assert stored.checkpoint_count == 23
+        # Twice: the input is a channel of its own before it is the state's.
+        assert stored.stored_bytes < 2 * 100_000 + 23 * 2_000
+
+
+def test_the_history_names_the_nodes_that_ran(savers: tuple[Any, ...], server: LocalServer, namespace: str) -> None:
+    fan_out(savers[0]).invoke({}, thread())
+    with Client(server.target, namespace=namespace) as client:
+        found = list(client.list("t"))
+    assert [each.current_step for each in found] == ["sum", "work", "split", "__start__", "__input__"]
+    assert [each.metadata["source"] for each in found] == ["loop"] * 4 + ["input"]
+    assert all(each.definition == "langgraph" for each in found)
+
+
+def test_a_strict_allowlist_makes_a_copy_that_shares_the_connection(server: LocalServer, namespace: str) -> None:
+    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+    with MilepostSaver(server.target, namespace=namespace, serde=strict) as saver:
+        clone = saver.with_allowlist({("some.module", "Thing")})
+        assert clone is not saver
+        assert linear(clone).invoke({"words": []}, thread())["words"] == ["one", "two", "three"]
+        assert saver.get_tuple(thread()) is not None
+        del clone
+        assert saver.get_tuple(thread()) is not None
+
+
+@pytest.mark.slow
+def test_a_saver_made_before_a_fork_works_in_the_child(server: LocalServer, namespace: str) -> None:
+    """As in a server that loads the application and then forks its workers."""
+    program = """
+import os, sys
+from milepost.adapters.langgraph import MilepostSaver
+saver = MilepostSaver(sys.argv[1], namespace=sys.argv[2])
+config = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+checkpoint = {"v": 4, "id": "1", "ts": "", "channel_values": {"x": 1}, "channel_versions": {"x": "1.1"},
+              "versions_seen": {}, "updated_channels": None}
+if sys.argv[3] == "used":
+    assert saver.get_tuple(config) is None
+pid = os.fork()
+if not pid:
+    saver.put(config, checkpoint, {}, {})
+    os._exit(0 if saver.get_tuple(config).checkpoint == checkpoint else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert saver.get_tuple(config).checkpoint == checkpoint
+saver.close()
+"""
+    for use in ("unused", "used"):
+        command = [sys.executable, "-c", program, server.target, f"{namespace}-{use}", use]
+        subprocess.run(command, check=True, timeout=60)
