@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolCall, ToolMessage
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, interrupt
@@ -55,7 +55,7 @@ def build(saver: MilepostSaver, journal: Path, *, is_to_be_killed: bool) -> Any:
         with journal.open("a", encoding="utf-8") as file:
             print(what, file=file)
 
-    def tool(call: Any) -> dict[str, Any]:
+    def tool(call: ToolCall) -> dict[str, Any]:
         city = call["args"]["city"]
         if call["name"] == "book":
             # Stops the run here. It comes back with the answer, and only then goes on.
