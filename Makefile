@@ -34,7 +34,7 @@ endef
 step = @echo "check: $(1)"; out=$$($(2) 2>&1) || { printf '%s\n' "$$out" >&2; exit 1; }
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Settings: LISTEN=$(LISTEN) DATA=$(DATA) PYTHON=$(PYTHON) ARGS= (for pytest and bench)"
 
 run: .venv/.stamp ## Start a server on LISTEN with its data in DATA; Ctrl-C drains and stops it
@@ -102,11 +102,17 @@ gen: .venv/.stamp .venv-gen/.stamp ## Generate the wire code from protos/ and th
 bench: .venv/.stamp .venv/.stamp-dbos ## Measure throughput, latency and the runner on this machine
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+conformance-langgraph: .venv/.stamp ## Run LangGraph's official conformance suite on MilepostSaver, both halves
+	@$(BIN)/python -m pytest tests/langgraph/test_conformance.py -s -q $(ARGS)
+
+bench-langgraph: .venv-bench/.stamp ## Measure MilepostSaver beside PostgresSaver, SqliteSaver and InMemorySaver
+	@.venv-bench/bin/python -m benchmarks.langgraph_savers $(ARGS)
+
 demo: .venv/.stamp ## Kill a workflow half way, start it again, and watch it go on
 	@$(BIN)/python examples/crash_and_resume.py
 
 clean: ## Remove environments, caches and build output; DATA stays
-	@rm -rf .venv .venv-gen .venv-lowest .venv-newest build dist
+	@rm -rf .venv .venv-gen .venv-bench .venv-lowest .venv-newest build dist
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -119,6 +125,8 @@ clean: ## Remove environments, caches and build output; DATA stays
 	@$(BIN)/python -m pip install --quiet --group bench-dbos >.venv/install-dbos.log 2>&1 \
 		|| echo "setup: DBOS could not be installed; .venv/install-dbos.log says why" >&2
 	@touch $@
+.venv-bench/.stamp: pyproject.toml
+	$(call make_venv,.venv-bench,milepost and the savers to compare it with,--group langgraph --group bench --group bench-langgraph -e '.[server,zstd,langgraph]')
 
 .venv-gen/.stamp: pyproject.toml
 	$(call make_venv,.venv-gen,the code generators,--group gen)
@@ -126,4 +134,4 @@ clean: ## Remove environments, caches and build output; DATA stays
 .venv-lowest/.stamp: pyproject.toml Makefile
 	$(call make_venv,.venv-lowest,milepost[server] on its lowest supported libraries,--group test -e '.[server]' $(LOWEST))
 
-.PHONY: help run test test-fast test-slow test-compat check $(CHECKS:%=check-%) fmt gen bench demo clean
+.PHONY: help run test test-fast test-slow test-compat check $(CHECKS:%=check-%) fmt gen bench bench-langgraph conformance-langgraph demo clean

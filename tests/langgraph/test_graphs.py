@@ -2,148 +2,34 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import grpc
 import pytest
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
-from langgraph.channels.delta import DeltaChannel
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
-from langgraph.types import Command, Send, StateSnapshot, interrupt
+from langgraph.types import Command, StateSnapshot
 
 from milepost import Client
 from milepost.adapters.langgraph import MilepostSaver
 from milepost.testing import LocalServer
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1.checkpoint_store_pb2_grpc import CheckpointStoreStub
+from tests.support.langgraph_graphs import Basic, Graph, delta, fan_out, linear, nested, tool_loop
 
 DURABILITIES = ("sync", "async", "exit")
-Graph = Any
 
 
 def thread(name: str = "t", **more: Any) -> Any:
     return {"configurable": {"thread_id": name, **more}}
-
-
-# Graphs.
-
-
-class Basic(TypedDict, total=False):
-    words: Annotated[list[str], operator.add]
-    count: int
-    note: str
-
-
-def linear(saver: BaseCheckpointSaver[Any]) -> Graph:
-    builder = StateGraph(Basic)
-    builder.add_node("one", lambda state: {"words": ["one"], "count": state.get("count", 0) + 1})
-    builder.add_node("two", lambda state: {"words": ["two"], "count": state["count"] + 1})
-    builder.add_node("three", lambda state: {"words": ["three"]})
-    builder.add_edge(START, "one")
-    builder.add_edge("one", "two")
-    builder.add_edge("two", "three")
-    return builder.compile(checkpointer=saver)
-
-
-class Item(TypedDict):
-    item: int
-
-
-class Fan(TypedDict, total=False):
-    items: list[int]
-    results: Annotated[list[int], operator.add]
-    total: int
-
-
-def fan_out(saver: BaseCheckpointSaver[Any]) -> Graph:
-    builder = StateGraph(Fan)
-    builder.add_node("split", lambda state: {"items": [1, 2, 3, 4]})
-
-    def work(state: Item) -> Any:
-        return {"results": [state["item"] * 10]}
-
-    builder.add_node("work", work)
-    builder.add_node("sum", lambda state: {"total": sum(state["results"])})
-    builder.add_edge(START, "split")
-    builder.add_conditional_edges("split", lambda state: [Send("work", {"item": i}) for i in state["items"]], ["work"])
-    builder.add_edge("work", "sum")
-    return builder.compile(checkpointer=saver)
-
-
-def nested(saver: BaseCheckpointSaver[Any]) -> Graph:
-    inner = StateGraph(Basic)
-    inner.add_node("ask", lambda state: {"words": [f"asked:{interrupt('name?')}"]})
-    inner.add_node("after", lambda state: {"words": ["after"]})
-    inner.add_edge(START, "ask")
-    inner.add_edge("ask", "after")
-    outer = StateGraph(Basic)
-    outer.add_node("before", lambda state: {"words": ["before"]})
-    outer.add_node("inner", inner.compile())
-    outer.add_node("end", lambda state: {"words": ["end"]})
-    outer.add_edge(START, "before")
-    outer.add_edge("before", "inner")
-    outer.add_edge("inner", "end")
-    return outer.compile(checkpointer=saver)
-
-
-class Chat(TypedDict):
-    messages: Annotated[list[AnyMessage], add_messages]
-
-
-def tool_loop(saver: BaseCheckpointSaver[Any]) -> Graph:
-    def model(state: Chat) -> Any:
-        used = sum(isinstance(message, ToolMessage) for message in state["messages"])
-        if used == 2:
-            return {"messages": [AIMessage("done", id="done")]}
-        call = {"name": "search", "args": {"q": used}, "id": f"call-{used}"}
-        return {"messages": [AIMessage("", id=f"ai-{used}", tool_calls=[call])]}
-
-    def tool(state: Chat) -> Any:
-        last = state["messages"][-1]
-        assert isinstance(last, AIMessage)
-        call = last.tool_calls[0]
-        return {"messages": [ToolMessage(f"found {call['args']['q']}", tool_call_id=call["id"], id=call["id"] or "")]}
-
-    builder = StateGraph(Chat)
-    builder.add_node("model", model)
-    builder.add_node("tool", tool)
-    builder.add_edge(START, "model")
-    builder.add_conditional_edges(
-        "model", lambda state: "tool" if state["messages"][-1].tool_calls else END, ["tool", END]
-    )
-    builder.add_edge("tool", "model")
-    return builder.compile(checkpointer=saver)
-
-
-def extend(state: list[str] | None, writes: list[list[str]]) -> list[str]:
-    return (state or []) + [word for write in writes for word in write]
-
-
-class Log(TypedDict, total=False):
-    log: Annotated[list[str], DeltaChannel(extend, list, snapshot_frequency=3)]
-    turn: int
-
-
-def delta(saver: BaseCheckpointSaver[Any]) -> Graph:
-    builder = StateGraph(Log)
-    builder.add_node("left", lambda state: {"log": [f"left {state.get('turn')}"]})
-    builder.add_node("right", lambda state: {"log": [f"right {state.get('turn')}"]})
-    builder.add_node("join", lambda state: {"log": [f"joined {len(state['log'])}"], "turn": state.get("turn", 0) + 1})
-    builder.add_edge(START, "left")
-    builder.add_edge(START, "right")
-    builder.add_edge("left", "join")
-    builder.add_edge("right", "join")
-    return builder.compile(checkpointer=saver)
 
 
 # What is compared.

@@ -10,7 +10,6 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -37,7 +36,7 @@ def build(saver: MilepostSaver, log: Path, *, blocks: bool) -> Any:
             file.flush()
             os.fsync(file.fileno())
 
-    def quick(name: str) -> Callable[[State], State]:
+    def quick(name: str) -> Any:
         def run(state: State) -> State:
             note(name)
             return {"done": [name]}
@@ -74,7 +73,7 @@ def main(arguments: list[str]) -> None:
     target, namespace, log, durability, half, mode = arguments
     with MilepostSaver(target, namespace=namespace) as saver:
         graph = build(saver, Path(log), blocks=mode == "block")
-        inputs = {"done": []} if saver.get_tuple(CONFIG) is None else None
+        inputs: Any = {"done": []} if saver.get_tuple(CONFIG) is None else None
         if half == "sync":
             result = graph.invoke(inputs, CONFIG, durability=durability)
         else:

@@ -34,6 +34,7 @@ from milepost.adapters.langgraph.put import NO_FENCE, Fence, PutDraft
 from milepost.adapters.langgraph.walks import DeltaWalk
 from milepost.errors import (
     BaseNotFoundError,
+    LeaseHeldError,
     LimitExceededError,
     MilepostError,
     NotFoundError,
@@ -211,7 +212,11 @@ class Exchanges:
 
     def delete_for_runs(self, run_ids: Iterable[str]) -> Exchange[None]:
         """Delete the checkpoints of runs in every thread: one DeleteCheckpoints for 100 runs, repeated until done."""
-        for request in _calls.delete_requests(self.namespace, "", (), [str(run_id) for run_id in run_ids], ""):
+        wanted = [str(run_id) for run_id in run_ids]
+        for start in range(0, len(wanted), _calls.RUNS_MAX):
+            request = pb.DeleteCheckpointsRequest(
+                namespace=self.namespace, run_ids=wanted[start : start + _calls.RUNS_MAX]
+            )
             yield from _until_done(_calls.DELETE_CHECKPOINTS, request)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> Exchange[None]:
@@ -235,24 +240,32 @@ class Exchanges:
         )
         yield _calls.FORK_WORKFLOW, fork
 
-    def prune(self, thread_id: str, keep_last: int) -> Exchange[None]:
+    def prune(self, thread_id: str, keep_last: int, fence: Fence = NO_FENCE) -> Exchange[None]:
         """Delete a thread's old checkpoints, and the namespaces of subgraph calls that started from one of these."""
+        before = yield from self._roots_and_calls(thread_id)
         request = pb.PruneWorkflowRequest(namespace=self.namespace, workflow_id=thread_id, keep_last=keep_last)
-        roots_before = yield from self._roots_and_calls(thread_id)
         try:
             yield from _until_done(_calls.PRUNE_WORKFLOW, request)
         except WorkflowNotFoundError:
             return
-        if not roots_before.calls:
+        if not before.calls:
             return
         after = yield from self._roots_and_calls(thread_id)
-        # A call's root that was there and is gone was pruned. One that was never there is yet to come: a call saves in
-        # the background, and may be saved before its root.
-        pruned = roots_before.roots - after.roots
-        for scope, checkpoint_ids in after.calls.items():
-            if roots_before.started_from.get(scope) in pruned:
-                for deletion in _calls.delete_requests(self.namespace, thread_id, checkpoint_ids, (), scope):
+        for scope in after.calls_without_root(before):
+            checkpoint_ids = after.calls[scope]
+            for start in range(0, len(checkpoint_ids), _calls.ITEMS_MAX):
+                deletion = pb.DeleteCheckpointsRequest(
+                    namespace=self.namespace,
+                    workflow_id=thread_id,
+                    scope=scope,
+                    checkpoint_ids=checkpoint_ids[start : start + _calls.ITEMS_MAX],
+                    lease_token=fence.lease_token,
+                )
+                try:
                     yield from _until_done(_calls.DELETE_CHECKPOINTS, deletion)
+                except LeaseHeldError:
+                    # Somebody advances the thread. The next time will do.
+                    return
 
     # Steps of the above.
 
@@ -333,9 +346,9 @@ class Exchanges:
             if wanted is None or record.name in wanted
         ]
 
-    def _roots_and_calls(self, thread_id: str) -> Exchange[Threadwork]:
+    def _roots_and_calls(self, thread_id: str) -> Exchange[RootsAndCalls]:
         """Read which root checkpoints and which calls of subgraphs a thread has."""
-        found = Threadwork()
+        found = RootsAndCalls()
         request = pb.ListRequest(namespace=self.namespace, workflow_id=thread_id, page_size=PAGE_SIZE_MAX)
         while True:
             try:
@@ -349,8 +362,8 @@ class Exchanges:
             request.page_token = response.next_page_token
 
 
-class Threadwork:
-    """The checkpoints of a thread's root, and those of its subgraphs' calls.
+class RootsAndCalls:
+    """The root checkpoints of a thread, and its subgraphs' calls.
 
     Each call of a subgraph has a namespace of its own, "node:task id", to which nothing is saved once it is over. Kept
     for ever, their heads would pile up. A subgraph that keeps its state between calls has a namespace without a task.
@@ -371,6 +384,19 @@ class Threadwork:
                 parents = json.loads(found.metadata).get("parents") if found.metadata else None
                 root = parents.get("") if isinstance(parents, dict) else None
                 self.started_from[found.scope] = root if isinstance(root, str) else ""
+
+    def calls_without_root(self, before: RootsAndCalls) -> list[str]:
+        """Return the calls whose root checkpoint went between two looks, or earlier.
+
+        One that was never there may be yet to come, since a call saves in the background and can be there first. Ids
+        rise with time, so it is not older than all that are there.
+        """
+        pruned, oldest = before.roots - self.roots, min(self.roots, default="")
+        return [
+            scope
+            for scope in self.calls
+            if (root := self.started_from[scope]) and (root in pruned or (root not in self.roots and root < oldest))
+        ]
 
 
 def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownCheckpoint:

@@ -24,9 +24,10 @@ from milepost import TLS, RetryPolicy, _compression
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.connections import Connections
 from milepost.adapters.langgraph.exchanges import Exchange, Exchanges
+from milepost.adapters.langgraph.exclusive import Exclusive, carries_lease, presented
 from milepost.adapters.langgraph.known import KnownCheckpoints
 from milepost.adapters.langgraph.listing import Listing
-from milepost.adapters.langgraph.put import NO_FENCE, Fence
+from milepost.adapters.langgraph.put import Fence
 from milepost.errors import MilepostError
 
 logger = logging.getLogger("milepost.langgraph")
@@ -128,6 +129,7 @@ class MilepostSaver(BaseCheckpointSaver[str]):
         return self._run(self._exchanges.put(config, checkpoint, metadata, new_versions, self._fence(config)))
 
     @override
+    @carries_lease
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
@@ -185,7 +187,10 @@ class MilepostSaver(BaseCheckpointSaver[str]):
 
     @override
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Delete the checkpoints that runs saved, with their writes, in every thread and namespace. Not atomic."""
+        """Delete the checkpoints that runs saved, with their writes, in every thread and namespace. Not atomic.
+
+        Threads that somebody has taken exclusively are passed over.
+        """
         self._run(self._exchanges.delete_for_runs(run_ids))
 
     @override
@@ -291,6 +296,41 @@ class MilepostSaver(BaseCheckpointSaver[str]):
         for exchange in self._prunes(thread_ids, strategy, keep_last):
             await self._arun(exchange)
 
+    # One writer.
+
+    def exclusive(
+        self,
+        thread_id: str,
+        *,
+        wait_s: float = 0.0,
+        ttl_s: float = 30.0,
+        holder: str | None = None,
+        allow_forks: bool = False,
+    ) -> Exclusive:
+        """Return the exclusive right to advance a thread, for a `with` or an `async with` block around its runs.
+
+        Whatever the block's graphs save presents it, also in the background; it renews itself. While it is held,
+        nobody else can save to the thread or delete it: they get a LeaseHeldError that names the holder. A process
+        that was cut off and overtaken gets a LeaseLostError, and nothing of it is stored.
+
+        Args:
+            thread_id: The thread; need not exist yet.
+            wait_s: How long to wait while somebody else holds it, at most 60 seconds; then the block raises
+                LeaseHeldError.
+            ttl_s: How long it outlives this process, 1 to 3,600 seconds.
+            holder: Who takes it, a label for people; default: `host:pid`.
+            allow_forks: Also save behind a checkpoint that is not the newest of its namespace: time travel, forks and
+                copies. Without it that is a HeadMovedError, so that a run on an old config cannot branch unnoticed.
+        """
+        return Exclusive(
+            self._connections,
+            str(thread_id),
+            ttl_s=ttl_s,
+            wait_s=wait_s,
+            holder=holder,
+            allow_forks=allow_forks,
+        )
+
     # What LangGraph asks without storage.
 
     @override
@@ -356,7 +396,7 @@ class MilepostSaver(BaseCheckpointSaver[str]):
         return self._fence_of(Address.of(config).thread_id)
 
     def _fence_of(self, thread_id: str) -> Fence:
-        return NO_FENCE
+        return presented(self._connections, thread_id)
 
     def _prunes(self, thread_ids: Sequence[str], strategy: str, keep_last: int | None) -> Iterator[Exchange[None]]:
         if isinstance(thread_ids, str):
@@ -369,7 +409,7 @@ class MilepostSaver(BaseCheckpointSaver[str]):
             if strategy == "delete":
                 yield self._exchanges.delete_thread(thread_id, self._fence_of(thread_id))
             else:
-                yield self._exchanges.prune(thread_id, keep_last or 1)
+                yield self._exchanges.prune(thread_id, keep_last or 1, self._fence_of(thread_id))
 
     def _run_all(self, exchanges: Iterator[Exchange[None]]) -> None:
         for exchange in exchanges:
