@@ -217,6 +217,15 @@ def test_the_history_names_the_nodes_that_ran(savers: tuple[Any, ...], server: L
     assert [each.current_step for each in found] == ["sum", "work", "split", "__start__", "__input__"]
     assert [each.metadata["source"] for each in found] == ["loop"] * 4 + ["input"]
     assert all(each.definition == "langgraph" for each in found)
+    # Also of a run that goes on from what it loaded.
+    graph = nested(savers[0])
+    graph.invoke({"words": []}, thread("u"))
+    graph.invoke(Command(resume="ada"), thread("u"))
+    with Client(server.target, namespace=namespace) as client:
+        steps = [each.current_step for each in client.list("u", scope=None)]
+    assert sorted(steps) == sorted(
+        ["end", "inner", "after", "ask", "__start__", "__input__", "before", "__start__", "__input__"]
+    )
 
 
 def test_a_strict_allowlist_makes_a_copy_that_shares_the_connection(server: LocalServer, namespace: str) -> None:

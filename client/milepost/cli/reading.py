@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -172,6 +173,14 @@ def _short_ids(output: Output, ids: Iterable[str]) -> dict[str, str]:
 @click.option("--oldest-first", is_flag=True, help="By rising sequence; else by falling sequence.")
 @click.option("--status", "statuses", type=STATUSES, multiple=True, help="Only with this status; repeatable.")
 @click.option("--step", type=TEXT, help="Only of this step.")
+@click.option(
+    "--metadata",
+    "metadata_keys",
+    type=TEXT,
+    multiple=True,
+    metavar="KEY",
+    help="A column more, with what the metadata has under KEY; repeatable.",
+)
 @setting_options(hidden=True)
 @pass_session
 def history(
@@ -184,6 +193,7 @@ def history(
     oldest_first: bool,
     statuses: tuple[str, ...],
     step: str | None,
+    metadata_keys: tuple[str, ...],
 ) -> None:
     """List the checkpoints of WORKFLOW, newest first."""
     if all_scopes and scope:
@@ -217,9 +227,11 @@ def history(
             Column("records", is_number=True),
             Column("age", is_number=True),
         ]
+        columns[4:4] = [Column(printable(key), shrinks=True) for key in metadata_keys]
         if all_scopes:
             columns.insert(1, Column("scope"))
-        if not output.table(columns, _history_rows(found, heads, output, session.now(), with_scope=all_scopes)):
+        rows = _history_rows(found, heads, output, session.now(), with_scope=all_scopes, metadata_keys=metadata_keys)
+        if not output.table(columns, rows):
             session.note("no such checkpoints" if statuses or step is not None else "no checkpoints in this scope")
 
 
@@ -246,7 +258,13 @@ class _Heads:
 
 
 def _history_rows(
-    found: Iterator[Checkpoint], heads: _Heads, output: Output, now: datetime, *, with_scope: bool
+    found: Iterator[Checkpoint],
+    heads: _Heads,
+    output: Output,
+    now: datetime,
+    *,
+    with_scope: bool,
+    metadata_keys: Sequence[str],
 ) -> Iterator[Sequence[Text | str]]:
     while batch := list(islice(found, ROWS_AT_ONCE)):
         short = _short_ids(output, (one for c in batch for one in (c.checkpoint_id, c.parent_id)))
@@ -263,6 +281,7 @@ def _history_rows(
                 name,
                 parent,
                 printable(checkpoint.current_step),
+                *(_metadata_text(checkpoint, key) for key in metadata_keys),
                 status_text(checkpoint.status.value),
                 str(checkpoint.completed_step_count),
                 str(checkpoint.entry_count),
@@ -270,6 +289,14 @@ def _history_rows(
                 str(checkpoint.record_count),
                 age(checkpoint.create_time, now),
             )
+
+
+def _metadata_text(checkpoint: Checkpoint, key: str) -> str:
+    """Return what the metadata has under a key, on one line: text as it is, all else as JSON; "" for nothing."""
+    if key not in checkpoint.metadata:
+        return ""
+    value = checkpoint.metadata[key]
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 @click.command()

@@ -195,6 +195,17 @@ def test_history_of_all_scopes_has_a_head_in_each(run: Run, store: MemoryStore) 
     assert len(documents(run("history", "order-7", "--scope", "child", "--json"))) == 1
 
 
+def test_history_shows_the_metadata_that_is_asked_for(run: Run, store: MemoryStore) -> None:
+    store.save("w", state={}, after="start", metadata={"source": "input", "step": -1, "parents": {"": "x"}})
+    store.save("w", state={}, metadata={"source": "loop"})
+    header, *rows = run(
+        "history", "w", "--metadata", "source", "--metadata", "step", "--metadata", "parents"
+    ).stdout.splitlines()
+    at = {name: header.index(name) for name in ("source", "parents", "status")}
+    assert [row[at["source"] :].split()[0] for row in rows] == ["loop", "input"]
+    assert [row[at["parents"] : at["status"]].strip() for row in rows] == ["", '{"": "x"}']
+
+
 def test_history_stops_at_the_limit(run: Run) -> None:
     assert len(documents(run("history", "order-7", "--limit", "2", "--json"))) == 2
 

@@ -409,7 +409,9 @@ def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownChe
         for key, value in found.state.items()
         if key != HEADER_KEY
     }
-    return KnownCheckpoint(found.checkpoint_id, found.digest, channels, checkpoint["versions_seen"])
+    # A copy: LangGraph goes on with the checkpoint that it was handed, and changes this in place.
+    seen = {node: dict(versions) for node, versions in checkpoint["versions_seen"].items()}
+    return KnownCheckpoint(found.checkpoint_id, found.digest, channels, seen)
 
 
 def _where(found: checkpoint_pb2.Checkpoint) -> str:

@@ -147,7 +147,8 @@ class PutDraft:
             )
             for channel in self._values
         }
-        return KnownCheckpoint(self._checkpoint["id"], content_digest, channels, self._checkpoint["versions_seen"])
+        seen = {node: dict(versions) for node, versions in self._checkpoint["versions_seen"].items()}
+        return KnownCheckpoint(self._checkpoint["id"], content_digest, channels, seen)
 
     def _is_unchanged(self, channel: str, stored: KnownChannel, new_versions: ChannelVersions) -> bool:
         """Tell whether the base is proven to hold a channel's value.
@@ -186,7 +187,9 @@ class PutDraft:
                 return ""
             before = base.versions_seen
         seen = self._checkpoint["versions_seen"]
-        return encoding.step_name(node for node, versions in seen.items() if before.get(node) != versions)
+        return encoding.step_name(
+            node for node, versions in seen.items() if _is_node(node) and before.get(node) != versions
+        )
 
 
 def _channels_told_by_ancestors(metadata: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
@@ -199,6 +202,11 @@ def _channels_told_by_ancestors(metadata: Mapping[str, Any], checkpoint: Checkpo
         return []
     versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
     return [channel for channel in counters if channel in versions and channel not in values]
+
+
+def _is_node(name: str) -> bool:
+    """Tell whether what has seen versions runs: LangGraph keeps marks of its own in the same place."""
+    return not name.startswith("__") or name in {"__input__", "__start__"}
 
 
 def _is_given_once(version: Version | None) -> bool:

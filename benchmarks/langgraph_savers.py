@@ -1,0 +1,446 @@
+"""MilepostSaver beside LangGraph's own savers: `make bench-langgraph`.
+
+Every saver gets the same checkpoints, as a graph makes them: `put` behind the one before with one channel changed,
+`put_writes` of what changes, `get_tuple` of the newest; a cycle is the three in turn. Workers are threads of one
+process, each on a thread of checkpoints of its own. PostgresSaver has a connection for each of them: its pool is used
+by one at a time. Then a real graph runs on each saver. PostgreSQL is the system's, with its defaults, on a free port
+and a store of its own; without it those rows are left out.
+
+What is measured is the calls alone: values are made before, and time between two calls does not count. The savers take
+turns, and each figure is the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import pwd
+import random
+import shutil
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lmdb
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+
+from milepost.adapters.langgraph import MilepostSaver
+from milepost.testing import local_server
+
+WORDS = [f"{random.Random(n).getrandbits(40):x}"[: 3 + n % 7] for n in range(4_000)]
+STATES = {"2 KB": (1, 2_000), "100 KB": (1, 100_000), "10 x 10 KB": (10, 10_000)}
+"""Name, channels, bytes of each. One channel changes at each step."""
+WORKERS = (1, 8)
+HISTORY = 20
+"""Checkpoints a thread has before anything is measured."""
+SIZE_CHECKPOINTS = 200
+"""Checkpoints over which growth on disk is measured."""
+GRAPH_STEPS = 20
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    saver: str
+    state: str
+    workers: int
+    what: str
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+# The savers.
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A saver with its store: how a worker gets one, and what the store has on disk."""
+
+    name: str
+    connect: Callable[[], contextlib.AbstractContextManager[BaseCheckpointSaver[Any]]]
+    disk_bytes: Callable[[], int]
+
+
+@contextlib.contextmanager
+def milepost(scratch: Path) -> Iterator[Contender]:
+    """A server on LMDB, and one saver that all workers share."""
+    data_dir = scratch / "milepost"
+    with local_server(data_dir=data_dir) as server, MilepostSaver(server.target) as saver:
+        yield Contender("milepost", lambda: contextlib.nullcontext(saver), lambda: _used_pages(data_dir))
+
+
+@contextlib.contextmanager
+def sqlite(scratch: Path) -> Iterator[Contender]:
+    """A file, and one saver that all workers share."""
+    from langgraph.checkpoint.sqlite import SqliteSaver  # noqa: PLC0415 - left out where it is not installed
+
+    path = scratch / "saver.sqlite"
+    with contextlib.closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        saver = SqliteSaver(connection)
+        saver.setup()
+
+        def disk_bytes() -> int:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return path.stat().st_size
+
+        yield Contender("SqliteSaver", lambda: contextlib.nullcontext(saver), disk_bytes)
+
+
+@contextlib.contextmanager
+def memory(scratch: Path) -> Iterator[Contender]:
+    """Nothing durable: what LangGraph and the serializer cost by themselves."""
+    saver = InMemorySaver()
+    yield Contender("InMemorySaver", lambda: contextlib.nullcontext(saver), lambda: 0)
+
+
+@contextlib.contextmanager
+def postgres(scratch: Path) -> Iterator[Contender]:
+    """A PostgreSQL of its own with its defaults, and a connection for each worker."""
+    import psycopg  # noqa: PLC0415 - left out where it is not installed
+    from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415 - as above
+
+    with _postgres_server(scratch) as url:
+        with PostgresSaver.from_conn_string(url) as saver:
+            saver.setup()
+
+        def disk_bytes() -> int:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("CHECKPOINT")
+                tables = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+                sizes = [
+                    connection.execute("SELECT pg_total_relation_size(%s)", (table,)).fetchone() for table in tables
+                ]
+                return sum(int(row[0]) for row in sizes if row is not None)
+
+        yield Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes)
+
+
+@contextlib.contextmanager
+def _postgres_server(scratch: Path) -> Iterator[str]:
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not binaries:
+        raise FileNotFoundError("PostgreSQL is not installed: apt-get install postgresql")
+    home = scratch / "postgres"
+    home.mkdir()
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        # It refuses to run as root.
+        prefix = ["runuser", "-u", "postgres", "--"]
+        scratch.chmod(0o755)
+        os.chown(home, pwd.getpwnam("postgres").pw_uid, -1)
+    data, user = home / "data", "postgres"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*command: str) -> None:
+        subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/", timeout=120)
+
+    run(str(binaries[-1] / "initdb"), "-A", "trust", "-U", user, "-D", str(data))
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
+    control = [str(binaries[-1] / "pg_ctl"), "-D", str(data), "-l", str(home / "log"), "-w"]
+    run(*control, "-o", options, "start")
+    try:
+        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+
+
+def _used_pages(data_dir: Path) -> int:
+    # The file grows by steps: what is in use ends at its last page.
+    [path] = data_dir.rglob("data.mdb")
+    with lmdb.open(str(path.parent), readonly=True, lock=False, max_dbs=64) as env:
+        return int(env.info()["last_pgno"] + 1) * int(env.stat()["psize"])
+
+
+CONTENDERS = (milepost, postgres, sqlite, memory)
+
+
+# The work.
+
+
+class Thread:
+    """One thread of checkpoints, each with one channel changed."""
+
+    def __init__(self, saver: BaseCheckpointSaver[Any], state: str, seed: int) -> None:
+        channels, size = STATES[state]
+        self._saver = saver
+        self._random = random.Random(seed)
+        self._size = size
+        self._names = [f"channel_{number}" for number in range(channels)]
+        self._texts = [self._text() for _ in range(16)]
+        self.config: Any = {"configurable": {"thread_id": str(uuid.uuid4()), "checkpoint_ns": ""}}
+        self._values: dict[str, Any] = {name: self._value() for name in self._names}
+        self._versions: dict[str, Any] = {name: saver.get_next_version(None, None) for name in self._names}
+        self._step = 0
+        self._new = dict(self._versions)
+        for _ in range(HISTORY):
+            self.prepare()
+            self.put()
+
+    def prepare(self) -> None:
+        """Change one channel: not a part of what is measured."""
+        name = self._names[self._step % len(self._names)]
+        self._values = {**self._values, name: self._value()}
+        version = self._saver.get_next_version(self._versions[name], None)
+        self._versions = {**self._versions, name: version}
+        self._new = self._new if self._step == 0 else {name: version}
+        self._new |= {name: version}
+        self._step += 1
+
+    def put(self) -> None:
+        checkpoint: Checkpoint = {
+            "v": 4,
+            "id": str(uuid6(clock_seq=self._step)),
+            "ts": "2026-01-01T00:00:00+00:00",
+            "channel_values": dict(self._values),
+            "channel_versions": dict(self._versions),
+            "versions_seen": {"node": dict(self._versions)},
+            "updated_channels": list(self._new),
+        }
+        metadata: Any = {"source": "loop", "step": self._step, "parents": {}}
+        self.config = self._saver.put(self.config, checkpoint, metadata, dict(self._new))
+
+    def put_writes(self) -> None:
+        name = next(iter(self._new))
+        self._saver.put_writes(self.config, [(name, self._values[name]), ("branch:to:node", None)], str(uuid.uuid4()))
+
+    def get_tuple(self) -> None:
+        assert self._saver.get_tuple({"configurable": {**self.config["configurable"], "checkpoint_id": None}})
+
+    def _text(self) -> list[str]:
+        texts, size = [], 0
+        while size < self._size:
+            texts.append(" ".join(self._random.choices(WORDS, k=8)))
+            size += len(texts[-1]) + 2
+        return texts
+
+    def _value(self) -> Any:
+        # No two values are the same, so none is stored already.
+        return {"items": self._texts[self._random.randrange(len(self._texts))], "step": self._random.random()}
+
+
+def build_graph(saver: BaseCheckpointSaver[Any], state: str) -> Any:
+    """A loop of one node; each channel is a field, so that what does not change need not be saved again."""
+    channels, size = STATES[state]
+    fields: dict[str, Any] = {"step": int} | {f"channel_{number}": str for number in range(channels)}
+    kind: Any = TypedDict("Fields", fields, total=False)  # type: ignore[misc]  # made for each state
+    words = random.Random(1)
+
+    def node(found: Any) -> dict[str, Any]:
+        step = found["step"]
+        return {"step": step + 1, f"channel_{step % channels}": " ".join(words.choices(WORDS, k=size // 7))}
+
+    builder = StateGraph(kind)
+    builder.add_node("node", node, input_schema=kind)
+    builder.add_edge(START, "node")
+    builder.add_conditional_edges("node", lambda found: "node" if found["step"] % GRAPH_STEPS else END, ["node", END])
+    return builder.compile(checkpointer=saver)
+
+
+# Measuring.
+
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "put": ("put",),
+    "get_tuple": ("get_tuple",),
+    "cycle": ("put", "put_writes", "get_tuple"),
+    "graph step": (),
+}
+
+
+def measure(contender: Contender, state: str, workers: int, what: str, seconds: float) -> Row:
+    """Run one kind of work in all workers for some seconds."""
+    barrier = threading.Barrier(workers)
+    latencies: list[list[float]] = [[] for _ in range(workers)]
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            with contender.connect() as saver:
+                if what == "graph step":
+                    once = graph_run(saver, state)
+                else:
+                    once = operations(saver, state, number, OPERATIONS[what])
+                once()
+                barrier.wait(60)
+                deadline = time.perf_counter() + seconds
+                while time.perf_counter() < deadline:
+                    latencies[number].append(once())
+        except BaseException as failure:  # noqa: BLE001 - told by the caller's thread
+            failures.append(failure)
+            barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    gc.collect()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    every = sorted(latency for each in latencies for latency in each)
+    rate = sum(len(each) / sum(each) for each in latencies if each)
+    p99 = every[min(len(every) - 1, int(len(every) * 0.99))]
+    return Row(contender.name, state, workers, what, rate, statistics.median(every) * 1000, p99 * 1000)
+
+
+def operations(saver: BaseCheckpointSaver[Any], state: str, seed: int, names: tuple[str, ...]) -> Callable[[], float]:
+    """Return what runs some operations once and returns the time they took."""
+    thread = Thread(saver, state, seed)
+
+    def once() -> float:
+        if "put" in names:
+            thread.prepare()
+        started = time.perf_counter()
+        for name in names:
+            getattr(thread, name)()
+        return time.perf_counter() - started
+
+    return once
+
+
+def graph_run(saver: BaseCheckpointSaver[Any], state: str) -> Callable[[], float]:
+    """Return what runs the graph once on a new thread and returns the time of one superstep."""
+    graph = build_graph(saver, state)
+
+    def once() -> float:
+        config = {"configurable": {"thread_id": str(uuid.uuid4())}}
+        started = time.perf_counter()
+        graph.invoke({"step": 0}, config, durability="sync")
+        return (time.perf_counter() - started) / GRAPH_STEPS
+
+    return once
+
+
+def measure_disk(contender: Contender, state: str) -> float:
+    """Return the bytes that a checkpoint adds to the store."""
+    with contender.connect() as saver:
+        thread = Thread(saver, state, 99)
+        before = contender.disk_bytes()
+        for _ in range(SIZE_CHECKPOINTS):
+            thread.prepare()
+            thread.put()
+        return (contender.disk_bytes() - before) / SIZE_CHECKPOINTS
+
+
+def median_of(rows: list[Row]) -> Row:
+    """Return the median of repeated measurements, by rate."""
+    return sorted(rows, key=lambda row: row.per_s)[len(rows) // 2]
+
+
+def main() -> int:
+    """Measure, print, draw."""
+    parser = argparse.ArgumentParser(description="MilepostSaver beside LangGraph's own savers")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many, taken in turns")
+    parser.add_argument("--dir", type=Path, help="where the stores are made; their disk is what is measured")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/langgraph.json")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs/langgraph-bench.png")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="langgraph-bench-", dir=options.dir))
+    rows: list[Row] = []
+    disk: dict[str, dict[str, float]] = {}
+    try:
+        with contextlib.ExitStack() as stack:
+            contenders = []
+            for make in CONTENDERS:
+                try:
+                    contenders.append(stack.enter_context(make(scratch)))
+                except (ImportError, FileNotFoundError) as error:
+                    print(f"left out: {error}", file=sys.stderr)
+            for state in STATES:
+                for contender in contenders:
+                    disk.setdefault(contender.name, {})[state] = measure_disk(contender, state)
+                for workers in WORKERS:
+                    for what in OPERATIONS:
+                        found: dict[str, list[Row]] = {}
+                        for _ in range(options.rounds):
+                            for contender in contenders:
+                                row = measure(contender, state, workers, what, options.seconds)
+                                found.setdefault(contender.name, []).append(row)
+                        rows += [median_of(each) for each in found.values()]
+                        for row in rows[-len(found) :]:
+                            print(
+                                f"{row.saver:14} {state:>10} {workers} {row.what:11} {row.per_s:8.0f}/s "
+                                f"p50 {row.p50_ms:7.2f} ms  p99 {row.p99_ms:7.2f} ms",
+                                flush=True,
+                            )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for name, sizes in disk.items():
+        print(f"{name:14} bytes a checkpoint: " + ", ".join(f"{state} {size:,.0f}" for state, size in sizes.items()))
+    tell_ratios(rows, disk)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(
+        json.dumps({"rows": [asdict(row) for row in rows], "disk": disk}, indent=1), encoding="utf-8"
+    )
+    draw(rows, disk, options.plot)
+    return 0
+
+
+def tell_ratios(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
+    """Print milepost against PostgresSaver, and what we aim at."""
+    if "PostgresSaver" not in disk:
+        return
+    rate = {(row.saver, row.state, row.workers, row.what): row.per_s for row in rows}
+    print("\nmilepost / PostgresSaver with a connection for each worker")
+    for (saver, state, workers, what), value in rate.items():
+        if saver == "milepost":
+            ratio = value / rate["PostgresSaver", state, workers, what]
+            print(f"  {state:>10}, {workers} workers, {what:11} {ratio:5.2f} x")
+    for state in STATES:
+        print(f"  {state:>10}, bytes a checkpoint {disk['milepost'][state] / disk['PostgresSaver'][state]:5.2f} x")
+
+
+def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw rates with 8 workers, and bytes on disk."""
+    import matplotlib as mpl  # noqa: PLC0415 - takes a second
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the choice of what draws
+
+    names = list(disk)
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
+    panels = [("put", "put, 8 workers (per s)"), ("cycle", "put + put_writes + get_tuple, 8 workers (per s)")]
+    panels.append(("graph step", "graph supersteps, 8 workers (per s)"))
+    for axis, (what, title) in zip(axes, panels, strict=False):
+        for offset, name in enumerate(names):
+            values = [
+                next(r.per_s for r in rows if (r.saver, r.state, r.workers, r.what) == (name, state, WORKERS[-1], what))
+                for state in STATES
+            ]
+            axis.bar([x + offset * 0.2 for x in range(len(STATES))], values, 0.19, label=name)
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks([x + 0.3 for x in range(len(STATES))], list(STATES))
+    for offset, name in enumerate(names):
+        if any(disk[name].values()):
+            values = [disk[name][state] / 1000 for state in STATES]
+            axes[3].bar([x + offset * 0.2 for x in range(len(STATES))], values, 0.19, label=name, color=f"C{offset}")
+    axes[3].set_title("on disk for each checkpoint (KB)", fontsize=10)
+    axes[3].set_xticks([x + 0.3 for x in range(len(STATES))], list(STATES))
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
