@@ -133,6 +133,15 @@ def test_a_job_whose_worker_is_killed_is_finished_by_another() -> None:
 
 def text_blocks() -> list[str]:
     """Return what the README shows of output."""
+def test_a_killed_agent_does_not_run_its_finished_tools_again() -> None:
+    lines = run(str(EXAMPLES / "langgraph_agent.py")).splitlines()
+
+    assert lines[-1] == "the tools did: weather Lima, weather Oslo, book Lima"
+    assert lines[-2] == "  Done: booked Lima."
+
+
+def shown_in_the_readme() -> list[str]:
+    """Return the lines of the demonstration that the README shows."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(
         block for block in re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "yes  " in block
