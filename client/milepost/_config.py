@@ -17,8 +17,8 @@ TARGET_DEFAULT: Final = "127.0.0.1:7450"
 NAMESPACE_DEFAULT: Final = "default"
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest request; larger ones are refused before they are sent."""
-RECEIVE_BYTES_MAX: Final = 21 * 1024 * 1024
-"""Largest answer: the server's 16 MiB of content, and room for what surrounds it."""
+RECEIVE_BYTES_MAX: Final = 33 * 1024 * 1024
+"""Largest answer: the server's 16 MiB of state, as much of records, and room for what surrounds them."""
 
 ChannelOptions: TypeAlias = tuple[tuple[str, Any], ...]
 CallMetadata: TypeAlias = tuple[tuple[str, str | bytes], ...]

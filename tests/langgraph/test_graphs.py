@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import grpc
 import pytest
@@ -16,9 +17,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command, StateSnapshot
+from langgraph.types import Command, Send, StateSnapshot
 
-from milepost import Client
+from milepost import Client, LimitExceededError
 from milepost.adapters.langgraph import MilepostSaver
 from milepost.testing import LocalServer
 from milepost.v1 import checkpoint_store_pb2 as pb
@@ -261,3 +262,22 @@ saver.close()
     for use in ("unused", "used"):
         command = [sys.executable, "-c", program, server.target, f"{namespace}-{use}", use]
         subprocess.run(command, check=True, timeout=60)
+
+
+@pytest.mark.slow
+def test_a_superstep_may_leave_as_much_beside_a_checkpoint_as_a_state_holds(saver: MilepostSaver) -> None:
+    class Parts(TypedDict, total=False):
+        parts: Annotated[list[bytes], operator.add]
+
+    builder = StateGraph(Parts)
+    builder.add_node("split", lambda state: {})
+    builder.add_node("work", lambda state: {"parts": [os.urandom(200_000)]})
+    builder.add_edge(START, "split")
+    builder.add_conditional_edges("split", lambda state: [Send("work", {}) for _ in range(70)], ["work"])
+    graph = builder.compile(checkpointer=saver)
+    result = graph.invoke({"parts": []}, thread())
+    assert graph.get_state(thread()).values == result
+    records = [len(found.pending_writes or ()) for found in saver.list(thread())]
+    assert records == [0, 70, 70, 2]
+    with pytest.raises(LimitExceededError, match="'parts'"):
+        graph.invoke({"parts": []}, thread())

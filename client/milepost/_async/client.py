@@ -409,7 +409,7 @@ class AsyncClient:
         Args:
             workflow_id: The run; need not exist yet.
             checkpoint_id: The checkpoint they belong to.
-            records: What to append, at most 10,000 and 4 MiB a checkpoint.
+            records: What to append, at most 10,000 and 16 MiB less 64 KiB a checkpoint.
             scope: The nested run; "" is the root.
             require_checkpoint: Refuse records whose checkpoint does not exist.
             lease_token: The token of the workflow's lease, as for a save; renews it too.

@@ -26,7 +26,7 @@ MANIFEST_BYTES_MAX: Final = 1024 * 1024
 CONSUMED_SIGNALS_MAX: Final = 1_000
 WAITING_RECORDS_MAX: Final = 1_000
 RECORDS_MAX: Final = 10_000
-RECORDS_BYTES_MAX: Final = 4 * 1024 * 1024
+RECORDS_BYTES_MAX: Final = STATE_BYTES_MAX
 # A reason comes with one code only.
 CLASS_BY_REASON: Final = {reason: kind for (_, reason), kind in ERROR_CLASSES.items() if reason}
 

@@ -862,7 +862,7 @@ class AppendRecordsRequest(_message.Message):
     """
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_checkpoint_pb2.Record]:
-        """1 to 10,000 records, 4 MiB a checkpoint."""
+        """1 to 10,000 records, 16 MiB less 64 KiB a checkpoint."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 RECEIVE_SLACK_BYTES: Final = MIB
 """A request that is a little too large is received, so that it can be refused with a reason."""
-SEND_BYTES_MAX: Final = 21 * MIB
+SEND_BYTES_MAX: Final = 33 * MIB
 """A Load of the largest state with the largest records, and what the wire adds."""
 REFUSING_ROUND_S: Final = 0.05
 """When no call came for this long while draining, none is on its way."""

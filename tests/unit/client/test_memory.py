@@ -171,7 +171,7 @@ def test_waiting_records_are_bounded_and_expire() -> None:
         ({"state": {"a": "x" * 9_000_000, "b": "x" * 9_000_000}}, "state_bytes_max"),
         ({"state": {}, "metadata": {"m": "x" * 65_536}}, "metadata_bytes_max"),
         ({"state": {}, "labels": {str(number): "" for number in range(17)}}, "labels_max"),
-        ({"state": {}, "records": [Record(value="x" * 5_000_000)]}, "records_bytes_max"),
+        ({"state": {}, "records": [Record(value="x" * 17_000_000)]}, "records_bytes_max"),
     ],
     ids=lambda item: item if isinstance(item, str) else "",
 )

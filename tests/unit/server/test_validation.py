@@ -299,7 +299,7 @@ def test_records_are_bounded_in_number_and_size() -> None:
         check_records("records", [record(index=number) for number in range(10_001)], LIMITS)
     assert many.value.metadata["limit"] == "records_max"
     with pytest.raises(LimitExceededError) as large:
-        check_records("records", [Record("t", 0, "", "", data(bytes(4 * MIB)))], LIMITS)
+        check_records("records", [Record("t", 0, "", "", data(bytes(16 * MIB)))], LIMITS)
     assert large.value.metadata["limit"] == "records_bytes_max"
 
 
