@@ -246,8 +246,8 @@ def build_graph(saver: BaseCheckpointSaver[Any], state: str) -> Any:
     kind: Any = TypedDict("Fields", fields, total=False)  # type: ignore[misc]  # made for each state
     words = random.Random(1)
 
-    def node(found: Any) -> dict[str, Any]:
-        step = found["step"]
+    def node(state: Any) -> dict[str, Any]:
+        step = state["step"]
         return {"step": step + 1, f"channel_{step % channels}": " ".join(words.choices(WORDS, k=size // 7))}
 
     builder = StateGraph(kind)

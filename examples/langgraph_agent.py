@@ -55,9 +55,9 @@ def build(saver: MilepostSaver, journal: Path, *, is_to_be_killed: bool) -> Any:
         with journal.open("a", encoding="utf-8") as file:
             print(what, file=file)
 
-    def tool(call: ToolCall) -> dict[str, Any]:
-        city = call["args"]["city"]
-        if call["name"] == "book":
+    def tool(state: ToolCall) -> dict[str, Any]:
+        city = state["args"]["city"]
+        if state["name"] == "book":
             # Stops the run here. It comes back with the answer, and only then goes on.
             answer = interrupt(f"Book {city}?")
             note(f"book {city}")
@@ -67,7 +67,7 @@ def build(saver: MilepostSaver, journal: Path, *, is_to_be_killed: bool) -> Any:
                 threading.Event().wait(DEADLINE_S)
             note(f"weather {city}")
             result = f"sunny in {city}"
-        return {"messages": [ToolMessage(result, tool_call_id=call["id"])]}
+        return {"messages": [ToolMessage(result, tool_call_id=state["id"])]}
 
     def route(state: State) -> list[Send] | str:
         last = state["messages"][-1]

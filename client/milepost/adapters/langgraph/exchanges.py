@@ -93,7 +93,7 @@ class Exchanges:
                 response = yield _calls.SAVE, draft.in_full()
         except LimitExceededError as error:
             raise _naming_largest(error, draft.sizes) from error
-        self.known.remember(scope, draft.known(response.digest))
+        self.known.remember(scope, draft.known(response))
         return address.config(checkpoint["id"])
 
     def put_writes(
@@ -157,20 +157,29 @@ class Exchanges:
         """Read what was written to channels since the nearest ancestor that stores them, and what that stores.
 
         One List for each page of ancestors, which carries their writes and no state, and one Load for each ancestor
-        where a channel is found stored: one, as a rule.
+        where a channel is found stored: one, as a rule. Where the target is not known, which it is when it was just
+        loaded, there is a Load before.
         """
         walk = DeltaWalk(channels)
         address = Address.of(config)
-        target = (yield from self.load(address, with_state=False, with_records=False)) if channels else None
-        if target is None:
+        if not channels:
             return walk.result()
-        walk.start(target)
+        target = self.known.exactly((address.thread_id, address.scope), address.checkpoint_id)
+        if target is None:
+            loaded = yield from self.load(address, with_state=False, with_records=False)
+            if loaded is None:
+                return walk.result()
+            sequence, parent_id = loaded.sequence, "" if loaded.parent_pruned else loaded.parent_id
+        else:
+            sequence, parent_id = target.sequence, target.parent_id
+        # At the target's parent: what is beside the target belongs to the step after it.
+        walk.start(parent_id)
         request = pb.ListRequest(
             namespace=self.namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
             page_size=PAGE_SIZE_MAX,
-            before_sequence=target.sequence,
+            before_sequence=sequence,
             include_records=True,
             accept_compression=_compression.accepted(),
         )
@@ -411,7 +420,8 @@ def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownChe
     }
     # A copy: LangGraph goes on with the checkpoint that it was handed, and changes this in place.
     seen = {node: dict(versions) for node, versions in checkpoint["versions_seen"].items()}
-    return KnownCheckpoint(found.checkpoint_id, found.digest, channels, seen)
+    parent_id = "" if found.parent_pruned else found.parent_id
+    return KnownCheckpoint(found.checkpoint_id, found.digest, channels, seen, found.sequence, parent_id)
 
 
 def _where(found: checkpoint_pb2.Checkpoint) -> str:

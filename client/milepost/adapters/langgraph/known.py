@@ -36,6 +36,10 @@ class KnownCheckpoint(NamedTuple):
     """Those that have a value there."""
     versions_seen: Mapping[str, Mapping[str, Version]]
     """What each node had seen, by which the next checkpoint tells who ran."""
+    sequence: int
+    """Its position in the thread."""
+    parent_id: str
+    """The checkpoint before it; "" for none that is there."""
 
 
 Scope: TypeAlias = tuple[str, str]
@@ -77,6 +81,11 @@ class KnownCheckpoints:
                 return None
             self._scopes.move_to_end(scope)
             return kept.get(checkpoint_id) or kept[next(reversed(kept))]
+
+    def exactly(self, scope: Scope, checkpoint_id: str) -> KnownCheckpoint | None:
+        """Return what is known of a checkpoint, and of no other."""
+        found = self.recall(scope, checkpoint_id)
+        return found if found is not None and found.checkpoint_id == checkpoint_id else None
 
     def forget(self, scope: Scope, checkpoint_id: str) -> None:
         """Drop one checkpoint, because the server no longer has it so."""

@@ -134,12 +134,8 @@ class PutDraft:
         self._put_state(self._values)
         return request
 
-    def known(self, content_digest: bytes) -> KnownCheckpoint:
-        """Return what is known once it is stored.
-
-        Args:
-            content_digest: The server's.
-        """
+    def known(self, response: pb.SaveResponse) -> KnownCheckpoint:
+        """Return what is known once it is stored."""
         channels = {
             channel: KnownChannel(
                 self._versions.get(channel),
@@ -148,7 +144,9 @@ class PutDraft:
             for channel in self._values
         }
         seen = {node: dict(versions) for node, versions in self._checkpoint["versions_seen"].items()}
-        return KnownCheckpoint(self._checkpoint["id"], content_digest, channels, seen)
+        return KnownCheckpoint(
+            self._checkpoint["id"], response.digest, channels, seen, response.sequence, response.parent_id
+        )
 
     def _is_unchanged(self, channel: str, stored: KnownChannel, new_versions: ChannelVersions) -> bool:
         """Tell whether the base is proven to hold a channel's value.

@@ -25,9 +25,9 @@ class DeltaWalk:
         """Tell whether there is an ancestor to visit, and a channel to find."""
         return bool(self.remaining and self._next_id)
 
-    def start(self, target: checkpoint_pb2.Checkpoint) -> None:
-        """Begin at the target's parent: what is beside the target belongs to the step after it."""
-        self._go_behind(target)
+    def start(self, checkpoint_id: str) -> None:
+        """Begin at a checkpoint; "" for none."""
+        self._next_id = checkpoint_id
 
     def ancestors(self, page: Sequence[checkpoint_pb2.Checkpoint]) -> Iterator[checkpoint_pb2.Checkpoint]:
         """Pick what is on the line from a page, newest first; visit each before taking the next."""
@@ -56,7 +56,7 @@ class DeltaWalk:
         for channel, value in stored.items():
             self._seeds[channel] = value
             self.remaining.discard(channel)
-        self._go_behind(ancestor)
+        self._next_id = "" if ancestor.parent_pruned else ancestor.parent_id
 
     def result(self) -> Mapping[str, DeltaChannelHistory]:
         """Return what was collected, oldest write first."""
@@ -66,6 +66,3 @@ class DeltaWalk:
             if channel in self._seeds:
                 history[channel]["seed"] = self._seeds[channel]
         return history
-
-    def _go_behind(self, found: checkpoint_pb2.Checkpoint) -> None:
-        self._next_id = "" if found.parent_pruned else found.parent_id

@@ -1,0 +1,132 @@
+"""The parts of the adapter that talk to nobody."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from milepost import CodecError
+from milepost.adapters.langgraph import MilepostSaver, encoding
+from milepost.adapters.langgraph.known import CHECKPOINTS_PER_SCOPE_MAX, KnownChannel, KnownCheckpoint, KnownCheckpoints
+from milepost.adapters.langgraph.put import Fence, PutDraft
+from milepost.v1 import checkpoint_store_pb2 as pb
+from tests.support.langgraph_checkpoints import config_of, make_checkpoint, metadata_of
+
+
+def known(checkpoint_id: str, **channels: str) -> KnownCheckpoint:
+    found = {
+        name: KnownChannel(version, encoding.Typed("bytes", version.encode()).digest)
+        for name, version in channels.items()
+    }
+    return KnownCheckpoint(checkpoint_id, b"d" * 32, found, {}, 1, "")
+
+
+def draft(
+    base: KnownCheckpoint | None, values: dict[str, bytes], versions: dict[str, Any], **new: Any
+) -> pb.SaveRequest:
+    checkpoint = make_checkpoint(values, versions, checkpoint_id="c2")
+    made = PutDraft(
+        config_of("t", "", "c1"),
+        checkpoint,
+        metadata_of(),
+        new,
+        namespace="default",
+        serde=JsonPlusSerializer(),
+        compress_over_bytes=None,
+        base=base,
+        fence=Fence(),
+    )
+    return made.request
+
+
+def test_a_put_sends_what_its_base_is_not_proven_to_hold() -> None:
+    base = known("c1", a="1.5", b="1.5", gone="1.5")
+    request = draft(base, {"a": b"1.5", "b": b"new", "c": b"x"}, {"a": "1.5", "b": "2.7", "c": "1.1"}, b="2.7")
+    assert set(request.state) == {"b", "c", "__checkpoint__"}
+    assert (request.base_checkpoint_id, request.base_digest) == ("c1", b"d" * 32)
+    assert list(request.removed_keys) == ["gone"]
+    assert (request.parent_id, request.on_conflict) == ("c1", pb.ON_CONFLICT_REPLACE)
+
+
+@pytest.mark.parametrize(
+    "base, values, versions, new",
+    [
+        (None, {"a": b"1.5"}, {"a": "1.5"}, {}),
+        (known("c1"), {"a": b"1.5"}, {"a": "1.5"}, {}),
+        (known("c1", a="1.5"), {"a": b"other"}, {"a": "1.6"}, {}),
+        (known("c1", a="1.5"), {"a": b"other"}, {"a": "1.5"}, {"a": "1.5"}),
+        (known("c1", a="1"), {"a": b"other"}, {"a": "1"}, {}),
+        (known("c2", a="1.5"), {"a": b"1.5"}, {"a": "1.5"}, {}),
+    ],
+    ids=["no base", "not in the base", "another version", "told as new", "a number for a version", "itself"],
+)
+def test_a_put_without_proof_is_in_full(
+    base: KnownCheckpoint | None, values: dict[str, bytes], versions: dict[str, str], new: dict[str, str]
+) -> None:
+    request = draft(base, values, versions, **new)
+    assert set(request.state) == {"a", "__checkpoint__"}
+    assert not request.HasField("base_checkpoint_id")
+    assert not request.removed_keys
+
+
+def test_equal_bytes_are_proof_whatever_the_version_says() -> None:
+    request = draft(known("c1", a="same"), {"a": b"same"}, {"a": 7}, a=7)
+    assert set(request.state) == {"__checkpoint__"}
+
+
+def test_what_is_known_is_bounded_and_the_newest_of_a_scope_stands_in() -> None:
+    memory = KnownCheckpoints(channels_max=20)
+    for number in range(10):
+        memory.remember(("t", ""), known(f"c{number}", a="1.1"))
+    assert memory.exactly(("t", ""), "c0") is None
+    assert memory.exactly(("t", ""), "c9") is not None
+    stand_in = memory.recall(("t", ""), "c0")
+    assert stand_in is not None
+    assert stand_in.checkpoint_id == "c9"
+    assert sum(memory.exactly(("t", ""), f"c{n}") is not None for n in range(10)) == CHECKPOINTS_PER_SCOPE_MAX
+    for number in range(30):
+        memory.remember((f"u{number}", ""), known("c", a="1.1"))
+    assert memory.recall(("t", ""), "c9") is None
+    assert sum(memory.recall((f"u{n}", ""), "c") is not None for n in range(30)) == 10
+    memory.remember(("big", ""), known("c", **{f"k{n}": "1.1" for n in range(30)}))
+    assert memory.recall(("big", ""), "c") is None
+    memory.remember(("t", ""), known("c"))
+    memory.forget(("t", ""), "c")
+    assert memory.recall(("t", ""), "c") is None
+
+
+def test_the_names_of_many_nodes_fit_into_a_step() -> None:
+    assert encoding.step_name(["b", "a"]) == "a, b"
+    many = encoding.step_name(f"node-{number:03}" for number in range(100))
+    assert many.startswith("node-000, node-001, ")
+    assert many.endswith(" more")
+    assert len(many.encode()) <= 256
+    assert encoding.step_name(["ü" * 200, "x" * 300]) == "2 nodes"
+
+
+def test_versions_rise_and_are_given_once() -> None:
+    saver = MilepostSaver()
+    versions = [saver.get_next_version(None, None)]
+    for _ in range(11):
+        versions.append(saver.get_next_version(versions[-1], None))
+    assert versions == sorted(versions)
+    assert len({saver.get_next_version(versions[0], None) for _ in range(100)}) == 100
+    # As other savers gave them: a thread may come from one of those.
+    assert saver.get_next_version(7, None) > saver.get_next_version("6", None)  # type: ignore[arg-type]
+    assert saver.get_next_version(f"{3:032}.0.5123", None).startswith(f"{4:032}.")
+
+
+def test_a_saver_is_copied_and_not_pickled() -> None:
+    saver = MilepostSaver("127.0.0.1:1", namespace="n")
+    assert repr(copy.copy(saver)) == repr(saver) == "MilepostSaver('127.0.0.1:1', namespace='n')"
+    with pytest.raises(TypeError, match="make one in each process"):
+        pickle.dumps(saver)
+
+
+def test_a_filter_that_json_has_no_word_for_is_refused() -> None:
+    with pytest.raises(CodecError):
+        encoding.filter_to_json({"x": {1, 2}})
