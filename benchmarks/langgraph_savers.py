@@ -6,8 +6,8 @@ process, each on a thread of checkpoints of its own. PostgresSaver has a connect
 by one at a time. Then a real graph runs on each saver. PostgreSQL is the system's, with its defaults, on a free port
 and a store of its own; without it those rows are left out.
 
-What is measured is the calls alone: values are made before, and time between two calls does not count. The savers take
-turns, and each figure is the median of its rounds.
+Values are made before, so that it is the calls that are measured. The savers take turns, and each figure is the median
+of its rounds.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
     """Run one kind of work in all workers for some seconds."""
     barrier = threading.Barrier(workers)
     latencies: list[list[float]] = [[] for _ in range(workers)]
+    elapsed_s = [1.0] * workers
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -282,9 +283,10 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
                     once = operations(saver, state, number, OPERATIONS[what])
                 once()
                 barrier.wait(60)
-                deadline = time.perf_counter() + seconds
-                while time.perf_counter() < deadline:
+                started = time.perf_counter()
+                while time.perf_counter() < started + seconds:
                     latencies[number].append(once())
+                elapsed_s[number] = time.perf_counter() - started
         except BaseException as failure:  # noqa: BLE001 - told by the caller's thread
             failures.append(failure)
             barrier.abort()
@@ -298,7 +300,8 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
     if failures:
         raise failures[0]
     every = sorted(latency for each in latencies for latency in each)
-    rate = sum(len(each) / sum(each) for each in latencies if each)
+    scale = GRAPH_STEPS if what == "graph step" else 1
+    rate = sum(len(each) * scale / spent for each, spent in zip(latencies, elapsed_s, strict=True))
     p99 = every[min(len(every) - 1, int(len(every) * 0.99))]
     return Row(contender.name, state, workers, what, rate, statistics.median(every) * 1000, p99 * 1000)
 

@@ -30,7 +30,7 @@ from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.encoding import HEADER_KEY
 from milepost.adapters.langgraph.known import KnownChannel, KnownCheckpoint, KnownCheckpoints
-from milepost.adapters.langgraph.put import NO_FENCE, Fence, PutDraft
+from milepost.adapters.langgraph.put import NO_FENCE, Fence, PutDraft, is_given_once
 from milepost.adapters.langgraph.walks import DeltaWalk
 from milepost.errors import (
     BaseNotFoundError,
@@ -411,13 +411,14 @@ class RootsAndCalls:
 def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownCheckpoint:
     """Return what is known of a checkpoint that was loaded."""
     versions = checkpoint["channel_versions"]
-    channels = {
-        (channel := encoding.channel_name(key)): KnownChannel(
-            versions.get(channel), encoding.to_typed(value, f"{_where(found)}: channel {channel!r}").digest
-        )
-        for key, value in found.state.items()
-        if key != HEADER_KEY
-    }
+    channels: dict[str, KnownChannel] = {}
+    for key, value in found.state.items():
+        if key != HEADER_KEY:
+            channel = encoding.channel_name(key)
+            version = versions.get(channel)
+            # Where the version will do as proof, the bytes are not worth another look.
+            digest = b"" if is_given_once(version) else encoding.to_typed(value, _where(found)).digest
+            channels[channel] = KnownChannel(version, digest)
     # A copy: LangGraph goes on with the checkpoint that it was handed, and changes this in place.
     seen = {node: dict(versions) for node, versions in checkpoint["versions_seen"].items()}
     parent_id = "" if found.parent_pruned else found.parent_id

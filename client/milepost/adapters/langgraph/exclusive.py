@@ -131,18 +131,18 @@ class Exclusive:
 
     def _present(self) -> None:
         fence = Fence(self._held.token, is_linear=not self._allow_forks)
-        _presented.set({**_presented.get(), (id(self._connections), self._thread_id): fence})
+        _presented.set({**_presented.get(), (self._connections, self._thread_id): fence})
 
     def _withdraw(self) -> None:
         # Not by the variable's own reset, which the block's end may not use: frameworks end what they began in another
         # context. Whoever still presents the lease after the block has ended is refused by the server.
-        key = (id(self._connections), self._thread_id)
+        key = (self._connections, self._thread_id)
         _presented.set({each: fence for each, fence in _presented.get().items() if each != key})
 
 
 def presented(connections: Connections, thread_id: str) -> Fence:
     """Return what a put of a thread presents here: the lease of the block it is in, or nothing."""
-    return _presented.get().get((id(connections), thread_id), NO_FENCE)
+    return _presented.get().get((connections, thread_id), NO_FENCE)
 
 
 def carries_lease(method: MethodT) -> MethodT:
@@ -174,4 +174,4 @@ class _LeaseCarrier:
         return call
 
 
-_presented: ContextVar[Mapping[tuple[int, str], Fence]] = ContextVar("milepost_langgraph_leases", default={})  # noqa: B039 - never changed, only replaced
+_presented: ContextVar[Mapping[tuple[Connections, str], Fence]] = ContextVar("milepost_langgraph_leases", default={})  # noqa: B039 - never changed, only replaced

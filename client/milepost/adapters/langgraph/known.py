@@ -24,6 +24,7 @@ class KnownChannel(NamedTuple):
 
     version: Version | None
     digest: bytes
+    """Empty where it was not worth computing: then the version is the only proof."""
 
 
 class KnownCheckpoint(NamedTuple):

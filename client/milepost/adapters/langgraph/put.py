@@ -155,7 +155,7 @@ class PutDraft:
         which is a difference against another checkpoint than the config's where a checkpoint is copied.
         """
         version = self._versions.get(channel)
-        if channel not in new_versions and version == stored.version and _is_given_once(version):
+        if channel not in new_versions and version == stored.version and is_given_once(version):
             return True
         return self._channel(channel).digest == stored.digest
 
@@ -207,6 +207,6 @@ def _is_node(name: str) -> bool:
     return not name.startswith("__") or name in {"__input__", "__start__"}
 
 
-def _is_given_once(version: Version | None) -> bool:
+def is_given_once(version: Version | None) -> bool:
     """Tell whether a version stands for one value: `get_next_version` ends each in random digits, a number has none."""
     return isinstance(version, str) and "." in version
