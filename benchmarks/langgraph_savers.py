@@ -2,9 +2,9 @@
 
 Every saver gets the same checkpoints, as a graph makes them: `put` behind the one before with one channel changed,
 `put_writes` of what changes, `get_tuple` of the newest; a cycle is the three in turn. Workers are threads of one
-process, each on a thread of checkpoints of its own. PostgresSaver has a connection for each of them: its pool is used
-by one at a time. Then a real graph runs on each saver. PostgreSQL is the system's, with its defaults, on a free port
-and a store of its own; without it those rows are left out.
+process, each on a thread of checkpoints of its own. PostgresSaver has a connection for each of them, and beside that,
+as it is mostly used, a pool for all. Then a real graph runs on each saver. PostgreSQL is the system's, with its
+defaults, on a free port and a store of its own; without it those rows are left out.
 
 Values are made before, so that it is the calls that are measured. The savers take turns, and each figure is the median
 of its rounds.
@@ -77,19 +77,19 @@ class Contender:
 
     name: str
     connect: Callable[[], contextlib.AbstractContextManager[BaseCheckpointSaver[Any]]]
-    disk_bytes: Callable[[], int]
+    disk_bytes: Callable[[], int] | None
 
 
 @contextlib.contextmanager
-def milepost(scratch: Path) -> Iterator[Contender]:
+def milepost(scratch: Path) -> Iterator[list[Contender]]:
     """A server on LMDB, and one saver that all workers share."""
     data_dir = scratch / "milepost"
     with local_server(data_dir=data_dir) as server, MilepostSaver(server.target) as saver:
-        yield Contender("milepost", lambda: contextlib.nullcontext(saver), lambda: _used_pages(data_dir))
+        yield [Contender("milepost", lambda: contextlib.nullcontext(saver), lambda: _used_pages(data_dir))]
 
 
 @contextlib.contextmanager
-def sqlite(scratch: Path) -> Iterator[Contender]:
+def sqlite(scratch: Path) -> Iterator[list[Contender]]:
     """A file, and one saver that all workers share."""
     from langgraph.checkpoint.sqlite import SqliteSaver  # noqa: PLC0415 - left out where it is not installed
 
@@ -102,25 +102,32 @@ def sqlite(scratch: Path) -> Iterator[Contender]:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return path.stat().st_size
 
-        yield Contender("SqliteSaver", lambda: contextlib.nullcontext(saver), disk_bytes)
+        yield [Contender("SqliteSaver", lambda: contextlib.nullcontext(saver), disk_bytes)]
 
 
 @contextlib.contextmanager
-def memory(scratch: Path) -> Iterator[Contender]:
+def memory(scratch: Path) -> Iterator[list[Contender]]:
     """Nothing durable: what LangGraph and the serializer cost by themselves."""
     saver = InMemorySaver()
-    yield Contender("InMemorySaver", lambda: contextlib.nullcontext(saver), lambda: 0)
+    yield [Contender("InMemorySaver", lambda: contextlib.nullcontext(saver), None)]
 
 
 @contextlib.contextmanager
-def postgres(scratch: Path) -> Iterator[Contender]:
+def postgres(scratch: Path) -> Iterator[list[Contender]]:
     """A PostgreSQL of its own with its defaults, and a connection for each worker."""
     import psycopg  # noqa: PLC0415 - left out where it is not installed
     from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415 - as above
+    from psycopg.rows import dict_row  # noqa: PLC0415 - as above
+    from psycopg_pool import ConnectionPool  # noqa: PLC0415 - as above
 
-    with _postgres_server(scratch) as url:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(_postgres_server(scratch))
         with PostgresSaver.from_conn_string(url) as saver:
             saver.setup()
+
+        pool_options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+        pool = stack.enter_context(ConnectionPool(url, min_size=8, max_size=8, kwargs=pool_options))
+        pooled = PostgresSaver(pool)  # type: ignore[arg-type]  # its rows are dicts, by the options
 
         def disk_bytes() -> int:
             with psycopg.connect(url, autocommit=True) as connection:
@@ -131,7 +138,11 @@ def postgres(scratch: Path) -> Iterator[Contender]:
                 ]
                 return sum(int(row[0]) for row in sizes if row is not None)
 
-        yield Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes)
+        yield [
+            Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes),
+            # How it is mostly used: one saver for the process, on a pool.
+            Contender("PostgresSaver, pool", lambda: contextlib.nullcontext(pooled), None),
+        ]
 
 
 @contextlib.contextmanager
@@ -334,15 +345,15 @@ def graph_run(saver: BaseCheckpointSaver[Any], state: str) -> Callable[[], float
     return once
 
 
-def measure_disk(contender: Contender, state: str) -> float:
+def measure_disk(contender: Contender, disk_bytes: Callable[[], int], state: str) -> float:
     """Return the bytes that a checkpoint adds to the store."""
     with contender.connect() as saver:
         thread = Thread(saver, state, 99)
-        before = contender.disk_bytes()
+        before = disk_bytes()
         for _ in range(SIZE_CHECKPOINTS):
             thread.prepare()
             thread.put()
-        return (contender.disk_bytes() - before) / SIZE_CHECKPOINTS
+        return (disk_bytes() - before) / SIZE_CHECKPOINTS
 
 
 def median_of(rows: list[Row]) -> Row:
@@ -364,15 +375,18 @@ def main() -> int:
     disk: dict[str, dict[str, float]] = {}
     try:
         with contextlib.ExitStack() as stack:
-            contenders = []
+            contenders: list[Contender] = []
             for make in CONTENDERS:
                 try:
-                    contenders.append(stack.enter_context(make(scratch)))
+                    contenders += stack.enter_context(make(scratch))
                 except (ImportError, FileNotFoundError) as error:
                     print(f"left out: {error}", file=sys.stderr)
             for state in STATES:
                 for contender in contenders:
-                    disk.setdefault(contender.name, {})[state] = measure_disk(contender, state)
+                    if contender.disk_bytes is not None:
+                        disk.setdefault(contender.name, {})[state] = measure_disk(
+                            contender, contender.disk_bytes, state
+                        )
                 for workers in WORKERS:
                     for what in OPERATIONS:
                         found: dict[str, list[Row]] = {}
@@ -383,7 +397,7 @@ def main() -> int:
                         rows += [median_of(each) for each in found.values()]
                         for row in rows[-len(found) :]:
                             print(
-                                f"{row.saver:14} {state:>10} {workers} {row.what:11} {row.per_s:8.0f}/s "
+                                f"{row.saver:19} {state:>10} {workers} {row.what:11} {row.per_s:8.0f}/s "
                                 f"p50 {row.p50_ms:7.2f} ms  p99 {row.p99_ms:7.2f} ms",
                                 flush=True,
                             )
@@ -421,7 +435,7 @@ def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
-    names = list(disk)
+    names = list(dict.fromkeys(row.saver for row in rows))
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
     panels = [("put", "put, 8 workers (per s)"), ("cycle", "put + put_writes + get_tuple, 8 workers (per s)")]
     panels.append(("graph step", "graph supersteps, 8 workers (per s)"))
@@ -431,16 +445,16 @@ def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None
                 next(r.per_s for r in rows if (r.saver, r.state, r.workers, r.what) == (name, state, WORKERS[-1], what))
                 for state in STATES
             ]
-            axis.bar([x + offset * 0.2 for x in range(len(STATES))], values, 0.19, label=name)
+            axis.bar([x + offset * 0.16 for x in range(len(STATES))], values, 0.15, label=name)
         axis.set_yscale("log")
         axis.set_title(title, fontsize=10)
-        axis.set_xticks([x + 0.3 for x in range(len(STATES))], list(STATES))
+        axis.set_xticks([x + 0.32 for x in range(len(STATES))], list(STATES))
     for offset, name in enumerate(names):
-        if any(disk[name].values()):
+        if name in disk:
             values = [disk[name][state] / 1000 for state in STATES]
-            axes[3].bar([x + offset * 0.2 for x in range(len(STATES))], values, 0.19, label=name, color=f"C{offset}")
+            axes[3].bar([x + offset * 0.16 for x in range(len(STATES))], values, 0.15, label=name, color=f"C{offset}")
     axes[3].set_title("on disk for each checkpoint (KB)", fontsize=10)
-    axes[3].set_xticks([x + 0.3 for x in range(len(STATES))], list(STATES))
+    axes[3].set_xticks([x + 0.32 for x in range(len(STATES))], list(STATES))
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
