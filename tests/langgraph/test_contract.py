@@ -417,6 +417,35 @@ async def test_delta_history_is_what_was_written_since_the_nearest_stored_value(
     assert await half.aget_delta_channel_history(config=config_of("none"), channels=["d"]) == {"d": {"writes": []}}
 
 
+def test_delta_history_tries_few_ancestors(saver: MilepostSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel stored long ago, or written late and never stored, does not cost a call for each ancestor."""
+
+    def chain(config: Any, numbers: range, **values: Any) -> Any:
+        for number in numbers:
+            versions = {"x": f"{number}.1", **dict.fromkeys(values, f"{number}.1")}
+            checkpoint = make_checkpoint({"x": number, **values}, versions)
+            config = saver.put(config, checkpoint, metadata_of(), {"x": f"{number}.1"})
+        return config
+
+    config = chain(config_of("t"), range(10, 20), old="stored")
+    config = chain(config, range(20, 60))
+    saver.put_writes(config, [("late", "written"), ("old", "more")], "task")
+    config = chain(config, range(60, 61))
+    sent: list[str] = []
+    client = saver._connections.blocking
+    send = client.send
+    monkeypatch.setattr(client, "send", lambda method, request: (sent.append(method.name), send(method, request))[1])
+
+    history = saver.get_delta_channel_history(config=config, channels=["late", "old"])
+
+    assert history == {
+        "late": {"writes": [("task", "late", "written")]},
+        "old": {"writes": [("task", "old", "more")], "seed": "stored"},
+    }
+    assert history == BaseCheckpointSaver.get_delta_channel_history(saver, config=config, channels=["late", "old"])
+    assert sent[:4] == ["List", "Load", "GetEntryHistory", "Load"]
+
+
 async def test_delta_history_follows_the_line_and_not_its_siblings(half: Half) -> None:
     configs = await delta_chain(half, 4, snapshot_at=0)
     fork = await put(

@@ -158,7 +158,8 @@ class Exchanges:
 
         One List for each page of ancestors, which carries their writes and no state, and one Load for each ancestor
         where a channel is found stored: one, as a rule. Where the target is not known, which it is when it was just
-        loaded, there is a Load before.
+        loaded, there is a Load before; where a channel is met that is not stored and has no need of ancestors, its
+        history is asked for, so that the ancestors need not be tried one by one.
         """
         walk = DeltaWalk(channels)
         address = Address.of(config)
@@ -187,7 +188,11 @@ class Exchanges:
             response = yield _calls.LIST, request
             for ancestor in walk.ancestors(response.checkpoints):
                 writes = self._writes(ancestor, walk.remaining)
-                walk.visit(ancestor, (yield from self._stored(ancestor, walk.maybe_stored(ancestor))), writes)
+                asked = walk.maybe_stored(ancestor)
+                stored = yield from self._stored(ancestor, asked)
+                if absent := [channel for channel in asked if channel not in stored]:
+                    walk.skip_until(absent, (yield from self._removals(ancestor, absent)))
+                walk.visit(ancestor, stored, writes)
                 if not walk.goes_on():
                     break
             if not response.next_page_token:
@@ -208,6 +213,25 @@ class Exchanges:
             for key, channel in keys.items()
             if key in state
         }
+
+    def _removals(self, found: checkpoint_pb2.Checkpoint, channels: Sequence[str]) -> Exchange[dict[str, str]]:
+        """Find where channels that a checkpoint does not store lost their value; one that never had any is left out."""
+        removals: dict[str, str] = {}
+        request = pb.GetEntryHistoryRequest(
+            namespace=self.namespace,
+            workflow_id=found.workflow_id,
+            scope=found.scope,
+            checkpoint_id=found.checkpoint_id,
+            entry_keys=[encoding.entry_key(channel) for channel in channels],
+            accept_compression=_compression.accepted(),
+        )
+        while True:
+            response = yield _calls.GET_ENTRY_HISTORY, request
+            for version in response.versions:
+                removals.setdefault(encoding.channel_name(version.entry_key), version.checkpoint_id)
+            if len(removals) == len(channels) or not response.next_page_token:
+                return removals
+            request.page_token = response.next_page_token
 
     # Deleting and copying.
 

@@ -18,6 +18,7 @@ class DeltaWalk:
         self._channels = channels
         self._writes: dict[str, list[PendingWrite]] = {channel: [] for channel in channels}
         self._seeds: dict[str, Any] = {}
+        self._skipped: dict[str, str | None] = {}
         self._next_id = ""
         self.remaining = set(channels)
 
@@ -38,7 +39,11 @@ class DeltaWalk:
     def maybe_stored(self, ancestor: checkpoint_pb2.Checkpoint) -> list[str]:
         """Return the channels that an ancestor may store: those it does not say that it needs ancestors for."""
         needed = {encoding.channel_name(key) for key in ancestor.history_entries}
-        return sorted(self.remaining - needed)
+        return sorted(self.remaining - needed - self._skipped.keys())
+
+    def skip_until(self, channels: Sequence[str], removals: Mapping[str, str]) -> None:
+        """Expect no value of channels before the ancestor where each was removed; of one that never was, none at all."""
+        self._skipped.update((channel, removals.get(channel)) for channel in channels)
 
     def visit(
         self,
@@ -56,6 +61,7 @@ class DeltaWalk:
         for channel, value in stored.items():
             self._seeds[channel] = value
             self.remaining.discard(channel)
+        self._skipped = {channel: at for channel, at in self._skipped.items() if at != ancestor.checkpoint_id}
         self._next_id = "" if ancestor.parent_pruned else ancestor.parent_id
 
     def result(self) -> Mapping[str, DeltaChannelHistory]:
