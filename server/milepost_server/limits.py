@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     records_max: int = 10_000
     """Records of one checkpoint."""
     records_bytes_max: int = 16 * MIB - 64 * KIB
-    """Size of the records of one checkpoint: as much as a state, since what tasks leave as records often becomes one."""
+    """Size of the records of one checkpoint: as much as a state, which they often become."""
     record_key_bytes_max: int = KIB
     """Length of a record's task_id, path and name, each."""
     waiting_records_max: int = 1_000

@@ -434,7 +434,12 @@ def test_delta_history_tries_few_ancestors(saver: MilepostSaver, monkeypatch: py
     sent: list[str] = []
     client = saver._connections.blocking
     send = client.send
-    monkeypatch.setattr(client, "send", lambda method, request: (sent.append(method.name), send(method, request))[1])
+
+    def noted(method: Any, request: Any) -> Any:
+        sent.append(method.name)
+        return send(method, request)
+
+    monkeypatch.setattr(client, "send", noted)
 
     history = saver.get_delta_channel_history(config=config, channels=["late", "old"])
 

@@ -42,7 +42,7 @@ class DeltaWalk:
         return sorted(self.remaining - needed - self._skipped.keys())
 
     def skip_until(self, channels: Sequence[str], removals: Mapping[str, str]) -> None:
-        """Expect no value of channels before the ancestor where each was removed; of one that never was, none at all."""
+        """Expect no value of a channel before the ancestor where it was removed; where it never was, none at all."""
         self._skipped.update((channel, removals.get(channel)) for channel in channels)
 
     def visit(
