@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import os
 import subprocess
@@ -209,6 +210,19 @@ def test_unchanged_channels_are_neither_sent_nor_stored_again(server: LocalServe
         assert stored.checkpoint_count == 23
         # Twice: the input is a channel of its own before it is the state's.
         assert stored.stored_bytes < 2 * 100_000 + 23 * 2_000
+
+
+async def test_one_saver_serves_many_threads_and_an_event_loop_at_once(saver: MilepostSaver) -> None:
+    graph = fan_out(saver)
+
+    def run_blocking(number: int) -> Any:
+        return graph.invoke({}, thread(f"blocking-{number}"))
+
+    runs = [asyncio.to_thread(run_blocking, number) for number in range(8)]
+    runs += [graph.ainvoke({}, thread(f"asyncio-{number}")) for number in range(8)]
+    assert [sorted(result["results"]) for result in await asyncio.gather(*runs)] == [[10, 20, 30, 40]] * 16
+    assert len({each.config["configurable"]["thread_id"] async for each in saver.alist(None)}) == 16
+    await saver.aclose()
 
 
 def test_the_history_names_the_nodes_that_ran(savers: tuple[Any, ...], server: LocalServer, namespace: str) -> None:

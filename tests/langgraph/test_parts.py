@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -130,3 +132,15 @@ def test_a_saver_is_copied_and_not_pickled() -> None:
 def test_a_filter_that_json_has_no_word_for_is_refused() -> None:
     with pytest.raises(CodecError):
         encoding.filter_to_json({"x": {1, 2}})
+
+
+def test_nothing_of_langgraph_is_imported_unless_the_adapter_is() -> None:
+    program = "import sys, milepost, milepost.adapters; print([m for m in sys.modules if m.startswith('lang')])"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "[]\n"
+
+
+def test_a_missing_extra_is_told_with_its_name() -> None:
+    program = "import sys; sys.modules['langchain_core'] = None; import milepost.adapters.langgraph"
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert 'pip install "milepost[langgraph]"' in result.stderr.splitlines()[-1]

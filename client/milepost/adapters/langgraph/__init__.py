@@ -11,6 +11,13 @@ the Save of one checkpoint, `encoding` how channels become entries, `known` what
 `connections` who sends.
 """
 
-from milepost.adapters.langgraph.saver import MilepostSaver
+try:
+    from milepost.adapters.langgraph.saver import MilepostSaver
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.startswith("milepost"):
+        raise
+    raise ModuleNotFoundError(
+        f'{error.name} is not installed, which this adapter needs: pip install "milepost[langgraph]"', name=error.name
+    ) from error
 
 __all__ = ["MilepostSaver"]
