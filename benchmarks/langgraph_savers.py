@@ -3,8 +3,9 @@
 Every saver gets the same checkpoints, as a graph makes them: `put` behind the one before with one channel changed,
 `put_writes` of what changes, `get_tuple` of the newest; a cycle is the three in turn. Workers are threads of one
 process, each on a thread of checkpoints of its own. PostgresSaver has a connection for each of them, and beside that,
-as it is mostly used, a pool for all. Then a real graph runs on each saver. PostgreSQL is the system's, with its
-defaults, on a free port and a store of its own; without it those rows are left out.
+as it is mostly used, a pool for all. Then a real graph runs on each saver, in threads and in the tasks of one event
+loop. PostgreSQL is the system's, with its defaults, on a free port and a store of its own; without it those rows are
+left out.
 
 Values are made before, so that it is the calls that are measured. The savers take turns, and each figure is the median
 of its rounds.
@@ -13,6 +14,7 @@ of its rounds.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import gc
 import json
@@ -29,7 +31,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -78,6 +80,8 @@ class Contender:
     name: str
     connect: Callable[[], contextlib.AbstractContextManager[BaseCheckpointSaver[Any]]]
     disk_bytes: Callable[[], int] | None
+    connect_async: Callable[[], contextlib.AbstractAsyncContextManager[BaseCheckpointSaver[Any]]] | None = None
+    """The saver for all tasks of an event loop."""
 
 
 @contextlib.contextmanager
@@ -85,7 +89,14 @@ def milepost(scratch: Path) -> Iterator[list[Contender]]:
     """A server on LMDB, and one saver that all workers share."""
     data_dir = scratch / "milepost"
     with local_server(data_dir=data_dir) as server, MilepostSaver(server.target) as saver:
-        yield [Contender("milepost", lambda: contextlib.nullcontext(saver), lambda: _used_pages(data_dir))]
+        yield [
+            Contender(
+                "milepost",
+                lambda: contextlib.nullcontext(saver),
+                lambda: _used_pages(data_dir),
+                lambda: MilepostSaver(server.target),
+            )
+        ]
 
 
 @contextlib.contextmanager
@@ -117,8 +128,9 @@ def postgres(scratch: Path) -> Iterator[list[Contender]]:
     """A PostgreSQL of its own with its defaults, and a connection for each worker."""
     import psycopg  # noqa: PLC0415 - left out where it is not installed
     from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415 - as above
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver  # noqa: PLC0415 - as above
     from psycopg.rows import dict_row  # noqa: PLC0415 - as above
-    from psycopg_pool import ConnectionPool  # noqa: PLC0415 - as above
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool  # noqa: PLC0415 - as above
 
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_postgres_server(scratch))
@@ -128,6 +140,11 @@ def postgres(scratch: Path) -> Iterator[list[Contender]]:
         pool_options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
         pool = stack.enter_context(ConnectionPool(url, min_size=8, max_size=8, kwargs=pool_options))
         pooled = PostgresSaver(pool)  # type: ignore[arg-type]  # its rows are dicts, by the options
+
+        @contextlib.asynccontextmanager
+        async def connect_async() -> AsyncIterator[BaseCheckpointSaver[Any]]:
+            async with AsyncConnectionPool(url, min_size=8, max_size=8, kwargs=pool_options, open=False) as shared:
+                yield AsyncPostgresSaver(shared)  # type: ignore[arg-type]  # as above
 
         def disk_bytes() -> int:
             with psycopg.connect(url, autocommit=True) as connection:
@@ -141,7 +158,7 @@ def postgres(scratch: Path) -> Iterator[list[Contender]]:
         yield [
             Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes),
             # How it is mostly used: one saver for the process, on a pool.
-            Contender("PostgresSaver, pool", lambda: contextlib.nullcontext(pooled), None),
+            Contender("PostgresSaver, pool", lambda: contextlib.nullcontext(pooled), None, connect_async),
         ]
 
 
@@ -276,6 +293,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "cycle": ("put", "put_writes", "get_tuple"),
     "graph step": (),
 }
+ASYNC_STEP = "async step"
+"""The same graph, in tasks of one event loop on one saver, as a web service has it."""
 
 
 def measure(contender: Contender, state: str, workers: int, what: str, seconds: float) -> Row:
@@ -345,6 +364,31 @@ def graph_run(saver: BaseCheckpointSaver[Any], state: str) -> Callable[[], float
     return once
 
 
+async def measure_async(contender: Contender, state: str, tasks: int, seconds: float) -> Row:
+    """Run the graph in so many tasks of one event loop, all on one saver."""
+    assert contender.connect_async is not None
+    latencies: list[float] = []
+    async with contender.connect_async() as saver:
+        graph = build_graph(saver, state)
+
+        async def work(deadline: float) -> None:
+            while time.perf_counter() < deadline:
+                started = time.perf_counter()
+                config = {"configurable": {"thread_id": str(uuid.uuid4())}}
+                await graph.ainvoke({"step": 0}, config, durability="sync")
+                latencies.append((time.perf_counter() - started) / GRAPH_STEPS)
+
+        await work(time.perf_counter() + 0.01)
+        latencies.clear()
+        started = time.perf_counter()
+        await asyncio.gather(*(work(started + seconds) for _ in range(tasks)))
+        elapsed = time.perf_counter() - started
+    every = sorted(latencies)
+    p99 = every[min(len(every) - 1, int(len(every) * 0.99))]
+    rate = len(every) * GRAPH_STEPS / elapsed
+    return Row(contender.name, state, tasks, ASYNC_STEP, rate, statistics.median(every) * 1000, p99 * 1000)
+
+
 def measure_disk(contender: Contender, disk_bytes: Callable[[], int], state: str) -> float:
     """Return the bytes that a checkpoint adds to the store."""
     with contender.connect() as saver:
@@ -388,11 +432,16 @@ def main() -> int:
                             contender, contender.disk_bytes, state
                         )
                 for workers in WORKERS:
-                    for what in OPERATIONS:
+                    for what in (*OPERATIONS, ASYNC_STEP):
                         found: dict[str, list[Row]] = {}
                         for _ in range(options.rounds):
                             for contender in contenders:
-                                row = measure(contender, state, workers, what, options.seconds)
+                                if what != ASYNC_STEP:
+                                    row = measure(contender, state, workers, what, options.seconds)
+                                elif contender.connect_async is not None:
+                                    row = asyncio.run(measure_async(contender, state, workers, options.seconds))
+                                else:
+                                    continue
                                 found.setdefault(contender.name, []).append(row)
                         rows += [median_of(each) for each in found.values()]
                         for row in rows[-len(found) :]:
@@ -419,11 +468,12 @@ def tell_ratios(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
     if "PostgresSaver" not in disk:
         return
     rate = {(row.saver, row.state, row.workers, row.what): row.per_s for row in rows}
-    print("\nmilepost / PostgresSaver with a connection for each worker")
+    print("\nmilepost / PostgresSaver with a connection for each worker; / PostgresSaver on one pool")
     for (saver, state, workers, what), value in rate.items():
         if saver == "milepost":
-            ratio = value / rate["PostgresSaver", state, workers, what]
-            print(f"  {state:>10}, {workers} workers, {what:11} {ratio:5.2f} x")
+            others = [rate.get((name, state, workers, what)) for name in ("PostgresSaver", "PostgresSaver, pool")]
+            ratios = "".join(f"{value / other:6.2f} x" if other else "       -" for other in others)
+            print(f"  {state:>10}, {workers} workers, {what:11} {ratios}")
     for state in STATES:
         print(f"  {state:>10}, bytes a checkpoint {disk['milepost'][state] / disk['PostgresSaver'][state]:5.2f} x")
 
@@ -437,16 +487,15 @@ def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None
 
     names = list(dict.fromkeys(row.saver for row in rows))
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
-    panels = [("put", "put, 8 workers (per s)"), ("cycle", "put + put_writes + get_tuple, 8 workers (per s)")]
-    panels.append(("graph step", "graph supersteps, 8 workers (per s)"))
+    panels = [("put", "put, 8 threads (per s)"), ("graph step", "graph supersteps, 8 threads (per s)")]
+    panels.append((ASYNC_STEP, "graph supersteps, 8 tasks of one event loop (per s)"))
     for axis, (what, title) in zip(axes, panels, strict=False):
         for offset, name in enumerate(names):
-            values = [
-                next(r.per_s for r in rows if (r.saver, r.state, r.workers, r.what) == (name, state, WORKERS[-1], what))
-                for state in STATES
-            ]
+            rates = {r.state: r.per_s for r in rows if (r.saver, r.workers, r.what) == (name, WORKERS[-1], what)}
+            values = [rates.get(state, 0.0) for state in STATES]
             axis.bar([x + offset * 0.16 for x in range(len(STATES))], values, 0.15, label=name)
-        axis.set_yscale("log")
+        if what == "put":
+            axis.set_yscale("log")
         axis.set_title(title, fontsize=10)
         axis.set_xticks([x + 0.32 for x in range(len(STATES))], list(STATES))
     for offset, name in enumerate(names):
