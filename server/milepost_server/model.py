@@ -382,6 +382,8 @@ class SweepCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Free one slice of what was deleted, and drop what is past its time."""
 
     rows_max: int = 1_000
+    passed_over: tuple[str, ...] = ()
+    """Places that are left alone, because a damaged record was met there."""
     size_bytes: int = 0
 
 

@@ -813,7 +813,7 @@ def abandon_fork(txn: WriteTransaction, command: AbandonForkCommand, limits: Lim
 
 def sweep(txn: WriteTransaction, command: SweepCommand, limits: Limits) -> SweepAnswer:
     """Free one slice of what was deleted."""
-    rows_freed, has_more = txn.sweep(min(command.rows_max, limits.slice_rows_max), limits)
+    rows_freed, has_more = txn.sweep(min(command.rows_max, limits.slice_rows_max), command.passed_over, limits)
     return SweepAnswer(rows_freed, has_more)
 
 

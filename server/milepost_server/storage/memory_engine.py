@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -407,7 +407,7 @@ class MemoryTransaction:
 
     # Time.
 
-    def sweep(self, rows_max: int, limits: Limits) -> tuple[int, bool]:
+    def sweep(self, rows_max: int, passed_over: Collection[str], limits: Limits) -> tuple[int, bool]:
         """Drop what is past its time, all of it at once: what was discarded has gone already."""
         freed = 0
         for name in list(self._tables.names.values()):
