@@ -95,7 +95,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     @property
     def size_bytes(self) -> int:
         """What it counts against the limits."""
-        return len(self.value.payload) + len(self.path) + len(self.task_id) + len(self.name) + RECORD_OVERHEAD_BYTES
+        texts_bytes = utf8_bytes(self.path) + utf8_bytes(self.task_id) + utf8_bytes(self.name)
+        return len(self.value.payload) + texts_bytes + RECORD_OVERHEAD_BYTES
+
+
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes a text has on the wire; almost every text is ASCII, which is known without encoding it."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 RECORD_OVERHEAD_BYTES = 32
@@ -207,7 +213,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, array_like=True):
     @property
     def size_bytes(self) -> int:
         """Bytes of the whole state, metadata and steps: what one Load answers."""
-        return self.entries_bytes + self.steps_bytes + len(self.metadata)
+        return self.entries_bytes + self.steps_bytes + utf8_bytes(self.metadata)
 
 
 class RecordGroupRow(msgspec.Struct, frozen=True, array_like=True):
@@ -436,7 +442,7 @@ class PruneCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     workflow_id: str
     keep_last: int
     position: tuple[int, ...]
-    """(incarnation's internal_id, highest sequence to look at, next sequence to look at); () at the start."""
+    """(incarnation's internal_id, highest sequence to look at, scope's ordinal, next sequence); () at the start."""
     is_dry_run: bool = False
     size_bytes: int = 0
 
@@ -547,6 +553,8 @@ class SweepCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Free one slice of what was deleted, and drop what is past its time."""
 
     rows_max: int = 1_000
+    passed_over: tuple[str, ...] = ()
+    """Places that are left alone, because a damaged record was met there."""
     size_bytes: int = 0
 
 

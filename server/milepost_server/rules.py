@@ -32,6 +32,7 @@ from milepost_server.model import (
     Value,
     WorkflowChange,
     WorkflowRow,
+    utf8_bytes,
 )
 
 HASH_MODULUS = 1 << 256
@@ -270,7 +271,7 @@ def check_content_limits(command: SaveCommand, content: Content, limits: Limits)
             found=content.steps_bytes,
             unit="bytes",
         )
-    size_bytes = content.entries_bytes + content.steps_bytes + len(command.metadata)
+    size_bytes = content.entries_bytes + content.steps_bytes + utf8_bytes(command.metadata)
     if size_bytes > limits.state_bytes_max:
         raise LimitExceededError(
             "state",
@@ -286,7 +287,7 @@ def stored_bytes(command: SaveCommand, content: Content) -> int:
     """Return what a Save adds to the store: its rows and the values that it is the first to store."""
     return (
         CHECKPOINT_OVERHEAD_BYTES
-        + len(command.metadata)
+        + utf8_bytes(command.metadata)
         + sum(entry.size_bytes for entry in content.changed.values())
         + sum(len(step.encode()) + 4 for step in content.steps_added)
     )

@@ -17,10 +17,12 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from milepost_server.errors import StoreError
+from milepost_server.model import DeleteWorkflowCommand, SweepAnswer, SweepCommand
 from milepost_server.storage import keys, lmdb_env
 from milepost_server.storage.verify import verify_store
 from milepost_server.testing.builders import save
-from tests.support.fault_engines import fill_every_table, open_on
+from tests.support.fault_engines import count_rows, fill_every_table, open_on
 from tests.support.killable_server import REPOSITORY
 from tests.support.read_everything import DAMAGED, read_store
 
@@ -144,6 +146,30 @@ def test_a_workflow_that_lost_a_row_does_not_look_like_a_new_one(
     answers = engine.execute([save("w1", "new", {"a": 1}, expected_head=""), save("fresh", "c1", {"a": 1})])
 
     assert [getattr(answer, "reason", "stored") for answer in answers] == [DAMAGED, "stored"]
+    engine.close()
+
+
+def test_a_damaged_row_in_the_trash_does_not_keep_the_rest_from_being_freed(tmp_path: Path) -> None:
+    engine = open_on(tmp_path / "data")
+    engine.execute([save(name, "c1", {"a": 1}) for name in ("w1", "w2", "w3")])
+    damaged_id = engine.get_workflow("default", "w1").internal_id
+    engine.execute([DeleteWorkflowCommand(namespace="default", workflow_id=name) for name in ("w1", "w2", "w3")])
+    engine.close()
+    env = lmdb.open(str(tmp_path / "data" / "store"), create=False, map_size=1 << 30)
+    with env.begin(write=True) as txn:
+        assert txn.delete(keys.workflow(damaged_id))
+    env.close()
+    engine = open_on(tmp_path / "data")
+
+    (failed,) = engine.execute([SweepCommand()])
+    assert isinstance(failed, StoreError)
+    assert failed.reason == DAMAGED
+    (swept,) = engine.execute([SweepCommand(passed_over=(failed.metadata["place"],))])
+    assert isinstance(swept, SweepAnswer)
+    assert not swept.has_more
+
+    assert count_rows(engine, "trash") == 1
+    assert count_rows(engine, "workflows") == 0
     engine.close()
 
 

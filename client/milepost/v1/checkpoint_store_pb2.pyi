@@ -1156,7 +1156,7 @@ class ListWorkflowsResponse(_message.Message):
     """Where the next page starts; "" after the last one."""
     @_builtins.property
     def workflows(self) -> _containers.RepeatedCompositeFieldContainer[_checkpoint_pb2.Workflow]:
-        """The workflows; those that have no checkpoint are left out."""
+        """The workflows; those that never had a checkpoint are left out."""
 
     def __init__(
         self,

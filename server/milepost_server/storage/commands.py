@@ -905,7 +905,7 @@ def abandon_fork(txn: WriteTransaction, command: AbandonForkCommand, limits: Lim
 
 def sweep(txn: WriteTransaction, command: SweepCommand, limits: Limits) -> SweepAnswer:
     """Free one slice of what was deleted."""
-    return txn.sweep(min(command.rows_max, limits.slice_rows_max), limits)
+    return txn.sweep(min(command.rows_max, limits.slice_rows_max), command.passed_over, limits)
 
 
 def probe(txn: WriteTransaction, command: ProbeCommand, limits: Limits) -> ProbeAnswer:

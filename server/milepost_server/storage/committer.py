@@ -56,6 +56,8 @@ _T = TypeVar("_T")
 
 COMMAND_OVERHEAD_BYTES: Final = 1024
 """What a queued command counts beside its request, so that the bytes bound the number of small ones too."""
+DAMAGED_PLACES_MAX: Final = 1_000
+"""Places that the sweeper passes over at once; with more damage than that it waits for the store to be mended."""
 SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
 BUSY_COMMANDS_MIN: Final = 4
@@ -187,6 +189,7 @@ class Committer:
         """Something was queued, the state has changed, or a read has failed."""
 
         self._is_sweep_wanted = True
+        self._damaged_places: dict[str, None] = {}
         self._sweep_timer_due_s = clock() + config.sweep_interval_s
         self._sweep_forced_due_s = clock() + SWEEP_UNDER_LOAD_S
         self._commit_count = 0
@@ -485,7 +488,7 @@ class Committer:
         return outcomes
 
     async def _sweep(self) -> None:
-        command = SweepCommand(rows_max=self._config.sweep_rows_max)
+        command = SweepCommand(rows_max=self._config.sweep_rows_max, passed_over=tuple(self._damaged_places))
         try:
             outcome = (await self._execute([command], ()))[0]
         except StorageFailedError as error:
@@ -496,12 +499,19 @@ class Committer:
         self._tell([command], [outcome])
         now_s = self._clock()
         self._sweep_forced_due_s = now_s + SWEEP_UNDER_LOAD_S
-        # After an error the timer tries again: the trash can wait.
-        self._is_sweep_wanted = isinstance(outcome, SweepAnswer) and outcome.has_more
+        place = outcome.metadata.get("place") if isinstance(outcome, StoreError) else None
+        if place is not None and len(self._damaged_places) < DAMAGED_PLACES_MAX:
+            # What lies there takes space until the store is mended; the rest is freed.
+            self._damaged_places[str(place)] = None
+            self._is_sweep_wanted = True
+        else:
+            # After any other error the timer tries again: the trash can wait.
+            self._is_sweep_wanted = isinstance(outcome, SweepAnswer) and outcome.has_more
         if not self._is_sweep_wanted:
             self._sweep_timer_due_s = now_s + self._config.sweep_interval_s
         if isinstance(outcome, StoreError):
-            _logger.warning("sweeping failed, to be tried again: %s", outcome.message)
+            then = "to be tried again" if place is None else "passed over until the next start"
+            _logger.warning("sweeping failed, %s: %s", then, outcome.message)
 
     def _fail(self, batch: Sequence[_Pending]) -> None:
         """Stop serving: the batch at hand has an unknown outcome, all that is queued has not been started."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -795,9 +795,9 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """Have something looked at when its time has come."""
         self.write(keys.ordered(keys.STORE, keys.DUE, due_ms, self.new_id()), row)
 
-    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
+    def sweep(self, rows_max: int, passed_over: Collection[str], limits: Limits) -> SweepAnswer:
         """See `WriteTransaction`."""
-        return sweeper.sweep(self, rows_max, limits)
+        return sweeper.sweep(self, rows_max, passed_over, limits)
 
 
 def apply_node(state: ResolvedState, body: NodeBody) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -519,7 +519,7 @@ class MemoryTransaction:
 
     # Time.
 
-    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
+    def sweep(self, rows_max: int, passed_over: Collection[str], limits: Limits) -> SweepAnswer:
         """Drop what is past its time, all of it at once: what was discarded has gone already."""
         freed = 0
         changes: list[WorkflowChange] = []

@@ -12,7 +12,7 @@ the workflow it was forked from (or its own): values and state nodes are shared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -270,8 +270,12 @@ class WriteTransaction(ReadTransaction, Protocol):
     def note_building(self, internal_id: int, *, is_building: bool) -> None:
         """Remember (or forget) that an incarnation is being made, so that a restart throws it away."""
 
-    def sweep(self, rows_max: int, limits: Limits) -> SweepAnswer:
-        """Free up to about `rows_max` rows of what was discarded or is past its time."""
+    def sweep(self, rows_max: int, passed_over: Collection[str], limits: Limits) -> SweepAnswer:
+        """Free up to about `rows_max` rows of what was discarded or is past its time.
+
+        A damaged record raises `RecordDamagedError` whose metadata names the `place` that led to it, if one did; what
+        is named in `passed_over` is left alone.
+        """
 
 
 class CommandLane(Protocol):

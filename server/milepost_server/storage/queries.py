@@ -38,6 +38,7 @@ from milepost_server.model import (
     Value,
     WorkflowAnswer,
     WorkflowRow,
+    utf8_bytes,
 )
 from milepost_server.storage import leases, lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction
@@ -260,12 +261,21 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
         examined += 1
         parent = _find_parent(txn, name, workflow, row)
         theirs = txn.lookup_entries(workflow.family_id, parent.node_id, query.entry_keys) if parent is not None else {}
-        for key in query.entry_keys:
-            ref, before = mine.get(key), theirs.get(key)
-            if _is_same(ref, before):
-                continue
-            value = txn.read_value(workflow.family_id, ref) if ref is not None else None
-            bytes_left -= CHECKPOINT_WIRE_BYTES + (len(value.payload) if value is not None else 0)
+        changed = [key for key in query.entry_keys if not _is_same(mine.get(key), theirs.get(key))]
+        changed_bytes = sum(CHECKPOINT_WIRE_BYTES + (mine[key].size_bytes if key in mine else 0) for key in changed)
+        if changed_bytes > bytes_left and (versions or query.is_page_started):
+            # All that one checkpoint brought fits one answer, as its whole state does; two of them may not.
+            return EntryHistoryAnswer(
+                workflow=workflow,
+                versions=tuple(versions),
+                position=row.sequence,
+                ancestors_pruned=False,
+                rows_examined=examined,
+                is_full=True,
+            )
+        bytes_left -= changed_bytes
+        for key in changed:
+            value = txn.read_value(workflow.family_id, mine[key]) if key in mine else None
             versions.append(
                 EntryVersion(entry_key=key, checkpoint_id=row.checkpoint_id, sequence=row.sequence, value=value)
             )
@@ -442,7 +452,7 @@ def _read_values(txn: ReadTransaction, workflow: WorkflowRow, refs: Iterable[tup
 
 
 def _answer_bytes(txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRow, selection: Selection) -> int:
-    size_bytes = CHECKPOINT_WIRE_BYTES + len(row.metadata)
+    size_bytes = CHECKPOINT_WIRE_BYTES + utf8_bytes(row.metadata)
     if selection.with_state:
         size_bytes += row.entries_bytes
     if selection.with_records:

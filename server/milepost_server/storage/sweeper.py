@@ -7,11 +7,13 @@ and each slice takes what it freed out of them in the same commit.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from milepost_server import rules
+from milepost_server.errors import RecordDamagedError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     CheckpointRow,
@@ -39,32 +41,43 @@ if TYPE_CHECKING:
 _replace = msgspec.structs.replace
 
 
-def sweep(txn: LmdbWriteTransaction, rows_max: int, limits: Limits) -> SweepAnswer:
-    """Free up to about `rows_max` rows; return how many, and whether there is more to do now."""
+def sweep(txn: LmdbWriteTransaction, rows_max: int, passed_over: Collection[str], limits: Limits) -> SweepAnswer:
+    """Free up to about `rows_max` rows; return how many, and whether there is more to do now.
+
+    Raises:
+        RecordDamagedError: Its metadata names the `place`, the row of the trash or due table that led to the damage:
+            the next call may pass it over, so that the rest is freed all the same.
+    """
     freed = 0
     changes: list[WorkflowChange] = []
     while freed < rows_max:
-        trash_prefix = keys.prefix(keys.STORE, keys.TRASH)
-        first = next(txn.scan(trash_prefix, trash_prefix), None)
-        if first is not None:
-            freed += _free(txn, first[0], records.decode(first[0], first[1], TrashRow), rows_max - freed)
-            continue
-        due = _first_due(txn)
-        if due is None:
+        place = _first_trash(txn, passed_over) or _first_due(txn, passed_over)
+        if place is None:
             return SweepAnswer(freed, False, tuple(changes))
-        count, change = _look_at(txn, due[0], due[1], rows_max - freed, limits)
+        key, row = place
+        try:
+            if keys.table_of(key) == keys.TRASH:
+                freed += _free(txn, key, records.decode(key, row, TrashRow), rows_max - freed)
+                continue
+            count, change = _look_at(txn, key, records.decode(key, row, DueRow), rows_max - freed, limits)
+        except RecordDamagedError as error:
+            error.metadata["place"] = key.hex()
+            raise
         freed += count
         if change is not None:
             changes.append(change)
     return SweepAnswer(freed, True, tuple(changes))
 
 
-def _first_due(txn: LmdbWriteTransaction) -> tuple[bytes, DueRow] | None:
+def _first_trash(txn: LmdbWriteTransaction, passed_over: Collection[str]) -> tuple[bytes, bytes] | None:
+    prefix = keys.prefix(keys.STORE, keys.TRASH)
+    return next((found for found in txn.scan(prefix, prefix) if found[0].hex() not in passed_over), None)
+
+
+def _first_due(txn: LmdbWriteTransaction, passed_over: Collection[str]) -> tuple[bytes, bytes] | None:
     prefix = keys.prefix(keys.STORE, keys.DUE)
-    first = next(txn.scan(prefix, prefix), None)
-    if first is None or next(keys.numbers_of(first[0], 1)) > txn.now_ms:
-        return None
-    return first[0], records.decode(first[0], first[1], DueRow)
+    first = next((found for found in txn.scan(prefix, prefix) if found[0].hex() not in passed_over), None)
+    return None if first is None or next(keys.numbers_of(first[0], 1)) > txn.now_ms else first
 
 
 # Trash.

@@ -56,6 +56,7 @@ class ScriptedEngine:
         self.sweeps = 0
         self.swept: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.sweep_has_more: Callable[[], bool] = lambda: False
+        self.on_sweep: Callable[[SweepCommand], StoreError | None] = lambda command: None
         self.reopens = 0
         self.reopened: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.on_reopen: Callable[[], None] = lambda: None
@@ -87,8 +88,9 @@ class ScriptedEngine:
         """See `Engine`."""
         if isinstance(commands[0], SweepCommand):
             self.sweeps += 1
+            outcome = self.on_sweep(commands[0])
             self.swept.put(None)
-            return [SweepAnswer(0, self.sweep_has_more())]
+            return [outcome or SweepAnswer(0, self.sweep_has_more())]
         if isinstance(commands[0], ProbeCommand):
             self.probes += 1
             return [ProbeAnswer()]
@@ -446,6 +448,22 @@ async def test_the_sweeper_runs_when_idle_slice_by_slice_until_nothing_is_left()
         for _ in range(5):
             await asyncio.to_thread(engine.swept.get)
     assert engine.sweeps == 5
+
+
+async def test_the_sweeper_passes_over_what_is_damaged_and_frees_the_rest() -> None:
+    engine = ScriptedEngine()
+    asked: list[tuple[str, ...]] = []
+
+    def sweep(command: SweepCommand) -> StoreError | None:
+        asked.append(command.passed_over)
+        place = {0: "aa", 1: "bb"}.get(len(command.passed_over))
+        return StoreError("RECORD_DAMAGED", "damaged", {"place": place}) if place is not None else None
+
+    engine.on_sweep = sweep
+    async with running(engine):
+        for _ in range(3):
+            await asyncio.to_thread(engine.swept.get)
+    assert asked == [(), ("aa",), ("aa", "bb")]
 
 
 async def test_a_delete_wakes_the_sweeper() -> None:

@@ -593,6 +593,19 @@ class EntryHistoryContract(ContractBase):
         assert 1 <= len(answer.versions) < 4
         assert answer.position is not None
 
+    def test_a_page_of_a_history_passes_its_bytes_only_with_what_one_checkpoint_brought(self, store: Store) -> None:
+        for number in range(4):
+            store.save("w", str(number), {key: data_value(bytes([number]) * 1_000) for key in "xyz"})
+        pages: list[list[tuple[int, str]]] = []
+        position: int | None = None
+        for _ in range(PAGES_MAX):
+            answer = store.history("w", "x", "y", "z", bytes_max=4_000, position=position)
+            pages.append([(version.sequence, version.entry_key) for version in answer.versions])
+            position = answer.position
+            if position is None:
+                break
+        assert pages == [[(sequence, key) for key in "xyz"] for sequence in (4, 3, 2, 1)]
+
     def test_a_long_history_is_told_whole(self, store: Store) -> None:
         rows = 1_500
         store.engine.execute([save("w", str(number), {"x": number // 500}) for number in range(rows)])
