@@ -125,6 +125,7 @@ clean: ## Remove environments, caches and build output; DATA stays
 	@$(BIN)/python -m pip install --quiet --group bench-dbos >.venv/install-dbos.log 2>&1 \
 		|| echo "setup: DBOS could not be installed; .venv/install-dbos.log says why" >&2
 	@touch $@
+
 .venv-bench/.stamp: pyproject.toml
 	$(call make_venv,.venv-bench,milepost and the savers to compare it with,--group langgraph --group bench --group bench-langgraph -e '.[server,zstd,langgraph]')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -131,8 +130,6 @@ def test_a_job_whose_worker_is_killed_is_finished_by_another() -> None:
         assert line.strip() == "..." or re.sub(r"\d+", "0", line) in shapes, line
 
 
-def text_blocks() -> list[str]:
-    """Return what the README shows of output."""
 def test_a_killed_agent_does_not_run_its_finished_tools_again() -> None:
     lines = run(str(EXAMPLES / "langgraph_agent.py")).splitlines()
 
@@ -140,27 +137,7 @@ def test_a_killed_agent_does_not_run_its_finished_tools_again() -> None:
     assert lines[-2] == "  Done: booked Lima."
 
 
-def shown_in_the_readme() -> list[str]:
-    """Return the lines of the demonstration that the README shows."""
+def text_blocks() -> list[str]:
+    """Return what the README shows of output."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(
-        block for block in re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "yes  " in block
-    )
-    return [line for line in block.splitlines() if line.strip() != "..."]
-
-
-def test_a_workflow_that_was_killed_goes_on(server: LocalServer) -> None:
-    """What was finished before the kill is not run again, and after the end nothing is."""
-    source = (EXAMPLES / "workflow.py").read_text(encoding="utf-8").replace(DEFAULT_LISTEN, server.target)
-    killed = subprocess.run(
-        [sys.executable, "-c", source],
-        env={**os.environ, "DIE_IN": "ship"},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "price\ncharge\nship\n")
-    assert run_example("workflow.py", server) == "ship\ncompleted (resumed) 19.0 paid\n"
-    assert run_example("workflow.py", server) == "completed (resumed) 19.0 paid\n"
     return re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -152,7 +152,7 @@ def test_a_workflow_that_lost_a_row_does_not_look_like_a_new_one(
 def test_a_damaged_row_in_the_trash_does_not_keep_the_rest_from_being_freed(tmp_path: Path) -> None:
     engine = open_on(tmp_path / "data")
     engine.execute([save(name, "c1", {"a": 1}) for name in ("w1", "w2", "w3")])
-    damaged_id = engine.get_workflow("default", "w1").internal_id
+    damaged_id = engine.get_workflow("default", "w1").workflow.internal_id
     engine.execute([DeleteWorkflowCommand(namespace="default", workflow_id=name) for name in ("w1", "w2", "w3")])
     engine.close()
     env = lmdb.open(str(tmp_path / "data" / "store"), create=False, map_size=1 << 30)
