@@ -24,6 +24,7 @@ import click
 from milepost_server import __version__, telemetry
 from milepost_server.config import ENVIRONMENT_PREFIX, ConfigError, ServerConfig, Setting, read_config, settings
 from milepost_server.grpc_api.addresses import Address, ListenError, parse_address
+from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.grpc_api.server import GrpcFront
 from milepost_server.service import CheckpointService
 from milepost_server.storage.committer import Committer
@@ -213,7 +214,9 @@ async def _serve_engine(config: ServerConfig, addresses: list[Address], engine: 
         for front in fronts:
             front.set_serving(is_serving)
 
-    committer = Committer(engine, config=config.queue, on_health=tell_health, observer=tracing)
+    committer = Committer(
+        engine, config=config.queue, codec=PbCallCodec(config.limits), on_health=tell_health, observer=tracing
+    )
     service = CheckpointService(committer, engine, limits=config.limits, config=config.queue)
     try:
         front = GrpcFront(

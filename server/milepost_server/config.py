@@ -40,14 +40,6 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     large_bytes_max: Annotated[
         int, Meta(ge=1, description="Bytes of requests over 1 MiB that may be in progress; one is always let in.")
     ] = 16 * MIB
-    gather_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=0.1,
-            description="While several callers are at work, how long their calls gather for one commit, in seconds.",
-        ),
-    ] = 0.001
     read_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Short reads that may be queued.")] = 1024
     scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 256
     scan_threads: Annotated[int, Meta(ge=1, le=64, description="Long reads that run at once.")] = 2

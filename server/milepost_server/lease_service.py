@@ -21,6 +21,7 @@ from milepost_server.model import (
     Answer,
     Command,
     DeleteWorkflowCommand,
+    EncodedSaveAnswer,
     LeaseAnswer,
     LeaseState,
     ReleaseLeaseAnswer,
@@ -120,7 +121,7 @@ class LeaseService:
         if not self._lines:
             return
         for command, outcome in zip(commands, outcomes, strict=True):
-            key = _ended_lease(command)
+            key = _ended_lease(command, outcome)
             if key is not None and key in self._lines and not isinstance(outcome, StoreError):
                 self._lines[key][0].set()
 
@@ -194,8 +195,10 @@ class LeaseService:
             _logger.warning("the lease of a caller who has gone stays until it expires: %s", error)
 
 
-def _ended_lease(command: Command) -> _Key | None:
+def _ended_lease(command: Command, outcome: Answer | StoreError) -> _Key | None:
     """Return whose lease a command may have ended."""
+    if isinstance(outcome, EncodedSaveAnswer):
+        return (outcome.namespace, outcome.workflow_id) if outcome.release_lease else None
     if isinstance(command, ReleaseLeaseCommand | DeleteWorkflowCommand) or (
         isinstance(command, SaveCommand) and command.release_lease
     ):

@@ -11,6 +11,8 @@ import enum
 
 import msgspec
 
+from milepost_server.errors import StoreError
+
 
 class Status(enum.IntEnum):
     """Where a workflow stands; numbers are those of the protocol."""
@@ -576,8 +578,45 @@ class ProbeAnswer(msgspec.Struct, frozen=True, array_like=True):
     """The mark is on disk."""
 
 
+class RefusedItem(msgspec.Struct, frozen=True):
+    """An item of a batch that was malformed; what it is named matters to those that build on it."""
+
+    error: StoreError
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+
+
+class EncodedSaveCommand(msgspec.Struct, frozen=True, array_like=True):
+    """A Save as it came: decoded and checked where it is run, right before."""
+
+    body: bytes
+    size_bytes: int
+
+
+class EncodedSaveAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to an encoded Save as it goes out, and what those who listen for commits want to know of it."""
+
+    body: bytes
+    namespace: str
+    workflow_id: str
+    scope: str
+    checkpoint_id: str
+    sequence: int
+    incarnation: str
+    revision: int
+    definition: str
+    current_step: str
+    status: int
+    is_replayed: bool
+    is_replaced: bool
+    release_lease: bool
+
+
 Command = (
     SaveCommand
+    | EncodedSaveCommand
     | AppendRecordsCommand
     | DeleteWorkflowCommand
     | DeleteIdsCommand
@@ -594,6 +633,7 @@ Command = (
 )
 Answer = (
     SaveAnswer
+    | EncodedSaveAnswer
     | AppendRecordsAnswer
     | DeleteWorkflowAnswer
     | BulkAnswer
@@ -648,6 +688,22 @@ class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     checkpoint: LoadedCheckpoint
     pending_signals: tuple[PendingSignal, ...] = ()
     """The oldest of them; `workflow` counts all."""
+
+
+class EncodedLoadQuery(msgspec.Struct, frozen=True, array_like=True):
+    """A Load as it came: decoded and checked where it is run."""
+
+    body: bytes
+
+
+class EncodedLoadAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to an encoded Load as it goes out."""
+
+    body: bytes
+
+
+class LongLoad(msgspec.Struct, frozen=True, array_like=True):
+    """The Load may look at many rows, so it has not been run among the short ones."""
 
 
 class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

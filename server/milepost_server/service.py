@@ -32,6 +32,10 @@ from milepost_server.model import (
     DeleteRunCommand,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
+    EncodedSaveAnswer,
+    EncodedSaveCommand,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     ForkAnswer,
@@ -42,9 +46,10 @@ from milepost_server.model import (
     ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
-    LoadAnswer,
     LoadQuery,
+    LongLoad,
     PruneCommand,
+    RefusedItem,
     SaveAnswer,
     SaveCommand,
     Selection,
@@ -67,16 +72,6 @@ SLICES_PER_CALL: Final = 16
 _A = TypeVar("_A", bound=Answer)
 _T = TypeVar("_T")
 _replace = msgspec.structs.replace
-
-
-class RefusedItem(msgspec.Struct, frozen=True):
-    """An item of a batch that was malformed; what it is named matters to those that build on it."""
-
-    error: StoreError
-    namespace: str
-    workflow_id: str
-    scope: str
-    checkpoint_id: str
 
 
 class CheckpointService:
@@ -131,9 +126,14 @@ class CheckpointService:
 
     # Writing.
 
-    async def save(self, command: SaveCommand) -> SaveAnswer:
-        """Store one checkpoint. Cancelling may or may not come before the commit."""
-        return cast("SaveAnswer", await self._queue.submit(command, namespace=command.namespace))
+    async def save(self, body: bytes, *, namespace: str) -> bytes:
+        """Store one checkpoint. Cancelling may or may not come before the commit.
+
+        Args:
+            body: The request as it came; it is read and checked where it is run.
+            namespace: Whose turn it takes in the queue.
+        """
+        return (await self._run(EncodedSaveCommand(body, len(body)), namespace, EncodedSaveAnswer)).body
 
     async def batch_save(self, items: Sequence[SaveCommand | RefusedItem]) -> list[SaveAnswer | StoreError]:
         """Store many checkpoints in order, and return what became of each.
@@ -280,12 +280,13 @@ class CheckpointService:
 
     # Reading.
 
-    async def load(self, query: LoadQuery) -> LoadAnswer:
-        """Read one checkpoint."""
-        if query.statuses:
-            # May look at many rows until one has the status.
-            return await self._queue.scan(lambda: self._engine.load(query))
-        return await self._queue.load(query)
+    async def load(self, body: bytes) -> bytes:
+        """Read one checkpoint. The request is read and checked where it is run."""
+        query = EncodedLoadQuery(body)
+        answer = await self._queue.load(query)
+        if isinstance(answer, LongLoad):
+            answer = await self._queue.load_long(query)
+        return cast("EncodedLoadAnswer", answer).body
 
     async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow, and the lease that is live."""

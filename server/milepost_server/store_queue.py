@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from milepost_server.errors import StoreError
-from milepost_server.model import Answer, Command, LoadAnswer, LoadQuery
+from milepost_server.model import Answer, Command, EncodedLoadAnswer, EncodedLoadQuery, LongLoad
 
 _T = TypeVar("_T")
 
@@ -34,8 +34,11 @@ class StoreQueue(Protocol):
     def submit_many(self, commands: Sequence[Command], *, namespace: str) -> Future[list[Answer | StoreError]]:
         """Queue commands in order, all or none."""
 
-    def load(self, query: LoadQuery) -> Future[LoadAnswer]:
+    def load(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint, together with the others that wait."""
+
+    def load_long(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
+        """Read one checkpoint that may take long to find."""
 
     def scan(self, function: Callable[[], _T]) -> Future[_T]:
         """Run a read that may take long."""

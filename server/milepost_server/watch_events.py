@@ -20,6 +20,8 @@ from milepost_server.model import (
     DeleteRunCommand,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedSaveAnswer,
+    EncodedSaveCommand,
     ForkAnswer,
     ForkCommand,
     LeaseAnswer,
@@ -50,6 +52,17 @@ class WatchKind(enum.IntEnum):
     LEASE_GRANTED = 8
     LEASE_RELEASED = 9
     CHANGED = 10
+
+
+class WatchQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What to follow."""
+
+    namespace: str
+    workflow_id: str
+    """"" for every workflow of the namespace."""
+    after: tuple[str, int] | None = None
+    """The incarnation and revision to go on after; `None`: from now on."""
+    definition: str | None = None
 
 
 class WatchEvent(msgspec.Struct, frozen=True, gc=False):
@@ -112,6 +125,25 @@ def _saved(command: SaveCommand, answer: SaveAnswer) -> Iterator[WatchEvent]:
         command.current_step,
         int(command.status),
         lease_released=command.release_lease,
+    )
+
+
+def _encoded_saved(command: EncodedSaveCommand, answer: EncodedSaveAnswer) -> Iterator[WatchEvent]:
+    if answer.is_replayed:
+        return
+    yield WatchEvent(
+        WatchKind.REPLACED if answer.is_replaced else WatchKind.SAVED,
+        answer.namespace,
+        answer.workflow_id,
+        answer.incarnation,
+        answer.revision,
+        answer.definition,
+        answer.scope,
+        answer.checkpoint_id,
+        answer.sequence,
+        answer.current_step,
+        answer.status,
+        lease_released=answer.release_lease,
     )
 
 
@@ -200,6 +232,7 @@ def _event(kind: WatchKind, change: WorkflowChange, *, holder: str = "") -> Watc
 
 _TELLERS: dict[type, Callable[[Any, Any], Iterator[WatchEvent]]] = {
     SaveCommand: _saved,
+    EncodedSaveCommand: _encoded_saved,
     AppendRecordsCommand: _appended,
     SendSignalCommand: _signal_sent,
     AcquireLeaseCommand: _lease_granted,

@@ -14,27 +14,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
-import msgspec
-
 from milepost_server.errors import NotFoundError, ResourceError, StoreError, UnavailableError
 from milepost_server.model import Answer, Command, WorkflowRow
 from milepost_server.storage.port import Engine
 from milepost_server.store_queue import StoreQueue
-from milepost_server.watch_events import WatchEvent, WatchKind, events_of, standing
+from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery, events_of, standing
 
 _Key = tuple[str, str]
 """(namespace, workflow_id); "" for all of a namespace."""
-
-
-class WatchQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What to follow."""
-
-    namespace: str
-    workflow_id: str
-    """"" for every workflow of the namespace."""
-    after: tuple[str, int] | None = None
-    """The incarnation and revision to go on after; `None`: from now on."""
-    definition: str | None = None
 
 
 class _Watch:

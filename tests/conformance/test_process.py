@@ -16,6 +16,7 @@ from typing import cast
 
 import pytest
 
+from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.limits import Limits
 from milepost_server.storage import process_worker
 from milepost_server.storage.lmdb_env import DataDirError
@@ -34,15 +35,15 @@ class ThreadAsProcess:
 
     stdin = None
 
-    def __init__(self, engine: Engine, connections: Sequence[socket]) -> None:
+    def __init__(self, engine: Engine, limits: Limits, connections: Sequence[socket]) -> None:
         commands, *queries = (each.dup() for each in connections)
-        self._thread = threading.Thread(target=self._run, args=(engine, commands, queries))
+        self._thread = threading.Thread(target=self._run, args=(engine, limits, commands, queries))
         self._thread.start()
 
     @staticmethod
-    def _run(engine: Engine, commands: socket, queries: Sequence[socket]) -> None:
+    def _run(engine: Engine, limits: Limits, commands: socket, queries: Sequence[socket]) -> None:
         with commands:
-            process_worker.serve(engine, commands, queries)
+            process_worker.serve(engine, commands, queries, PbCallCodec(limits))
 
     def wait(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
@@ -69,7 +70,7 @@ class ThreadedEngine(ProcessEngine):
 
     def _spawn(self, connections: Sequence[socket]) -> subprocess.Popen[bytes]:
         self.inner = self._open_inner(Path(self._settings.data_dir), self._settings.limits)
-        return cast("subprocess.Popen[bytes]", ThreadAsProcess(self.inner, connections))
+        return cast("subprocess.Popen[bytes]", ThreadAsProcess(self.inner, self._settings.limits, connections))
 
 
 class TestProcessEngine(EngineContract, PersistenceContract):

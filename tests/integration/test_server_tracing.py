@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.config import QueueConfig
 from milepost_server.grpc_api.addresses import Address
+from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.grpc_api.server import GrpcFront
 from milepost_server.limits import DEFAULT_LIMITS, MIB
 from milepost_server.model import Answer, Command
@@ -67,7 +68,7 @@ async def traced() -> AsyncIterator[Traced]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing = Tracing(provider)
     engine = HeldEngine()
-    committer = Committer(engine, config=QueueConfig(), observer=tracing)
+    committer = Committer(engine, config=QueueConfig(), codec=PbCallCodec(DEFAULT_LIMITS), observer=tracing)
     service = CheckpointService(committer, engine, limits=DEFAULT_LIMITS, config=QueueConfig())
     front = GrpcFront(
         service,

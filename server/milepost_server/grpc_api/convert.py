@@ -46,6 +46,7 @@ from milepost_server.model import (
     PendingSignal,
     PruneCommand,
     Record,
+    RefusedItem,
     ReleaseLeaseCommand,
     RenewLeaseCommand,
     SaveAnswer,
@@ -57,7 +58,6 @@ from milepost_server.model import (
     ValueKind,
     WorkflowRow,
 )
-from milepost_server.service import RefusedItem
 from milepost_server.validation import (
     check_count,
     check_labels,
@@ -73,8 +73,7 @@ from milepost_server.validation import (
     shown,
     zstd_content_size,
 )
-from milepost_server.watch_events import WatchEvent
-from milepost_server.watch_service import WatchQuery
+from milepost_server.watch_events import WatchEvent, WatchQuery
 
 DEFAULT_NAMESPACE = "default"
 DIGEST_BYTES = 32

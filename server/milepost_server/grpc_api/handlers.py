@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import grpc
@@ -19,8 +19,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from milepost_server.errors import InvalidFieldError, LimitExceededError, StoreError, UnavailableError, queue_full
+from milepost_server.errors import LimitExceededError, StoreError, UnavailableError, queue_full
 from milepost_server.grpc_api import status
+from milepost_server.grpc_api.call_codec import not_a_message
 from milepost_server.limits import MIB, Limits
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ LARGE_BYTES_PER_S = 80 * MIB
 """How fast large requests are taken to go through, for what their callers are told to wait."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Method = Callable[[Any, Context], Awaitable[Message | None]]
+Method = Callable[[Any, Context], Awaitable[Message | bytes | None]]
+Request = Message | bytes
 MarkSpan = Callable[[grpc.StatusCode, str], None]
 """Told the code and the reason of a call that failed, while its span is the current one."""
 
@@ -80,11 +82,11 @@ class LargeRequest:
 
     __slots__ = ("_message", "size_bytes")
 
-    def __init__(self, message: Message, size_bytes: int) -> None:
-        self._message: Message | None = message
+    def __init__(self, message: Request, size_bytes: int) -> None:
+        self._message: Request | None = message
         self.size_bytes = size_bytes
 
-    def take(self) -> Message:
+    def take(self) -> Request:
         """Return the message, once."""
         message, self._message = self._message, None
         assert message is not None
@@ -138,6 +140,7 @@ def generic_handler(
     gate: CallGate,
     large_gate: LargeRequestGate,
     mark_span: MarkSpan | None = None,
+    encoded_methods: Collection[str] = (),
 ) -> grpc.GenericRpcHandler:
     """Return the handlers of a service whose requests are all unary.
 
@@ -148,27 +151,33 @@ def generic_handler(
         gate: Lets calls in.
         large_gate: Lets large requests in.
         mark_span: Corrects the span that the tracing interceptor made, where there is one.
+        encoded_methods: Methods that take their requests, and return their answers, as bytes.
     """
     handlers = {}
     for method in service.methods:
         assert not method.client_streaming, method.full_name
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        is_encoded = method.name in encoded_methods
         handlers[method.name] = make(
             _wrap(getattr(servicer, method.name), gate, large_gate, mark_span),
-            request_deserializer=_deserializer(GetMessageClass(method.input_type), limits, large_gate),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            request_deserializer=_deserializer(
+                None if is_encoded else GetMessageClass(method.input_type), limits, large_gate
+            ),
+            response_serializer=None if is_encoded else GetMessageClass(method.output_type).SerializeToString,
         )
     handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(service.full_name, handlers)
     return handler
 
 
 def _deserializer(
-    message_class: type[Message], limits: Limits, large_gate: LargeRequestGate
-) -> Callable[[bytes], Message | LargeRequest | StoreError]:
-    """Return a deserializer that never raises: gRPC would answer that as INTERNAL and log a traceback."""
-    parse = message_class.FromString
+    message_class: type[Message] | None, limits: Limits, large_gate: LargeRequestGate
+) -> Callable[[bytes], Request | LargeRequest | StoreError]:
+    """Return a deserializer that never raises: gRPC would answer that as INTERNAL and log a traceback.
 
-    def deserialize(data: bytes) -> Message | LargeRequest | StoreError:
+    Without a class the bytes are left as they are.
+    """
+
+    def deserialize(data: bytes) -> Request | LargeRequest | StoreError:
         if len(data) > limits.request_bytes_max:
             return LimitExceededError(
                 "request",
@@ -181,24 +190,21 @@ def _deserializer(
         refusal = large_gate.refuse(len(data)) if is_large else None
         if refusal is not None:
             return refusal
-        try:
-            message = parse(data)
-        except DecodeError:
-            if is_large:
-                large_gate.leave(len(data))
-            return not_a_message(data)
-        return LargeRequest(message, len(data)) if is_large else message
-
-    def not_a_message(data: bytes) -> StoreError:
-        return InvalidFieldError(
-            "request", f"must be a {message_class.DESCRIPTOR.full_name}", f"{len(data)} bytes that are not"
-        )
+        request: Request = data
+        if message_class is not None:
+            try:
+                request = message_class.FromString(data)
+            except DecodeError:
+                if is_large:
+                    large_gate.leave(len(data))
+                return not_a_message(message_class.DESCRIPTOR.full_name, data)
+        return LargeRequest(request, len(data)) if is_large else request
 
     return deserialize
 
 
 def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_span: MarkSpan | None) -> Method:
-    async def call(request: Message | LargeRequest | StoreError, context: Context) -> Message | None:
+    async def call(request: Request | LargeRequest | StoreError, context: Context) -> Message | bytes | None:
         try:
             try:
                 gate.enter()

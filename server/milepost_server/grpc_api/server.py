@@ -22,7 +22,7 @@ from milepost_server.grpc_api import handlers
 from milepost_server.grpc_api.addresses import Address, ListenError, check_free, is_private, private_files
 from milepost_server.grpc_api.health import SERVICE_NAME as HEALTH_NAME
 from milepost_server.grpc_api.health import HealthServicer
-from milepost_server.grpc_api.servicer import CheckpointStoreServicer
+from milepost_server.grpc_api.servicer import ENCODED_METHODS, CheckpointStoreServicer
 from milepost_server.limits import MIB, Limits
 from milepost_server.service import CheckpointService
 
@@ -96,6 +96,7 @@ class GrpcFront:
             gate=self._gate,
             large_gate=handlers.LargeRequestGate(large_bytes_max),
             mark_span=mark_span,
+            encoded_methods=ENCODED_METHODS,
         )
         self._server.add_generic_rpc_handlers((handler,))
         self._health = HealthServicer([_SERVICE.full_name])

@@ -1,5 +1,8 @@
 """The methods of `milepost.v1.CheckpointStore`: message in, service, message out. They decide nothing.
 
+Save and Load, the methods that are called most, do not look into their messages: these cross to the engine as bytes,
+and are read, checked and written there.
+
 Large messages are translated in a thread, so that one caller's megabytes do not hold up the others. A future of the
 committer only carries an answer: a call that is cancelled stops waiting, and its commit goes on.
 """
@@ -14,6 +17,7 @@ from typing import Final, TypeVar
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.errors import StoreError
 from milepost_server.grpc_api import convert, status
+from milepost_server.grpc_api.call_codec import peek_namespace
 from milepost_server.grpc_api.convert import ValueWriter
 from milepost_server.grpc_api.handlers import Context
 from milepost_server.model import DeleteIdsCommand
@@ -25,6 +29,10 @@ ANSWER_MARGIN_S: Final = 0.1
 """How long before its deadline a call that waits for something gives up, to say so."""
 
 
+ENCODED_METHODS: Final = frozenset({"Save", "Load"})
+"""Methods that take and return bytes."""
+
+
 class CheckpointStoreServicer:
     """Carries calls to the service and its answers back."""
 
@@ -32,15 +40,9 @@ class CheckpointStoreServicer:
         self._service = service
         self._limits = service.limits
 
-    async def Save(self, request: pb.SaveRequest, context: Context) -> pb.SaveResponse:
+    async def Save(self, request: bytes, context: Context) -> bytes:
         """Store one checkpoint."""
-        if request.ByteSize() > convert.INLINE_BYTES_MAX:
-            command = await asyncio.to_thread(convert.save_from_pb, request, self._limits)
-        else:
-            command = convert.save_from_pb(request, self._limits)
-        # A large one need not be in memory twice while it waits for its commit.
-        del request
-        return convert.save_to_pb(await self._service.save(command))
+        return await self._service.save(request, namespace=peek_namespace(request))
 
     async def BatchSave(self, request: pb.BatchSaveRequest, context: Context) -> pb.BatchSaveResponse:
         """Store many checkpoints."""
@@ -55,14 +57,9 @@ class CheckpointStoreServicer:
             ]
         )
 
-    async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
+    async def Load(self, request: bytes, context: Context) -> bytes:
         """Read one checkpoint."""
-        query, accepted = convert.load_from_pb(request, self._limits)
-        answer = await self._service.load(query)
-        values = ValueWriter(accepted, self._limits)
-        if convert.is_large([answer.checkpoint]):
-            return await asyncio.to_thread(convert.load_to_pb, answer, query, values)
-        return convert.load_to_pb(answer, query, values)
+        return await self._service.load(request)
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         """Read one page of a workflow's checkpoints."""

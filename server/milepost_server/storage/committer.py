@@ -1,23 +1,26 @@
 """The front of an engine for asyncio: commands are queued, committed in groups, and answered together.
 
-Called by the service, on the event loop, and itself only ever runs there. A task takes all that is queued (up to a
-bound), has the engine run it as one durable transaction, and answers the whole batch. While that is committed the next
-batch queues: that is the group commit, and a lone call never waits for company. Where the engine runs is a lane's
-matter: a thread of this process or another process. Nothing here knows gRPC or what a command means.
+Called by the service, on the event loop, and itself only ever runs there. Where the engine runs is a lane's matter. A
+thread of this process runs one batch at a time, and what queues meanwhile is the next one. Another process is handed
+whatever comes at once: it commits together what has come while it was at work. Either way that is the group commit, and
+no call ever waits for company. No more is under way than one commit may take; the rest waits here, where namespaces
+take turns and whoever gives up in time is dropped. Nothing here knows gRPC or what a command means.
 
-When the storage fails, the batch at hand is answered as of unknown outcome, everything else as not serving, and the
-task tries to reopen the engine until a commit has been flushed again.
+When the storage fails, what is under way is answered as of unknown outcome, everything else as not serving, and a task
+tries to reopen the engine until a commit has been flushed again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import enum
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -37,14 +40,18 @@ from milepost_server.model import (
     DeleteIdsCommand,
     DeleteRunCommand,
     DeleteWorkflowCommand,
-    LoadAnswer,
-    LoadQuery,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
+    EncodedSaveAnswer,
+    LongLoad,
     ProbeCommand,
     PruneCommand,
-    SaveCommand,
+    SaveAnswer,
     SweepAnswer,
     SweepCommand,
 )
+from milepost_server.storage import encoded
+from milepost_server.storage.encoded import CallCodec
 from milepost_server.storage.port import CommandLane, Engine, LoadLane
 from milepost_server.storage.read_lanes import ReadLane, run_each
 from milepost_server.storage.thread_lane import ThreadLane
@@ -60,13 +67,10 @@ DAMAGED_PLACES_MAX: Final = 1_000
 """Places that the sweeper passes over at once; with more damage than that it waits for the store to be mended."""
 SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
-BUSY_COMMANDS_MIN: Final = 4
-"""A commit of so many commands says that many callers are at work."""
 LOADS_TAKEN_MAX: Final = 32
 """Point reads that are run together: they are answered together, so the first waits for the last."""
 RETRY_AFTER_S: Final = 0.2
 """What a caller is told to wait when a queue is full: a few commits."""
-NO_OBSERVER: Final = nullcontext()
 
 _LEAVES_TRASH = (AbandonForkCommand, DeleteIdsCommand, DeleteRunCommand, DeleteWorkflowCommand, PruneCommand)
 
@@ -78,7 +82,7 @@ class CommitObserver(Protocol):
         """Return what stands for the caller's span; called on the event loop, once for a call."""
 
     def committing(self, captured: Sequence[object], command_count: int) -> AbstractContextManager[object]:
-        """Return a context that encloses one commit; called in the writer thread."""
+        """Return a context that encloses a batch, from when it is handed over until it is on disk."""
 
 
 class _State(enum.Enum):
@@ -147,6 +151,41 @@ class _Pending:
                 group.future.set_result([each for each in group.outcomes if each is not None])
 
 
+class _Batch:
+    """Commands that were handed over together."""
+
+    __slots__ = ("_context", "_observed", "commands", "is_alone", "is_given_up", "pending", "size_bytes")
+
+    def __init__(
+        self, pending: Sequence[_Pending], commands: Sequence[Command], size_bytes: int, *, is_alone: bool
+    ) -> None:
+        self.pending = pending
+        self.commands = commands
+        self.size_bytes = size_bytes
+        self.is_alone = is_alone
+        self.is_given_up = False
+        """Its callers have been told that its outcome is unknown."""
+        self._observed: AbstractContextManager[object] | None = None
+        self._context: contextvars.Context | None = None
+
+    def observe(self, observed: AbstractContextManager[object]) -> None:
+        # Batches overlap, so what an observer makes current must be so for this one alone.
+        self._observed = observed
+        self._context = contextvars.copy_context()
+        self._context.run(observed.__enter__)
+
+    def end_observing(self, error: BaseException | None) -> None:
+        observed, self._observed = self._observed, None
+        if observed is None or self._context is None:
+            return
+        if error is None:
+            self._context.run(observed.__exit__, None, None, None)
+            return
+        # It lets the error pass, if it is a generator by raising it again.
+        with contextlib.suppress(type(error)):
+            self._context.run(observed.__exit__, type(error), error, error.__traceback__)
+
+
 class Committer:
     """Runs commands of many callers on one engine, grouped into commits.
 
@@ -156,6 +195,7 @@ class Committer:
     Args:
         engine: Its writes belong to this object from now on.
         config: Bounds of queues and batches, and the times of the sweeper.
+        codec: Reads and writes the calls that come encoded, where the engine runs in this process.
         on_health: Told on the event loop whether the storage serves, each time that changes.
         observer: Sees commits, for tracing.
         clock: Seconds that only grow.
@@ -166,12 +206,14 @@ class Committer:
         engine: Engine,
         *,
         config: QueueConfig,
+        codec: CallCodec | None = None,
         on_health: Callable[[bool], None] = lambda is_serving: None,
         observer: CommitObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._config = config
+        self._codec = codec
         self._on_health = on_health
         self._observer = observer
         self._clock = clock
@@ -185,20 +227,32 @@ class Committer:
         """Namespaces that have something queued, each once; the first is served next."""
         self._queued_calls = 0
         self._queued_bytes = 0
-        self._wake = asyncio.Event()
-        """Something was queued, the state has changed, or a read has failed."""
+        self._is_planned = False
+        self._context = contextvars.copy_context()
+        """Of the callbacks: without it they would run in that of whichever call came first, and its span."""
+        self._under_way: deque[_Batch] = deque()
+        """Batches that were handed over and not answered, the oldest first."""
+        self._under_way_commands = 0
+        self._under_way_bytes = 0
+        self._recovery: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Nothing is queued or under way. Only waited for by `close`."""
 
         self._is_sweep_wanted = True
         self._damaged_places: dict[str, None] = {}
+        self._is_sweeping = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_timer_due_s = clock() + config.sweep_interval_s
         self._sweep_forced_due_s = clock() + SWEEP_UNDER_LOAD_S
-        self._commit_count = 0
-        self._last_commit_size = 0
+        self._batch_count = 0
         self._command_count = 0
 
-        self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(engine)
+        self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(
+            self._loop, self._execute_here, engine.reopen
+        )
         self._loads: LoadLane = engine.load_lane(
-            self._loop, calls_max=config.read_calls_max, gather_s=config.gather_s, on_failure=self._note_broken_read
+            self._loop, calls_max=config.read_calls_max, on_failure=self._note_broken_read
         ) or ReadLane(
             "milepost-load",
             self._loop,
@@ -215,7 +269,7 @@ class Committer:
             queue_max=config.scan_calls_max,
             take_max=1,
         )
-        self._task = self._loop.create_task(self._run_guarded(), name="milepost-committer")
+        self._plan()
 
     # For callers, on the event loop.
 
@@ -227,7 +281,7 @@ class Committer:
     def statistics(self) -> dict[str, int]:
         """Return counts since the start and what is queued now."""
         return {
-            "commits": self._commit_count,
+            "batches": self._batch_count,
             "commands": self._command_count,
             "queued_calls": self._queued_calls,
             "queued_bytes": self._queued_bytes,
@@ -280,7 +334,7 @@ class Committer:
         self._admit(namespace, pending, sum(each.size_bytes for each in pending))
         return future
 
-    def load(self, query: LoadQuery) -> asyncio.Future[LoadAnswer]:
+    def load(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint off the event loop and off the writer, together with the others that wait.
 
         Raises:
@@ -289,6 +343,15 @@ class Committer:
         """
         self._check_readable()
         return self._loads.submit(query)
+
+    def load_long(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
+        """Read one checkpoint that may take long to find, as `scan` does.
+
+        Raises:
+            ResourceError: `QUEUE_FULL`.
+            UnavailableError: `NOT_SERVING`.
+        """
+        return self.scan(lambda: encoded.load(self._engine, self._known_codec(), query, is_long=True))
 
     def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
         """Run a read that may take long, apart from the short ones.
@@ -307,8 +370,14 @@ class Committer:
     async def close(self) -> None:
         """Commit what was accepted, answer it, and end the threads. The engine stays open."""
         self._state = _State.CLOSING
-        self._wake.set()
-        await self._task
+        self._closing.set()
+        self._settled.clear()
+        self._plan()
+        if self._recovery is not None:
+            await self._recovery
+        await self._settled.wait()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
         await self._commands.close()
         await self._loads.close()
         await self._scans.close()
@@ -329,11 +398,22 @@ class Committer:
         waiting.extend(pending)
         self._queued_calls += 1
         self._queued_bytes += size_bytes
-        self._wake.set()
+        self._plan()
 
-    def _load_each(self, queries: list[LoadQuery]) -> Sequence[object]:
+    def _execute_here(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+        """Run a batch in the writer thread."""
+        if self._codec is None:
+            return self._engine.execute(commands)
+        return encoded.execute(self._engine, self._codec, commands)
+
+    def _load_each(self, queries: list[EncodedLoadQuery]) -> Sequence[object]:
         """Run what the thread of the loads took."""
-        return run_each([partial(self._read_guarded, partial(self._engine.load, query)) for query in queries])
+        load = partial(encoded.load, self._engine, self._known_codec(), is_long=False)
+        return run_each([partial(self._read_guarded, partial(load, query)) for query in queries])
+
+    def _known_codec(self) -> CallCodec:
+        assert self._codec is not None
+        return self._codec
 
     def _read_guarded(self, function: Callable[[], _T]) -> _T:
         """Run a read, unless the storage has gone down since it was asked for."""
@@ -352,78 +432,70 @@ class Committer:
     def _note_broken_read(self) -> None:
         """Have the storage reopened: it could not be read from."""
         self._is_read_broken = True
-        self._wake.set()
+        self._plan()
 
-    # The task.
+    # Handing over and answering, in callbacks of the event loop.
 
-    async def _run_guarded(self) -> None:
-        """Run until `close`. A defect of this class ends in refusals, and not in calls that wait for ever."""
+    def _plan(self) -> None:
+        """Look at what is to be done in the next turn of the loop: calls that come in one turn go out as one batch."""
+        if not self._is_planned:
+            self._is_planned = True
+            self._loop.call_soon(self._go_on, context=self._context)
+
+    def _go_on(self) -> None:
+        self._is_planned = False
         try:
-            await self._run()
-        except Exception:
-            _logger.exception("the committer ended in an unexpected error; the server must be started again")
-            self._fail([])
+            self._hand_over_all()
+        except Exception as error:  # noqa: BLE001 - the edge of the callback
+            self._note_defect(error)
 
-    async def _run(self) -> None:
-        while True:
-            if self._is_read_broken:
-                self._fail([])
-                await self._recover()
-            elif self._is_sweep_due():
-                await self._sweep()
-            elif self._turns:
-                await self._gather()
-                await self._commit(self._take())
-            elif self._state is _State.CLOSING:
-                return
-            else:
-                await self._wait()
-
-    async def _gather(self) -> None:
-        """After a commit that served several callers, let their next calls arrive, for they come together.
-
-        Commits are grouped well without this pause. But calls that are answered together come back together, and the
-        network side handles a burst of calls for much less than as many single ones. A lone caller never waits.
-        """
-        if self._last_commit_size < BUSY_COMMANDS_MIN or not self._config.gather_s:
+    def _hand_over_all(self) -> None:
+        """Hand over whatever the bounds allow. Does nothing while the storage is being reopened."""
+        if self._recovery is not None:
             return
-        await asyncio.sleep(self._config.gather_s)
-
-    async def _wait(self) -> None:
-        """Return when something was queued, or the timer of the sweeper has run out."""
-        self._wake.clear()
-        if self._turns or self._is_read_broken or self._state is _State.CLOSING:
+        if self._is_read_broken:
+            # What is under way is answered first, or fails and starts the recovery itself.
+            if not self._under_way:
+                self._fail_and_recover()
             return
-        timeout_s = max(0.0, self._sweep_timer_due_s - self._clock())
-        timer = self._loop.call_later(timeout_s, self._on_sweep_timer)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
+        while self._may_hand_over():
+            if self._is_sweep_due():
+                command = SweepCommand(rows_max=self._config.sweep_rows_max, passed_over=tuple(self._damaged_places))
+                self._hand_over([], (command,))
+                continue
+            batch = self._take()
+            if not batch:
+                break
+            self._hand_over(batch, [pending.command for pending in batch])
+        if not self._under_way and not self._turns:
+            self._settled.set()
+            self._set_sweep_timer()
 
-    def _on_sweep_timer(self) -> None:
-        self._is_sweep_wanted = True
-        self._wake.set()
-
-    def _is_sweep_due(self) -> bool:
-        """Tell whether the sweeper's turn has come: with nothing queued, now and then under load, never at the end."""
-        if self._state is _State.CLOSING:
-            return False
-        if not self._turns and self._clock() >= self._sweep_timer_due_s:
-            self._is_sweep_wanted = True
-        return self._is_sweep_wanted and (not self._turns or self._clock() >= self._sweep_forced_due_s)
+    def _may_hand_over(self) -> bool:
+        if not self._under_way:
+            return True
+        return (
+            self._commands.is_pipelined
+            and not self._under_way[-1].is_alone
+            and self._under_way_commands < self._config.batch_commands_max
+        )
 
     def _take(self) -> list[_Pending]:
-        """Return the next batch: namespaces in turn, within each the oldest first."""
+        """Return the next batch: namespaces in turn, within each the oldest first.
+
+        What is under way counts against its bounds, since it may become one commit with it.
+        """
         config = self._config
         batch: list[_Pending] = []
-        batch_bytes = 0
-        while self._turns and len(batch) < config.batch_commands_max:
+        commands_left = config.batch_commands_max - self._under_way_commands
+        under_way_bytes = self._under_way_bytes
+        is_first = not self._under_way
+        while self._turns and len(batch) < commands_left:
             namespace = self._turns[0]
             waiting = self._queues[namespace]
             pending = waiting[0]
             is_alone = pending.size_bytes > config.alone_bytes
-            if batch and (is_alone or batch_bytes + pending.size_bytes > config.batch_bytes_max):
+            if not is_first and (is_alone or under_way_bytes + pending.size_bytes > config.batch_bytes_max):
                 break
             waiting.popleft()
             self._queued_bytes -= pending.size_bytes
@@ -437,66 +509,101 @@ class Committer:
             if pending.is_abandoned:
                 continue
             batch.append(pending)
-            batch_bytes += pending.size_bytes
+            under_way_bytes += pending.size_bytes
+            is_first = False
             if is_alone:
                 break
         return batch
 
-    async def _commit(self, batch: list[_Pending]) -> None:
-        if not batch:
-            # All that was queued has been given up by its callers.
-            return
-        commands = [pending.command for pending in batch]
-        try:
-            outcomes = await self._execute(commands, batch)
-        except StorageFailedError as error:
-            _logger.error("the storage failed in a commit of %d commands: %s", len(batch), error)
-            self._fail(batch)
-            await self._recover()
-            return
-        self._tell(commands, outcomes)
-        self._settle(batch, outcomes)
-        if not self._is_sweep_wanted and any(_leaves_trash(pending.command) for pending in batch):
-            self._is_sweep_wanted = True
-
-    async def _execute(self, commands: Sequence[Command], batch: Sequence[_Pending]) -> Sequence[Answer | StoreError]:
-        """Run commands as one commit. Only `StorageFailedError` comes out."""
-        observed: AbstractContextManager[object] = NO_OBSERVER
+    def _hand_over(self, pending: Sequence[_Pending], commands: Sequence[Command]) -> None:
+        """Have commands run; those without anybody who waits are the sweeper's."""
+        size_bytes = sum(each.size_bytes for each in pending)
+        batch = _Batch(pending, commands, size_bytes, is_alone=size_bytes > self._config.alone_bytes)
         if self._observer is not None:
             # The items of one call share what was captured; a link to it is wanted once.
-            captured = {id(each.captured): each.captured for each in batch if each.captured is not None}
-            observed = self._observer.committing(list(captured.values()), len(commands))
-        outcomes: Sequence[Answer | StoreError] | None = None
+            captured = {id(each.captured): each.captured for each in pending if each.captured is not None}
+            batch.observe(self._observer.committing(list(captured.values()), len(commands)))
+        if not pending:
+            self._is_sweeping = True
+        self._under_way.append(batch)
+        self._under_way_commands += len(commands)
+        self._under_way_bytes += size_bytes
+        self._commands.execute(commands).add_done_callback(partial(self._on_done, batch))
+
+    def _on_done(self, batch: _Batch, future: asyncio.Future[Sequence[Answer | StoreError]]) -> None:
         try:
-            with observed:
-                outcomes = await self._commands.execute(commands)
-            if len(outcomes) != len(commands):
-                raise RuntimeError(f"{len(outcomes)} outcomes for {len(commands)} commands")
-        except StorageFailedError:
-            raise
-        except Exception:
-            # The edge of the task: whatever a defect raises, the other callers must be served.
-            _logger.exception("a commit of %d commands ended in an unexpected error", len(commands))
+            error = None if future.cancelled() else future.exception()
+            batch.end_observing(error)
+            if batch.is_given_up:
+                return
+            if isinstance(error, StorageFailedError):
+                _logger.error("the storage failed in a commit of %d commands: %s", len(batch.commands), error)
+                self._fail_and_recover()
+                return
+            # Batches are answered in the order in which they were handed over.
+            oldest = self._under_way.popleft()
+            assert oldest is batch
+            self._under_way_commands -= len(batch.commands)
+            self._under_way_bytes -= batch.size_bytes
+            self._answer(batch, self._outcomes(batch, future, error))
+            self._hand_over_all()
+        except Exception as defect:  # noqa: BLE001 - the edge of the callback
+            self._note_defect(defect)
+
+    def _outcomes(
+        self,
+        batch: _Batch,
+        future: asyncio.Future[Sequence[Answer | StoreError]],
+        error: BaseException | None,
+    ) -> Sequence[Answer | StoreError]:
+        count = len(batch.commands)
+        if error is not None:
+            # Whatever a defect raises, the other callers must be served.
+            _logger.error("a commit of %d commands ended in an unexpected error", count, exc_info=error)
             self._tell_failure()
-            if outcomes is not None:
-                return [_outcome_unknown() for _ in commands]
-            error = StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
-            return [error] * len(commands)
-        self._commit_count += 1
-        self._last_commit_size = len(commands)
-        self._command_count += len(commands)
+            return [StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")] * count
+        outcomes = future.result()
+        if len(outcomes) != count:
+            _logger.error("%d outcomes for %d commands", len(outcomes), count)
+            self._tell_failure()
+            return [_outcome_unknown() for _ in batch.commands]
+        self._batch_count += 1
+        self._command_count += count
         return outcomes
 
-    async def _sweep(self) -> None:
-        command = SweepCommand(rows_max=self._config.sweep_rows_max, passed_over=tuple(self._damaged_places))
-        try:
-            outcome = (await self._execute([command], ()))[0]
-        except StorageFailedError as error:
-            _logger.error("the storage failed while sweeping: %s", error)
-            self._fail([])
-            await self._recover()
+    def _answer(self, batch: _Batch, outcomes: Sequence[Answer | StoreError]) -> None:
+        self._tell(batch.commands, outcomes)
+        if not batch.pending:
+            self._note_swept(outcomes[0])
             return
-        self._tell([command], [outcome])
+        for pending, outcome in zip(batch.pending, outcomes, strict=True):
+            pending.settle(outcome)
+            if not self._is_sweep_wanted and _leaves_trash(pending.command, outcome):
+                self._is_sweep_wanted = True
+
+    # The sweeper's turns.
+
+    def _is_sweep_due(self) -> bool:
+        """Tell whether the sweeper's turn has come: with nothing to do, now and then under load, never at the end."""
+        if self._state is _State.CLOSING or self._is_sweeping:
+            return False
+        is_idle = not self._turns and not self._under_way
+        if is_idle and self._clock() >= self._sweep_timer_due_s:
+            self._is_sweep_wanted = True
+        return self._is_sweep_wanted and (is_idle or self._clock() >= self._sweep_forced_due_s)
+
+    def _set_sweep_timer(self) -> None:
+        if self._sweep_timer is None and self._state is not _State.CLOSING:
+            timeout_s = max(0.0, self._sweep_timer_due_s - self._clock())
+            self._sweep_timer = self._loop.call_later(timeout_s, self._on_sweep_timer)
+
+    def _on_sweep_timer(self) -> None:
+        self._sweep_timer = None
+        self._is_sweep_wanted = True
+        self._plan()
+
+    def _note_swept(self, outcome: Answer | StoreError) -> None:
+        self._is_sweeping = False
         now_s = self._clock()
         self._sweep_forced_due_s = now_s + SWEEP_UNDER_LOAD_S
         place = outcome.metadata.get("place") if isinstance(outcome, StoreError) else None
@@ -513,19 +620,49 @@ class Committer:
             then = "to be tried again" if place is None else "passed over until the next start"
             _logger.warning("sweeping failed, %s: %s", then, outcome.message)
 
-    def _fail(self, batch: Sequence[_Pending]) -> None:
-        """Stop serving: the batch at hand has an unknown outcome, all that is queued has not been started."""
+    # Failures.
+
+    def _note_defect(self, error: Exception) -> None:
+        """Refuse everything from now on: a defect of this class must not end in calls that wait for ever."""
+        _logger.error("the committer ended in an unexpected error; the server must be started again", exc_info=error)
+        self._fail()
+        self._settled.set()
+
+    def _fail_and_recover(self) -> None:
+        self._fail()
+        self._recovery = self._loop.create_task(self._recover_guarded(), name="milepost-recovery")
+
+    def _fail(self) -> None:
+        """Stop serving: what is under way has an unknown outcome, all that is queued has not been started."""
         if self._state is _State.SERVING:
             self._state = _State.FAILED
+        under_way = list(self._under_way)
         queued = [pending for waiting in self._queues.values() for pending in waiting]
         self._queues.clear()
         self._turns.clear()
         self._queued_calls = 0
         self._queued_bytes = 0
-        self._settle(batch, [_outcome_unknown() for _ in batch])
-        self._settle(queued, [_not_serving(_State.FAILED) for _ in queued])
+        self._under_way.clear()
+        self._under_way_commands = 0
+        self._under_way_bytes = 0
+        self._is_sweeping = False
+        for batch in under_way:
+            batch.is_given_up = True
+            for pending in batch.pending:
+                pending.settle(_outcome_unknown())
+        for pending in queued:
+            pending.settle(_not_serving(_State.FAILED))
         self._tell_failure()
         self._on_health(False)
+
+    async def _recover_guarded(self) -> None:
+        try:
+            await self._recover()
+        except Exception as error:  # noqa: BLE001 - the edge of the task
+            self._note_defect(error)
+        finally:
+            self._recovery = None
+            self._plan()
 
     async def _recover(self) -> None:
         """Reopen the engine, however often it takes, and serve again; or return because of `close`."""
@@ -552,14 +689,9 @@ class Committer:
 
     async def _pause(self, delay_s: float) -> None:
         """Wait, but no longer than until `close`."""
-        give_up_s = self._loop.time() + delay_s
-        while self._state is not _State.CLOSING and (left_s := give_up_s - self._loop.time()) > 0:
-            self._wake.clear()
-            timer = self._loop.call_later(left_s, self._wake.set)
-            try:
-                await self._wake.wait()
-            finally:
-                timer.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._closing.wait()
 
     def _tell(self, commands: Sequence[Command], outcomes: Sequence[Answer | StoreError]) -> None:
         for listener in self._listeners:
@@ -573,14 +705,11 @@ class Committer:
         for listener in self._listeners:
             listener.on_failure()
 
-    @staticmethod
-    def _settle(batch: Sequence[_Pending], outcomes: Sequence[Answer | StoreError]) -> None:
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.settle(outcome)
 
-
-def _leaves_trash(command: Command) -> bool:
-    return isinstance(command, _LEAVES_TRASH) or (isinstance(command, SaveCommand) and command.is_replace)
+def _leaves_trash(command: Command, outcome: Answer | StoreError) -> bool:
+    return isinstance(command, _LEAVES_TRASH) or (
+        isinstance(outcome, SaveAnswer | EncodedSaveAnswer) and outcome.is_replaced
+    )
 
 
 def _not_serving(state: _State) -> UnavailableError:

@@ -1,15 +1,14 @@
-"""Frames to and from the storage process on the event loop: one question at a time, no thread in between."""
+"""Frames to and from the storage process on the event loop: no thread in between."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from milepost_server.storage import frames
-
-RECEIVE_BYTES = 256 * 1024
 
 
 class FrameChannel:
@@ -21,7 +20,7 @@ class FrameChannel:
         loop: The loop.
         connect: Returns the socket to the process as it runs now; asked for again after a failure.
         owns_socket: The channel closes the socket when it lets go of it.
-        on_answer: Called with the items that answer the last `ask`.
+        on_answer: Called with items that answer what was asked, in order; one call may answer several questions.
         on_failure: Called when the process turned out to have gone; what was asked has no answer then.
     """
 
@@ -40,26 +39,27 @@ class FrameChannel:
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._socket: socket.socket | None = None
-        self._unsent = memoryview(b"")
+        self._unsent: deque[memoryview] = deque()
         self._received = bytearray()
 
     def ask(self, items: Sequence[Any]) -> None:
-        """Send items; not before the last ones were answered."""
+        """Send items, after those that were sent before; how many may wait for answers is bounded by who asks."""
         try:
             if self._socket is None:
                 connection = self._connect()
                 connection.setblocking(False)
                 self._loop.add_reader(connection, self._on_readable)
                 self._socket = connection
-            self._unsent = memoryview(frames.pack(items))
-            if not self._send():
+            is_sending = bool(self._unsent)
+            self._unsent.append(memoryview(frames.pack(items)))
+            if not is_sending and not self._send():
                 self._loop.add_writer(self._socket, self._on_writable)
         except OSError as error:
             self._fail(error)
 
     def detach(self) -> None:
         """Let go of the socket."""
-        self._unsent = memoryview(b"")
+        self._unsent.clear()
         self._received = bytearray()
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
@@ -71,12 +71,17 @@ class FrameChannel:
     def _send(self) -> bool:
         """Send what the socket takes; tell whether that was the rest."""
         assert self._socket is not None
-        try:
-            sent = self._socket.send(self._unsent)
-        except BlockingIOError:
-            sent = 0
-        self._unsent = self._unsent[sent:]
-        return not self._unsent
+        while self._unsent:
+            frame = self._unsent[0]
+            try:
+                sent = self._socket.send(frame)
+            except BlockingIOError:
+                return False
+            if sent < len(frame):
+                self._unsent[0] = frame[sent:]
+            else:
+                self._unsent.popleft()
+        return True
 
     def _on_writable(self) -> None:
         assert self._socket is not None
@@ -89,7 +94,7 @@ class FrameChannel:
     def _on_readable(self) -> None:
         assert self._socket is not None
         try:
-            chunk = self._socket.recv(RECEIVE_BYTES)
+            chunk = self._socket.recv(frames.RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -100,12 +105,11 @@ class FrameChannel:
             return
         self._received += chunk
         try:
-            answers = frames.unpack(self._received)
+            answers, self._received = frames.take_whole(self._received)
         except Exception as error:  # noqa: BLE001 - whatever cannot be read: who asked must not wait for ever
             self._fail(error)
             return
-        if answers is not None:
-            self._received = bytearray()
+        if answers:
             self._on_answer(answers)
 
     def _fail(self, error: Exception) -> None:

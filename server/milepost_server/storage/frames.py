@@ -29,6 +29,7 @@ from milepost_server.errors import (
 )
 
 _LENGTH = struct.Struct(">I")
+RECEIVE_BYTES: Final = 256 * 1024
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _encode_json = msgspec.json.Encoder().encode
 
@@ -107,6 +108,9 @@ KINDS: Final[tuple[type, ...]] = (
     *typing.get_args(model.Answer),
     model.LoadQuery,
     model.LoadAnswer,
+    model.EncodedLoadQuery,
+    model.EncodedLoadAnswer,
+    model.LongLoad,
     model.ListQuery,
     model.ListAnswer,
     model.ListWorkflowsQuery,
@@ -156,14 +160,54 @@ def pack(items: Sequence[Any]) -> bytearray:
     return frame
 
 
-def unpack(received: bytearray) -> list[Any] | None:
-    """Return the list of the frame that was received so far, or `None` while there is more to come."""
-    if len(received) < _LENGTH.size:
-        return None
-    size_bytes = _LENGTH.unpack_from(received)[0]
-    if len(received) < _LENGTH.size + size_bytes:
-        return None
-    return _decode(memoryview(received)[_LENGTH.size :])
+def take_whole(received: bytearray) -> tuple[list[Any], bytearray]:
+    """Return the items of all whole frames that were received, in order, and what is left of the bytes."""
+    items: list[Any] = []
+    start = 0
+    while len(received) - start >= _LENGTH.size:
+        end = start + _LENGTH.size + _LENGTH.unpack_from(received, start)[0]
+        if len(received) < end:
+            break
+        items += _decode(memoryview(received)[start + _LENGTH.size : end])
+        start = end
+    return items, received[start:] if start else received
+
+
+class FrameReader:
+    """Reads the frames of one connection, in a thread: as many at once as have come.
+
+    Args:
+        connection: Read by nobody else.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = bytearray()
+
+    def take(self) -> list[Any]:
+        """Wait for a frame, and return its items with those of all others that are there.
+
+        Raises:
+            EOFError: The other end has gone.
+        """
+        items: list[Any] = []
+        flags = 0
+        while True:
+            try:
+                chunk = self._connection.recv(RECEIVE_BYTES, flags)
+            except BlockingIOError:
+                if items:
+                    return items
+                flags = 0
+                continue
+            except ConnectionError:
+                chunk = b""
+            if not chunk:
+                raise EOFError("the other process has gone")
+            flags = socket.MSG_DONTWAIT
+            self._received += chunk
+            whole, self._received = take_whole(self._received)
+            items += whole
 
 
 def outcomes_of(items: list[Any]) -> list[Any]:

@@ -649,9 +649,7 @@ class MemoryEngine:
         """See `Engine`."""
         return None
 
-    def load_lane(
-        self, loop: AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
-    ) -> LoadLane | None:
+    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
         """See `Engine`."""
         return None
 

@@ -24,6 +24,8 @@ from milepost_server.model import (
     CheckpointRow,
     Command,
     DefinitionAnswer,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
     EntryHistoryAnswer,
     EntryHistoryQuery,
     EntryRef,
@@ -38,6 +40,7 @@ from milepost_server.model import (
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
+    LongLoad,
     NewEntry,
     PendingSignal,
     Record,
@@ -279,10 +282,17 @@ class WriteTransaction(ReadTransaction, Protocol):
 
 
 class CommandLane(Protocol):
-    """Batches of commands for callers on one event loop. One batch at a time."""
+    """Batches of commands for callers on one event loop."""
 
-    async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
-        """Run a batch as `Engine.execute` does, without holding up the loop."""
+    is_pipelined: bool
+    """It takes batches while others run: they are run in order, and those that wait together become one commit."""
+
+    def execute(self, commands: Sequence[Command]) -> Future[Sequence[Answer | StoreError]]:
+        """Run a batch as `Engine.execute` does, without holding up the loop. Encoded commands are run as well.
+
+        The answer is delivered when the batch is on disk. Raises nothing; once one batch has failed with
+        `StorageFailedError`, so does all that was handed over.
+        """
 
     async def reopen(self) -> None:
         """Start the engine again as `Engine.reopen` does, without holding up the loop."""
@@ -294,7 +304,7 @@ class CommandLane(Protocol):
 class LoadLane(Protocol):
     """Loads of many callers on one event loop."""
 
-    def submit(self, query: LoadQuery) -> Future[LoadAnswer]:
+    def submit(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
         """Ask for a checkpoint.
 
         Raises:
@@ -326,13 +336,10 @@ class Engine(Protocol):
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """Return a way of its own to run commands, or `None`: then `execute` is called in a thread."""
 
-    def load_lane(
-        self, loop: AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
-    ) -> LoadLane | None:
+    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
         """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.
 
-        While several callers are at work it may let loads gather for `gather_s`. `on_failure` is called when a load
-        found that the engine must be reopened.
+        `on_failure` is called when a load found that the engine must be reopened.
         """
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:

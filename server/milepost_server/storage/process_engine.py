@@ -51,7 +51,7 @@ from milepost_server.storage.port import CommandLane, LoadLane
 from milepost_server.storage.process_lanes import ProcessCommandLane, ProcessLoadLane
 from milepost_server.storage.process_worker import GROUP_SIGNALS, Settings
 
-WORKER_MODULE = "milepost_server.storage.process_worker"
+WORKER_MODULE = "milepost_server.storage_process"
 SCAN_CONNECTIONS = 2
 """As many as the server has threads that read by default; a third would wait for one of the two."""
 FRAME_LOADS_MAX = 32
@@ -173,6 +173,8 @@ class ProcessEngine:
 
     def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
         """See `Engine`."""
+        if not commands:
+            return []
         # No deadline here: a commit takes as long as its disk, and to give up waiting would not take it back.
         try:
             frames.send(self._commands, commands)
@@ -231,9 +233,7 @@ class ProcessEngine:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
         return ProcessCommandLane(loop, lambda: self._commands, self.reopen, on_failure=lambda: self._on_failure())
 
-    def load_lane(
-        self, loop: asyncio.AbstractEventLoop, *, calls_max: int, gather_s: float, on_failure: Callable[[], None]
-    ) -> LoadLane:
+    def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
         """See `Engine`."""
         self._on_failure = on_failure
         return ProcessLoadLane(
@@ -241,7 +241,6 @@ class ProcessEngine:
             self._give_loads,
             calls_max=calls_max,
             frame_loads_max=FRAME_LOADS_MAX,
-            gather_s=gather_s,
             on_failure=on_failure,
         )
 

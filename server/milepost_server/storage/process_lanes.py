@@ -9,24 +9,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import StoreError, UnavailableError, queue_full
-from milepost_server.model import Answer, Command, LoadAnswer, LoadQuery
+from milepost_server.errors import StorageFailedError, StoreError, UnavailableError, queue_full
+from milepost_server.model import Answer, Command, EncodedLoadAnswer, EncodedLoadQuery, LongLoad
 from milepost_server.storage import frames
 from milepost_server.storage.frame_channel import FrameChannel
 
 RETRY_AFTER_S = 0.1
 """What a caller is told to wait when too many reads wait already."""
 
-BUSY_LOADS_MIN = 3
-"""A frame with so many loads says that many callers are at work."""
-
 _logger = logging.getLogger(__name__)
 
-_Waiting = tuple[LoadQuery, asyncio.Future[LoadAnswer]]
+_Waiting = tuple[EncodedLoadQuery, asyncio.Future[EncodedLoadAnswer | LongLoad]]
 
 
 class ProcessCommandLane:
-    """Implements `CommandLane`: one batch at a time goes to the process, and comes back when it is on disk.
+    """Implements `CommandLane`: batches go to the process at once, which commits together what has come meanwhile.
 
     Args:
         loop: The loop it lives on.
@@ -34,6 +31,8 @@ class ProcessCommandLane:
         reopen: Starts the process anew; blocks.
         on_failure: Called when the process has ended while no batch was running.
     """
+
+    is_pipelined = True
 
     def __init__(
         self,
@@ -49,18 +48,19 @@ class ProcessCommandLane:
         self._channel = FrameChannel(
             loop, connect, owns_socket=False, on_answer=self._on_answer, on_failure=self._on_failure
         )
-        self._future: asyncio.Future[list[Any]] | None = None
+        self._open: deque[tuple[asyncio.Future[Sequence[Answer | StoreError]], int]] = deque()
+        """Batches that were sent, and how many answers each wants, in the order they are answered."""
 
-    async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[Sequence[Answer | StoreError]]:
         """See `CommandLane`. No deadline: a commit takes as long as its disk, and giving up would not undo it."""
-        assert self._future is None
-        self._future = self._loop.create_future()
+        future: asyncio.Future[Sequence[Answer | StoreError]] = self._loop.create_future()
+        self._open.append((future, len(commands)))
         try:
             self._channel.ask(commands)
-            outcomes = await self._future
-        finally:
-            self._future = None
-        return frames.outcomes_of(outcomes)
+        except Exception as error:  # noqa: BLE001 - it is the caller's: the batch cannot be sent
+            self._open.pop()
+            future.set_exception(error)
+        return future
 
     async def reopen(self) -> None:
         """See `CommandLane`."""
@@ -72,16 +72,31 @@ class ProcessCommandLane:
         self._channel.detach()
 
     def _on_answer(self, outcomes: list[Any]) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(outcomes)
+        """Give each batch its part of the outcomes: those of one commit come together."""
+        start = 0
+        while self._open and start < len(outcomes):
+            if isinstance(outcomes[start], frames.StorageFailed):
+                # What was sent after that commit is not run any more, or is of unknown outcome as well.
+                self._fail_open(StorageFailedError(outcomes[start].message))
+                return
+            future, count = self._open.popleft()
+            if not future.done():
+                future.set_result(outcomes[start : start + count])
+            start += count
 
     def _on_failure(self, error: Exception) -> None:
         _logger.error("the storage process is lost: %r", error)
-        if self._future is None or self._future.done():
+        if not self._open:
             # Nobody would notice before the next command, which would then be of unknown outcome for no reason.
             self._on_broken()
             return
-        self._future.set_exception(frames.process_lost())
+        self._fail_open(frames.process_lost())
+
+    def _fail_open(self, error: StorageFailedError) -> None:
+        while self._open:
+            future, _ = self._open.popleft()
+            if not future.done():
+                future.set_exception(error)
 
 
 class ProcessLoadLane:
@@ -92,7 +107,6 @@ class ProcessLoadLane:
         connect: Gives away the connection for loads to the process as it runs now.
         calls_max: Loads that may wait; one more is refused with `QUEUE_FULL`.
         frame_loads_max: Most loads of one frame: they are answered together.
-        gather_s: After a frame with several loads, how long more are awaited; a lone load never waits.
         on_failure: Called when the process turned out to have gone.
     """
 
@@ -103,13 +117,11 @@ class ProcessLoadLane:
         *,
         calls_max: int,
         frame_loads_max: int,
-        gather_s: float,
         on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._calls_max = calls_max
         self._frame_loads_max = frame_loads_max
-        self._gather_s = gather_s
         self._on_broken = on_failure
         self._channel = FrameChannel(
             loop, connect, owns_socket=True, on_answer=self._settle, on_failure=self._on_failure
@@ -117,13 +129,11 @@ class ProcessLoadLane:
         self._waiting: deque[_Waiting] = deque()
         self._asked: list[_Waiting] = []
         self._is_flush_planned = False
-        self._is_busy = False
-        """The last frame had several loads: many callers are at work."""
         self._is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, query: LoadQuery) -> asyncio.Future[LoadAnswer]:
+    def submit(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Ask for a checkpoint. One whose future is cancelled in time is not asked for."""
         if self._is_closing:
             raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
@@ -137,7 +147,7 @@ class ProcessLoadLane:
                 unit="calls",
                 retry_after_s=RETRY_AFTER_S,
             )
-        future: asyncio.Future[LoadAnswer] = self._loop.create_future()
+        future: asyncio.Future[EncodedLoadAnswer | LongLoad] = self._loop.create_future()
         self._waiting.append((query, future))
         self._idle.clear()
         self._plan_flush()
@@ -153,10 +163,7 @@ class ProcessLoadLane:
         if self._is_flush_planned or self._asked:
             return
         self._is_flush_planned = True
-        if self._is_busy and self._gather_s:
-            self._loop.call_later(self._gather_s, self._flush)
-        else:
-            self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Ask for all that waits, up to the bound, in one frame."""
@@ -165,7 +172,6 @@ class ProcessLoadLane:
             query, future = self._waiting.popleft()
             if not future.cancelled():
                 self._asked.append((query, future))
-        self._is_busy = len(self._asked) >= BUSY_LOADS_MIN
         if not self._asked:
             self._idle.set()
             return

@@ -1,9 +1,12 @@
 """The storage process: one LMDB engine, serving the server that started it over inherited sockets.
 
-Run as `python -m milepost_server.storage.process_worker`, by `process_engine` only. The first socket carries batches of
-commands, answered in order by the main thread, which owns every write; each other one carries queries, answered by a
-thread of its own. It ends when the server has closed the first socket, and at once when its stdin ends, whose other end
-the server holds as long as it lives: what it has not committed by then nobody was told of.
+Run by `milepost_server.storage_process`. The first socket carries batches of commands, answered in order by the main
+thread, which owns every write: it takes all that have come, runs them as one commit and answers them together, while
+the next ones come. How much that can be is bounded by the server, which has no more under way than one commit may take.
+Each other socket carries queries, answered by a thread of its own.
+
+It ends when the server has closed the first socket, and at once when its stdin ends, whose other end the server holds
+as long as it lives: what it has not committed by then nobody was told of.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,16 @@ from milepost_server import log_setup
 from milepost_server.errors import StorageFailedError, StoreError
 from milepost_server.limits import MIB, Limits
 from milepost_server.model import (
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
     EntryHistoryQuery,
     ListQuery,
     ListSignalsQuery,
     ListWorkflowsQuery,
-    LoadAnswer,
     LoadQuery,
 )
-from milepost_server.storage import frames
+from milepost_server.storage import encoded, frames
+from milepost_server.storage.encoded import CallCodec
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.port import Engine
@@ -63,8 +68,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     query_fds: tuple[int, ...]
 
 
-def main() -> None:
-    """Serve until the server has gone."""
+def main(make_codec: Callable[[Limits], CallCodec]) -> None:
+    """Serve until the server has gone.
+
+    Args:
+        make_codec: Makes the codec of the calls that come as bytes, once the settings are known.
+    """
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     # What is sent to the whole group of processes (a terminal's Ctrl-C) reaches this one too. It is the server that
     # decides when to end; until here `ProcessEngine` has had these signals blocked.
@@ -85,15 +94,16 @@ def main() -> None:
     except DataDirError as error:
         frames.send(connection, [frames.StartFailed(str(error))])
         return
-    serve(engine, connection, [socket.socket(fileno=number) for number in settings.query_fds])
+    queries = [socket.socket(fileno=number) for number in settings.query_fds]
+    serve(engine, connection, queries, make_codec(settings.limits))
 
 
-def serve(engine: Engine, commands: socket.socket, queries: Sequence[socket.socket]) -> None:
+def serve(engine: Engine, commands: socket.socket, queries: Sequence[socket.socket], codec: CallCodec) -> None:
     """Serve an open engine until the other end of the commands is closed, then close it."""
     for connection in queries:
-        threading.Thread(target=_serve_queries, args=(engine, connection), daemon=True, name="queries").start()
+        threading.Thread(target=_serve_queries, args=(engine, codec, connection), daemon=True, name="queries").start()
     frames.send(commands, [frames.Ready()])
-    _serve_commands(engine, commands)
+    _serve_commands(engine, codec, commands)
     engine.close()
 
 
@@ -105,14 +115,20 @@ def _end_with_the_server() -> None:
     os._exit(EXIT_ORPHANED)
 
 
-def _serve_commands(engine: Engine, connection: socket.socket) -> None:
+def _serve_commands(engine: Engine, codec: CallCodec, connection: socket.socket) -> None:
+    reader = frames.FrameReader(connection)
+    failure: StorageFailedError | None = None
     while True:
         try:
-            commands = frames.receive(connection)
-            outcomes: Sequence[Any] = engine.execute(commands)
+            commands = reader.take()
+            if failure is not None:
+                # Nothing is begun on storage that has failed, also what was on its way when it did.
+                raise failure
+            outcomes: Sequence[Any] = encoded.execute(engine, codec, commands)
         except EOFError:
             return
         except StorageFailedError as error:
+            failure = error.with_traceback(None)
             outcomes = [frames.StorageFailed(str(error))]
         try:
             frames.send(connection, outcomes)
@@ -120,17 +136,17 @@ def _serve_commands(engine: Engine, connection: socket.socket) -> None:
             return
 
 
-def _serve_queries(engine: Engine, connection: socket.socket) -> None:
+def _serve_queries(engine: Engine, codec: CallCodec, connection: socket.socket) -> None:
     with connection:
         while True:
             try:
                 queries = frames.receive(connection)
-                frames.send(connection, _answers(engine, queries))
+                frames.send(connection, _answers(engine, codec, queries))
             except (EOFError, ConnectionError):
                 return
 
 
-def _answers(engine: Engine, queries: Sequence[Any]) -> list[Any]:
+def _answers(engine: Engine, codec: CallCodec, queries: Sequence[Any]) -> list[Any]:
     """Answer what was asked in one frame, up to a size: the rest is postponed, but never the first."""
     answers: list[Any] = []
     size_bytes = 0
@@ -138,16 +154,18 @@ def _answers(engine: Engine, queries: Sequence[Any]) -> list[Any]:
         if size_bytes > ANSWER_BYTES_MAX:
             answers.append(frames.Postponed())
             continue
-        answer = _answer(engine, query)
-        if isinstance(answer, LoadAnswer):
-            size_bytes += answer.checkpoint.row.size_bytes
+        answer = _answer(engine, codec, query)
+        if isinstance(answer, EncodedLoadAnswer):
+            size_bytes += len(answer.body)
         answers.append(answer)
     return answers
 
 
-def _answer(engine: Engine, query: Any) -> Any:
+def _answer(engine: Engine, codec: CallCodec, query: Any) -> Any:
     try:
         match query:
+            case EncodedLoadQuery():
+                return encoded.load(engine, codec, query, is_long=False)
             case LoadQuery():
                 return engine.load(query)
             case ListQuery():
@@ -172,7 +190,3 @@ def _answer(engine: Engine, query: Any) -> Any:
         # The edge of the process: a defect must not leave the asker without an answer.
         logging.getLogger(__name__).exception("%s ended in an unexpected error", type(query).__name__)
         return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
-
-
-if __name__ == "__main__":
-    main()

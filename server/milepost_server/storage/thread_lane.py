@@ -5,33 +5,41 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from milepost_server.errors import StoreError
 from milepost_server.model import Answer, Command
-from milepost_server.storage.port import Engine
-
-_T = TypeVar("_T")
 
 
 class ThreadLane:
-    """Implements `CommandLane`; the batch at hand is in the thread, so there is never more than one."""
+    """Implements `CommandLane`: the thread runs one batch, and the next one gathers meanwhile.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    Args:
+        loop: The loop of its callers.
+        execute: Runs a batch.
+        reopen: Starts the engine again.
+    """
+
+    is_pipelined = False
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        execute: Callable[[Sequence[Command]], Sequence[Answer | StoreError]],
+        reopen: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._execute = execute
+        self._reopen = reopen
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="milepost-writer")
 
-    async def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[Sequence[Answer | StoreError]]:
         """See `CommandLane`."""
-        return await self._run(lambda: self._engine.execute(commands))
+        return self._loop.run_in_executor(self._executor, self._execute, commands)
 
     async def reopen(self) -> None:
         """See `CommandLane`."""
-        await self._run(self._engine.reopen)
+        await self._loop.run_in_executor(self._executor, self._reopen)
 
     async def close(self) -> None:
         """See `CommandLane`."""
         await asyncio.to_thread(self._executor.shutdown)
-
-    async def _run(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)

@@ -26,10 +26,14 @@ from milepost_server.model import (
     Command,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
     LoadAnswer,
     LoadQuery,
     ProbeAnswer,
     ProbeCommand,
+    SaveAnswer,
+    SaveCommand,
     SweepAnswer,
     SweepCommand,
 )
@@ -39,9 +43,26 @@ from milepost_server.testing.builders import load_query
 
 Outcomes = Sequence[Answer | StoreError]
 DELETED = DeleteWorkflowAnswer(existed=True, checkpoint_count=1)
-LOAD = load_query("w")
+LOAD = EncodedLoadQuery(b"load")
 LOADED = cast(LoadAnswer, object())
 """Nobody on the way looks into it."""
+
+
+class ScriptedCodec:
+    """Reads every load as the same one."""
+
+    def decode_save(self, body: bytes) -> SaveCommand:
+        raise NotImplementedError
+
+    def encode_saved(self, answer: SaveAnswer) -> bytes:
+        raise NotImplementedError
+
+    def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
+        return load_query("w"), frozenset()
+
+    def encode_loaded(self, answer: LoadAnswer, query: LoadQuery, accepted: frozenset[int]) -> bytes:
+        assert answer is LOADED
+        return b"loaded"
 
 
 class ScriptedEngine:
@@ -128,7 +149,7 @@ async def running(
     engine: ScriptedEngine, config: QueueConfig | None = None, **options: Any
 ) -> AsyncIterator[Committer]:
     config = config or QueueConfig(sweep_interval_s=1e6, reopen_wait_min_s=0, reopen_wait_max_s=0)
-    committer = Committer(cast(Engine, engine), config=config, **options)
+    committer = Committer(cast(Engine, engine), config=config, codec=ScriptedCodec(), **options)
     try:
         yield committer
     finally:
@@ -522,7 +543,7 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
         # A long read has threads of its own.
         assert await committer.scan(lambda: "scanned") == "scanned"
         go.set()
-        assert await asyncio.gather(held, *others) == [LOADED] * 3
+        assert await asyncio.gather(held, *others) == [EncodedLoadAnswer(b"loaded")] * 3
     assert all(name.startswith("milepost-load") for name in names)
 
 

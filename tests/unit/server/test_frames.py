@@ -96,7 +96,7 @@ TEXTS = (frames.ErrorText, frames.FilteredList)
 @pytest.mark.parametrize("kind", [kind for kind in frames.KINDS if kind not in TEXTS], ids=lambda kind: kind.__name__)
 def test_every_kind_goes_over_and_back(kind: type[Any], is_full: bool) -> None:
     item = sample(msgspec.inspect.type_info(kind), is_full=is_full)
-    assert frames.unpack(bytearray(frames.pack([item, item]))) == [item, item]
+    assert frames.take_whole(bytearray(frames.pack([item, item])))[0] == [item, item]
 
 
 def test_every_command_and_answer_is_known() -> None:
@@ -105,13 +105,12 @@ def test_every_command_and_answer_is_known() -> None:
 
 def test_a_filter_keeps_integers_of_any_size() -> None:
     query = list_query("w", filter=CheckpointFilter(metadata_contains={"n": [10**30, -(10**30), 0.1, True, None]}))
-    assert frames.unpack(bytearray(frames.pack([query]))) == [query]
+    assert frames.take_whole(bytearray(frames.pack([query])))[0] == [query]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_goes_over_with_its_class_and_its_parts(error: StoreError) -> None:
-    received = frames.unpack(bytearray(frames.pack([error, error])))
-    assert received is not None
+    received = frames.take_whole(bytearray(frames.pack([error, error])))[0]
     assert [type(each) for each in received] == [type(error)] * 2
     assert [parts(each) for each in received] == [parts(error)] * 2
     assert [str(each) for each in received] == [str(error)] * 2
@@ -121,15 +120,39 @@ def test_an_error_goes_over_with_its_class_and_its_parts(error: StoreError) -> N
 def test_every_class_of_error_goes_over(kind: type[StoreError]) -> None:
     error = kind.__new__(kind)
     StoreError.__init__(error, "INTERNAL_ERROR", "text")
-    received = frames.unpack(bytearray(frames.pack([error])))
-    assert received is not None
+    received = frames.take_whole(bytearray(frames.pack([error])))[0]
     assert type(received[0]) is kind
 
 
 def test_a_frame_is_whole_only_with_its_last_byte() -> None:
     frame = frames.pack([model.ProbeCommand(), frames.Ready()])
-    assert [frames.unpack(bytearray(frame[:size])) for size in range(len(frame))] == [None] * len(frame)
-    assert frames.unpack(bytearray(frame)) == [model.ProbeCommand(), frames.Ready()]
+    for size in range(len(frame)):
+        assert frames.take_whole(bytearray(frame[:size])) == ([], frame[:size])
+        assert not items
+        assert rest == frame[:size]
+
+
+def test_frames_that_have_come_are_taken_together_and_a_part_is_left() -> None:
+    """What is left of the bytes is the start of the next frame."""
+    first, second = frames.pack([model.ProbeCommand()]), frames.pack([frames.Ready(), frames.Postponed()])
+    items, rest = frames.take_whole(first + second + first[:5])
+    assert items == [model.ProbeCommand(), frames.Ready(), frames.Postponed()]
+    assert rest == first[:5]
+
+
+def test_a_reader_takes_all_frames_that_are_there_and_keeps_the_part_of_the_next(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """So that what came while a commit ran becomes the next one."""
+    reader = frames.FrameReader(pair[1])
+    ready, probe = frames.pack([frames.Ready()]), frames.pack([model.ProbeCommand()])
+    pair[0].sendall(ready + probe + ready[:5])
+    assert reader.take() == [frames.Ready(), model.ProbeCommand()]
+    pair[0].sendall(ready[5:])
+    assert reader.take() == [frames.Ready()]
+    pair[0].close()
+    with pytest.raises(EOFError):
+        reader.take()
 
 
 def test_an_empty_list_is_a_frame(pair: tuple[socket.socket, socket.socket]) -> None:

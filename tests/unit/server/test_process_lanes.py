@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,12 +11,11 @@ from typing import Any
 import pytest
 
 from milepost_server.errors import NotFoundError, ResourceError, StorageFailedError, StoreError, UnavailableError
-from milepost_server.limits import DEFAULT_LIMITS, MIB
-from milepost_server.model import LoadAnswer, LoadQuery, ProbeAnswer, ProbeCommand
+from milepost_server.limits import MIB
+from milepost_server.model import EncodedLoadAnswer, EncodedLoadQuery, ProbeAnswer, ProbeCommand
 from milepost_server.storage import frames
-from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.storage.process_lanes import ProcessCommandLane, ProcessLoadLane
-from milepost_server.testing.builders import Store, load_query, save
+from milepost_server.testing.builders import save
 
 BUFFER_BYTES = 4096
 """What the sockets are told to keep, so that a large frame goes in many parts."""
@@ -61,8 +59,9 @@ class Process:
         """Return the items of the next frame."""
         received = bytearray()
         while True:
-            items = frames.unpack(received)
-            if items is not None:
+            items, received = frames.take_whole(received)
+            if items:
+                assert not received
                 return items
             chunk = await asyncio.get_running_loop().sock_recv(self.theirs, BUFFER_BYTES)
             assert chunk, "the lane has let go"
@@ -89,26 +88,22 @@ async def loading(
         process.connect,
         calls_max=calls_max,
         frame_loads_max=frame_loads_max,
-        gather_s=0.0,
         on_failure=process.note_failure,
     )
     yield lane
     await lane.close()
 
 
-def query(name: str) -> LoadQuery:
-    return load_query("w", name)
+def query(name: str) -> EncodedLoadQuery:
+    return EncodedLoadQuery(name.encode())
 
 
 def names(queries: list[Any]) -> list[str]:
-    return [each.checkpoint_id for each in queries]
+    return [each.body.decode() for each in queries]
 
 
-@functools.cache
-def loaded(content: str = "") -> LoadAnswer:
-    engine = MemoryEngine(limits=DEFAULT_LIMITS)
-    Store(engine, lambda engine, what: 0).save("w", "c", {"x": content})
-    return engine.load(load_query("w"))
+def loaded(content: str = "") -> EncodedLoadAnswer:
+    return EncodedLoadAnswer(content.encode())
 
 
 async def test_loads_asked_together_go_out_as_one_frame_and_each_gets_its_own_answer(process: Process) -> None:
@@ -282,6 +277,35 @@ async def test_a_batch_goes_out_and_its_answers_come_back(process: Process) -> N
     await lane.close()
 
 
+async def test_batches_go_out_while_others_run_and_one_commit_may_answer_several(process: Process) -> None:
+    """Each gets its own part of the answers, in the order they were handed over."""
+    lane = commanding(process)
+    first = lane.execute([save("w", "a")])
+    assert await process.receive() == [save("w", "a")]
+    second, third = lane.execute([save("w", "b"), ProbeCommand()]), lane.execute([save("w", "c")])
+    assert await process.receive() == [save("w", "b"), ProbeCommand(), save("w", "c")]
+    await process.answer([ProbeAnswer()])
+    assert await first == [ProbeAnswer()]
+    assert not second.done()
+    await process.answer([GONE, ProbeAnswer(), ProbeAnswer()])
+    refused, probed = await second
+    assert isinstance(refused, StoreError)
+    assert [probed] == await third == [ProbeAnswer()]
+    await lane.close()
+
+
+async def test_when_a_commit_fails_so_does_all_that_was_sent_after_it(process: Process) -> None:
+    """Nobody is left waiting for an answer that never comes."""
+    lane = commanding(process)
+    batches = [lane.execute([save("w", name)]) for name in "ab"]
+    await process.receive()
+    await process.answer([frames.StorageFailed("a meta page was not written")])
+    for batch in batches:
+        with pytest.raises(StorageFailedError, match="meta page"):
+            await batch
+    await lane.close()
+
+
 async def test_a_batch_whose_process_dies_is_of_unknown_outcome(process: Process) -> None:
     lane = commanding(process)
     execution = asyncio.ensure_future(lane.execute([save("w", "a")]))
@@ -345,7 +369,7 @@ async def test_a_load_that_cannot_be_packed_is_refused_and_the_next_one_runs(pro
         answer = lane.submit(query("c"))
         await process.receive()
         await process.answer([loaded()])
-        assert (await answer).checkpoint.row.checkpoint_id == "c"
+        assert await answer == loaded()
 
 
 async def test_what_was_postponed_is_asked_for_again(process: Process) -> None:

@@ -28,8 +28,7 @@ from milepost_server.testing.builders import (
     save,
     send_signal,
 )
-from milepost_server.watch_events import WatchEvent, WatchKind
-from milepost_server.watch_service import WatchQuery
+from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery
 
 LONG_S = 30.0
 CONFIG = QueueConfig(watches_max=3, watch_events_kept_max=20, watch_events_waiting_max=5)

@@ -1,0 +1,121 @@
+"""Calls that reach an engine as they came, as bytes: decoded right before they are run, answered as bytes again.
+
+It is done where the engine is (in the storage process, or in the writer's and the readers' threads), so that the event
+loop never looks into the calls that are many. What the bytes mean is a codec's matter: engines and lanes do not know.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from milepost_server.errors import OutcomeUnknownError, StoreError
+from milepost_server.model import (
+    Answer,
+    Command,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
+    EncodedSaveAnswer,
+    EncodedSaveCommand,
+    LoadAnswer,
+    LoadQuery,
+    LongLoad,
+    SaveAnswer,
+    SaveCommand,
+)
+from milepost_server.storage.port import Engine
+
+_logger = logging.getLogger(__name__)
+
+
+class CallCodec(Protocol):
+    """Knows how calls are written."""
+
+    def decode_save(self, body: bytes) -> SaveCommand:
+        """Read and check a Save.
+
+        Raises:
+            StoreError: The first field at fault.
+        """
+
+    def encode_saved(self, answer: SaveAnswer) -> bytes:
+        """Write what became of a Save."""
+
+    def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
+        """Read and check a Load, and which compressions its caller accepts.
+
+        Raises:
+            StoreError: The first field at fault.
+        """
+
+    def encode_loaded(self, answer: LoadAnswer, query: LoadQuery, accepted: frozenset[int]) -> bytes:
+        """Write a loaded checkpoint."""
+
+
+def execute(engine: Engine, codec: CallCodec, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
+    """Run commands as `Engine.execute` does, those that are encoded too. One that cannot be read fails alone."""
+    decoded = [_decoded(codec, command) for command in commands]
+    runnable = [each for each in decoded if not isinstance(each, StoreError)]
+    answers = iter(engine.execute(runnable) if runnable else ())
+    return [
+        each if isinstance(each, StoreError) else _encoded(codec, command, each, next(answers))
+        for command, each in zip(commands, decoded, strict=True)
+    ]
+
+
+def load(engine: Engine, codec: CallCodec, encoded: EncodedLoadQuery, *, is_long: bool) -> EncodedLoadAnswer | LongLoad:
+    """Run an encoded Load.
+
+    Args:
+        engine: Where.
+        codec: Reads and writes it.
+        encoded: The Load.
+        is_long: It may take its time; otherwise one that may is returned as such.
+    """
+    query, accepted = codec.decode_load(encoded.body)
+    if query.statuses and not is_long:
+        # May look at many rows until one has the status.
+        return LongLoad()
+    return EncodedLoadAnswer(codec.encode_loaded(engine.load(query), query, accepted))
+
+
+def _decoded(codec: CallCodec, command: Command) -> Command | StoreError:
+    if not isinstance(command, EncodedSaveCommand):
+        return command
+    try:
+        return codec.decode_save(command.body)
+    except StoreError as error:
+        # Without its traceback, whose frames hold the request.
+        return error.with_traceback(None)
+    except Exception:
+        # A defect: it must not take the other commands of the batch along.
+        _logger.exception("a Save could not be read for an unexpected error; nothing of it is stored")
+        return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
+
+
+def _encoded(codec: CallCodec, asked: Command, run: Command, outcome: Answer | StoreError) -> Answer | StoreError:
+    if not (isinstance(asked, EncodedSaveCommand) and isinstance(run, SaveCommand) and isinstance(outcome, SaveAnswer)):
+        return outcome
+    try:
+        body = codec.encode_saved(outcome)
+    except Exception:
+        # A defect. It is stored, but nobody can be told what.
+        _logger.exception("the answer to a Save could not be written for an unexpected error")
+        return OutcomeUnknownError("the Save was run, but its answer could not be written; the log has the traceback")
+    return EncodedSaveAnswer(
+        body,
+        run.namespace,
+        run.workflow_id,
+        run.scope,
+        outcome.checkpoint_id,
+        outcome.sequence,
+        outcome.incarnation,
+        outcome.revision,
+        outcome.definition,
+        run.current_step,
+        int(run.status),
+        outcome.is_replayed,
+        outcome.is_replaced,
+        run.release_lease,
+    )
