@@ -127,9 +127,12 @@ def test_every_class_of_error_goes_over(kind: type[StoreError]) -> None:
 def test_a_frame_is_whole_only_with_its_last_byte() -> None:
     frame = frames.pack([model.ProbeCommand(), frames.Ready()])
     for size in range(len(frame)):
-        assert frames.take_whole(bytearray(frame[:size])) == ([], frame[:size])
+        items, rest = frames.take_whole(bytearray(frame[:size]))
         assert not items
         assert rest == frame[:size]
+    items, rest = frames.take_whole(bytearray(frame))
+    assert items == [model.ProbeCommand(), frames.Ready()]
+    assert not rest
 
 
 def test_frames_that_have_come_are_taken_together_and_a_part_is_left() -> None:
