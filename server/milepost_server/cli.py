@@ -8,7 +8,6 @@ it at once.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -21,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from milepost_server import __version__, telemetry
+from milepost_server import __version__, malloc, telemetry
 from milepost_server.config import ENVIRONMENT_PREFIX, ConfigError, ServerConfig, Setting, read_config, settings
 from milepost_server.grpc_api.addresses import Address, ListenError, parse_address
 from milepost_server.grpc_api.call_codec import PbCallCodec
@@ -37,8 +36,6 @@ from milepost_server.storage.verify import verify_store
 
 _logger = logging.getLogger("milepost_server")
 
-M_ARENA_MAX: Final = -8
-"""Of glibc's mallopt(3)."""
 
 EXIT_PROBLEMS: Final = 1
 EXIT_CANNOT: Final = 2
@@ -180,21 +177,8 @@ def _open_engine(config: ServerConfig) -> Engine:
     )
 
 
-def _share_malloc_arena() -> None:
-    """Have all threads allocate from one arena.
-
-    Large messages are allocated and freed by several threads. With an arena for each, what one freed another does not
-    find: the peak under large saves was a fifth higher.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_ARENA_MAX, 1)
-
-
 async def _serve(config: ServerConfig, addresses: list[Address]) -> None:
-    _share_malloc_arena()
+    malloc.share_arena()
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     # The engine comes first: its lock on the data directory keeps a second server away from everything that follows.
@@ -235,6 +219,7 @@ async def _serve_engine(config: ServerConfig, addresses: list[Address], engine: 
             # What lives now lives until the end; it need not be looked at by every collection.
             gc.collect()
             gc.freeze()
+            malloc.give_back()
             gc.set_threshold(config.gc_threshold, *gc.get_threshold()[1:])
             await stop.wait()
             _logger.info("draining, for %g s at most", config.drain_delay_s + config.drain_grace_s)

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from milepost_server import log_setup
+from milepost_server import log_setup, malloc
 from milepost_server.errors import StorageFailedError, StoreError
 from milepost_server.limits import MIB, Limits
 from milepost_server.model import (
@@ -95,7 +95,9 @@ def main(make_codec: Callable[[Limits], CallCodec]) -> None:
         frames.send(connection, [frames.StartFailed(str(error))])
         return
     queries = [socket.socket(fileno=number) for number in settings.query_fds]
-    serve(engine, connection, queries, make_codec(settings.limits))
+    codec = make_codec(settings.limits)
+    malloc.give_back()
+    serve(engine, connection, queries, codec)
 
 
 def serve(engine: Engine, commands: socket.socket, queries: Sequence[socket.socket], codec: CallCodec) -> None:
