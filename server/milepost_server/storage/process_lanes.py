@@ -17,6 +17,14 @@ from milepost_server.storage.frame_channel import FrameChannel
 RETRY_AFTER_S = 0.1
 """What a caller is told to wait when too many reads wait already."""
 
+GATHER_LOADS_MAX = 16
+"""Loads that are awaited for one frame, at most."""
+GATHER_GAP_S = 0.001
+"""A gap of one to two of these without a call ends the waiting."""
+ROUND_LOADS = 16
+ROUND_S = 0.008
+"""So many loads within this time: many callers are at work, more than the event loop can serve one by one."""
+
 _logger = logging.getLogger(__name__)
 
 _Waiting = tuple[EncodedLoadQuery, asyncio.Future[EncodedLoadAnswer | LongLoad]]
@@ -102,6 +110,11 @@ class ProcessCommandLane:
 class ProcessLoadLane:
     """Implements `LoadLane`: loads of callers that are at work at the same time go out as one frame.
 
+    Loads that are answered together come back together, and the network side handles a burst of calls for much less
+    than as many single ones. So while loads come thick, they gather until as many wait as were lately open at once, up
+    to a bound. A gap without a call ends the waiting and halves what is awaited next time; a caller that is alone is
+    never kept.
+
     Args:
         loop: The loop it lives on.
         connect: Gives away the connection for loads to the process as it runs now.
@@ -129,6 +142,13 @@ class ProcessLoadLane:
         self._waiting: deque[_Waiting] = deque()
         self._asked: list[_Waiting] = []
         self._is_flush_planned = False
+        self._gathering: asyncio.TimerHandle | None = None
+        self._gather_target = 1
+        """Loads to gather: as many as were open at once, less after each gap."""
+        self._submitted_count = 0
+        self._round_start_s = 0.0
+        self._is_busy = False
+        """The last round of loads came thick."""
         self._is_closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -150,20 +170,52 @@ class ProcessLoadLane:
         future: asyncio.Future[EncodedLoadAnswer | LongLoad] = self._loop.create_future()
         self._waiting.append((query, future))
         self._idle.clear()
+        self._note_submitted()
         self._plan_flush()
         return future
 
     async def close(self) -> None:
         """Answer what was accepted, then let go of the connection."""
         self._is_closing = True
+        if self._waiting:
+            self._plan_flush()
         await self._idle.wait()
         self._channel.detach()
+
+    def _note_submitted(self) -> None:
+        self._submitted_count += 1
+        open_count = len(self._waiting) + len(self._asked)
+        self._gather_target = max(self._gather_target, min(open_count, GATHER_LOADS_MAX))
+        if not self._submitted_count % ROUND_LOADS:
+            now_s = self._loop.time()
+            self._is_busy = now_s - self._round_start_s < ROUND_S
+            self._round_start_s = now_s
 
     def _plan_flush(self) -> None:
         if self._is_flush_planned or self._asked:
             return
+        if self._is_busy and len(self._waiting) < self._gather_target and not self._is_closing:
+            if self._gathering is None:
+                self._await_gap(is_quiet=False)
+            return
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         self._is_flush_planned = True
         self._loop.call_soon(self._flush)
+
+    def _await_gap(self, *, is_quiet: bool) -> None:
+        count = self._submitted_count
+        self._gathering = self._loop.call_later(GATHER_GAP_S, lambda: self._on_gap(count, is_quiet=is_quiet))
+
+    def _on_gap(self, count: int, *, is_quiet: bool) -> None:
+        """Look whether loads have come since. Twice: a loop that was held up runs its timers before it reads."""
+        self._gathering = None
+        if self._submitted_count != count or not is_quiet:
+            self._await_gap(is_quiet=self._submitted_count == count)
+            return
+        self._gather_target = max(1, len(self._waiting), self._gather_target // 2)
+        self._flush()
 
     def _flush(self) -> None:
         """Ask for all that waits, up to the bound, in one frame."""

@@ -14,7 +14,12 @@ from milepost_server.errors import NotFoundError, ResourceError, StorageFailedEr
 from milepost_server.limits import MIB
 from milepost_server.model import EncodedLoadAnswer, EncodedLoadQuery, ProbeAnswer, ProbeCommand
 from milepost_server.storage import frames
-from milepost_server.storage.process_lanes import ProcessCommandLane, ProcessLoadLane
+from milepost_server.storage.process_lanes import (
+    GATHER_LOADS_MAX,
+    ROUND_LOADS,
+    ProcessCommandLane,
+    ProcessLoadLane,
+)
 from milepost_server.testing.builders import save
 
 BUFFER_BYTES = 4096
@@ -129,6 +134,83 @@ async def test_what_is_asked_meanwhile_waits_for_the_next_frame(process: Process
         assert names(await process.receive()) == ["b", "c"]
         await process.answer([loaded()] * 2)
         await asyncio.gather(*others)
+
+
+def note_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the delays of the timers that are set from now on."""
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    delays: list[float] = []
+
+    def noting(delay_s: float, *arguments: Any, **options: Any) -> asyncio.TimerHandle:
+        delays.append(delay_s)
+        return call_later(delay_s, *arguments, **options)
+
+    monkeypatch.setattr(loop, "call_later", noting)
+    return delays
+
+
+async def be_busy(lane: ProcessLoadLane, process: Process) -> None:
+    """Load as many callers do."""
+    for _ in range(2):
+        burst = [lane.submit(query("a")) for _ in range(ROUND_LOADS)]
+        await process.receive()
+        await process.answer([loaded()] * ROUND_LOADS)
+        await asyncio.gather(*burst)
+
+
+async def test_loads_of_many_callers_gather_until_as_many_wait_as_were_open_at_once(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst says that many are at work; those that come one by one after it then go out together."""
+    async with loading(process) as lane:
+        await be_busy(lane, process)
+        delays = note_timers(monkeypatch)
+        gathered = []
+        for number in range(GATHER_LOADS_MAX):
+            gathered.append(lane.submit(query(str(number))))
+            await asyncio.sleep(0)
+        assert len(delays) >= 1
+        assert names(await process.receive()) == [str(number) for number in range(GATHER_LOADS_MAX)]
+        await process.answer([loaded()] * GATHER_LOADS_MAX)
+        await asyncio.gather(*gathered)
+
+
+async def test_a_gap_ends_the_gathering_and_a_lone_caller_is_soon_not_kept_any_more(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with loading(process) as lane:
+        await be_busy(lane, process)
+        delays = note_timers(monkeypatch)
+        for _ in range(2 * ROUND_LOADS):
+            future = lane.submit(query("b"))
+            assert names(await process.receive()) == ["b"]
+            await process.answer([loaded()])
+            await future
+        # Each wait is of two gaps or a little more, and each halves the next target.
+        assert 0 < len(delays) <= 4 * GATHER_LOADS_MAX.bit_length()
+
+
+async def test_a_caller_that_was_always_alone_is_never_kept(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast it calls."""
+    async with loading(process) as lane:
+        delays = note_timers(monkeypatch)
+        for _ in range(4 * ROUND_LOADS):
+            future = lane.submit(query("a"))
+            await process.receive()
+            await process.answer([loaded()])
+            await future
+        assert delays == []
+
+
+async def test_close_does_not_wait_for_loads_to_gather(process: Process) -> None:
+    async with loading(process) as lane:
+        await be_busy(lane, process)
+        last = lane.submit(query("b"))
+        closing = asyncio.ensure_future(lane.close())
+        assert names(await process.receive()) == ["b"]
+        await process.answer([loaded()])
+        await asyncio.gather(last, closing)
 
 
 async def test_a_frame_carries_no_more_than_its_bound(process: Process) -> None:
