@@ -404,7 +404,7 @@ class Committer:
         """Run a batch in the writer thread."""
         if self._codec is None:
             return self._engine.execute(commands)
-        return encoded.execute(self._engine, self._codec, commands)
+        return encoded.execute(self._engine, self._codec, list(commands))
 
     def _load_each(self, queries: list[EncodedLoadQuery]) -> Sequence[object]:
         """Run what the thread of the loads took."""

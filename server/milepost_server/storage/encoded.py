@@ -53,14 +53,22 @@ class CallCodec(Protocol):
         """Write a loaded checkpoint."""
 
 
-def execute(engine: Engine, codec: CallCodec, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
-    """Run commands as `Engine.execute` does, those that are encoded too. One that cannot be read fails alone."""
-    decoded = [_decoded(codec, command) for command in commands]
+def execute(engine: Engine, codec: CallCodec, commands: list[Command]) -> Sequence[Answer | StoreError]:
+    """Run commands as `Engine.execute` does, those that are encoded too. One that cannot be read fails alone.
+
+    The list is emptied, so that a large request is not in memory twice while it is committed.
+    """
+    commands.reverse()
+    is_encoded: list[bool] = []
+    decoded: list[Command | StoreError] = []
+    while commands:
+        is_encoded.append(isinstance(commands[-1], EncodedSaveCommand))
+        decoded.append(_decoded(codec, commands.pop()))
     runnable = [each for each in decoded if not isinstance(each, StoreError)]
     answers = iter(engine.execute(runnable) if runnable else ())
     return [
-        each if isinstance(each, StoreError) else _encoded(codec, command, each, next(answers))
-        for command, each in zip(commands, decoded, strict=True)
+        each if isinstance(each, StoreError) else _encoded(codec, each, next(answers)) if is_bytes else next(answers)
+        for is_bytes, each in zip(is_encoded, decoded, strict=True)
     ]
 
 
@@ -94,8 +102,8 @@ def _decoded(codec: CallCodec, command: Command) -> Command | StoreError:
         return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
 
 
-def _encoded(codec: CallCodec, asked: Command, run: Command, outcome: Answer | StoreError) -> Answer | StoreError:
-    if not (isinstance(asked, EncodedSaveCommand) and isinstance(run, SaveCommand) and isinstance(outcome, SaveAnswer)):
+def _encoded(codec: CallCodec, command: Command, outcome: Answer | StoreError) -> Answer | StoreError:
+    if not (isinstance(command, SaveCommand) and isinstance(outcome, SaveAnswer)):
         return outcome
     try:
         body = codec.encode_saved(outcome)
@@ -105,17 +113,17 @@ def _encoded(codec: CallCodec, asked: Command, run: Command, outcome: Answer | S
         return OutcomeUnknownError("the Save was run, but its answer could not be written; the log has the traceback")
     return EncodedSaveAnswer(
         body,
-        run.namespace,
-        run.workflow_id,
-        run.scope,
+        command.namespace,
+        command.workflow_id,
+        command.scope,
         outcome.checkpoint_id,
         outcome.sequence,
         outcome.incarnation,
         outcome.revision,
         outcome.definition,
-        run.current_step,
-        int(run.status),
+        command.current_step,
+        int(command.status),
         outcome.is_replayed,
         outcome.is_replaced,
-        run.release_lease,
+        command.release_lease,
     )
