@@ -32,6 +32,26 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._is_ending = False
         self._changed = asyncio.Event()
 
+    def generic_handler(self) -> grpc.GenericRpcHandler:
+        """Return the handlers of its methods.
+
+        By name only, and not registered as generated code does it: for every method that is registered, gRPC waits on
+        one more future at each call of any service.
+        """
+        request, response = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+        handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Check": grpc.unary_unary_rpc_method_handler(
+                    self.Check, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+                ),
+                "Watch": grpc.unary_stream_rpc_method_handler(
+                    self.Watch, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+                ),
+            },
+        )
+        return handler
+
     def set_serving(self, is_serving: bool) -> None:
         """Say whether calls can be served. Without effect once draining has begun."""
         if not self._is_draining:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2
@@ -100,7 +99,7 @@ class GrpcFront:
         )
         self._server.add_generic_rpc_handlers((handler,))
         self._health = HealthServicer([_SERVICE.full_name])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((self._health.generic_handler(),))
         self._add_reflection()
 
     def listen(self, address: Address, *, insecure: bool) -> Address:
