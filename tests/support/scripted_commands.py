@@ -21,14 +21,17 @@ from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import (
     ManualClock,
+    acquire_lease,
     append,
     data_value,
     delete_ids,
     delete_workflow,
     list_query,
+    list_signals_query,
     list_workflows_query,
     record,
     save,
+    send_signal,
 )
 from tests.support.fault_engines import START_MS, open_on
 
@@ -36,7 +39,7 @@ TRIES_MAX = 20
 
 
 def batches() -> list[list[Command]]:
-    """Return the script: saves small and large, increments, records, deletes, sweeps."""
+    """Return the script: saves small and large, increments, records, leases, signals, deletes, sweeps."""
     large = data_value(b"large" * 14_000)
     return [
         [save("w1", "c1", {"a": 1, "b": 2, "large": large}), save("w2", "c1", {"a": 1})],
@@ -47,6 +50,9 @@ def batches() -> list[list[Command]]:
         ],
         [save(f"w{number}", f"n{number}", {"n": number, "pad": "p" * 900}) for number in range(1, 9)],
         [delete_ids("w1", "c1"), save("w2", "c2", {"a": 3}, base_checkpoint_id="c1")],
+        [acquire_lease("w2", request_id="q"), send_signal("w2", "s1"), acquire_lease("to come", request_id="q")],
+        # Tokens are given in order, and not twice for a batch that is run again.
+        [save("w2", "c3", {"a": 4}, lease_token=1, release_lease=True, consumed_signals=("s1",))],
         [delete_workflow("w3"), save("w9", "c1", {"a": 1})],
         [SweepCommand()],
         [save("w1", "c4", {"b": data_value(b"z" * 200_000)}, removed_keys=("large",), base_checkpoint_id="c2")],
@@ -75,6 +81,10 @@ def show(engine: Engine) -> str:
                 for loaded in engine.list_checkpoints(query).checkpoints
             ],
         ]
+    held = [name for name in ("w2", "to come") if engine.get_lease("default", name).lease is not None]
+    shown["leases"] = held
+    if "w2" in shown:
+        shown["signals"] = [signal.signal_id for signal in engine.list_signals(list_signals_query("w2")).signals]
     return json.dumps(shown, sort_keys=True)
 
 
