@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
 
 from milepost.codecs import Codec
@@ -85,6 +86,10 @@ class Order(Generic[S]):
     """That lease."""
     deadline: float | None = None
     """The root's deadline, for a child, in seconds since 1970."""
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not isfinite(self.deadline_s):
+            raise ValueError(f"deadline_s is {self.deadline_s!r}; it must be a finite number of seconds, or None")
 
 
 class _SuspendedError(Exception):

@@ -82,9 +82,15 @@ class Settings:
         return min(3.0, self.lease_ttl_s / 10)
 
     def quoted(self, error: BaseException) -> str:
-        """Return what may be stored of what an exception said."""
-        text = str(error)
-        return text if self.redact is None else self.redact(text)
+        """Return what may be stored of what an exception said: always something, whatever it or `redact` does."""
+        try:
+            text = str(error)
+            if self.redact is not None:
+                text = self.redact(text)
+            # Texts of the operating system may hold what is no Unicode.
+            return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        except Exception as problem:  # noqa: BLE001  a failure is stored even where its text cannot be told
+            return f"(its text cannot be told: {type(problem).__name__})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

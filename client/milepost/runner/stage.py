@@ -320,7 +320,7 @@ class Stage:
             # The step looked at the time of day, which passed the deadline before the engine's clock did.
             self.is_late = True
             branch.status = "dropped"
-        elif isinstance(error, LeaseLostError):
+        elif isinstance(error, LeaseLostError) and error.workflow_id == self._frame.workflow_id:
             self._notices.gone = self._notices.gone or error
             branch.status = "dropped"
         elif isinstance(error, ChildOutageError):

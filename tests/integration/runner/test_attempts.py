@@ -188,3 +188,15 @@ def test_steps_without_a_timeout_run_in_the_callers_thread() -> None:
 
     world.bind(workflow).run("o", {})
     assert threads[0] == threading.get_ident() != threads[1]
+
+
+@pytest.mark.parametrize("deadline_s", [float("nan"), float("inf")])
+def test_a_deadline_is_a_finite_time(memory_world: World, deadline_s: float) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def never(state: State) -> None:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="deadline_s"):
+        memory_world.bind(workflow).run("o", {}, deadline_s=deadline_s)

@@ -468,3 +468,17 @@ def test_an_outage_in_a_child_is_no_failure_of_its_step(memory_world: World, cal
     is_out.clear()
     assert bound.run("t").state == {"walked": True}
     assert calls == ["go", "go", "walk"]
+
+
+def test_the_lost_lease_of_another_workflow_is_a_failure_like_any(memory_world: World) -> None:
+    """A step may use leases of its own."""
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def elsewhere(state: State) -> None:
+        raise LeaseLostError("taken", workflow_id="other")
+
+    with pytest.raises(StepFailedError):
+        memory_world.bind(workflow).run("o", {})
+    assert memory_world.head("o").status is Status.FAILED
+    assert memory_world.eyes.get_lease("o") is None

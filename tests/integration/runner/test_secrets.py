@@ -68,3 +68,39 @@ def test_texts_are_quoted_where_that_was_asked_for(memory_world: World, caplog: 
     with pytest.raises(StepFailedError, match="no such card"):
         memory_world.bind(workflow, record_error_text=True).run("o", {})
     assert "no such card" in caplog.text
+
+
+class UntellableError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def refuses(text: str) -> str:
+    raise LookupError(text)
+
+
+@pytest.mark.parametrize(
+    "error, redact, told",
+    [
+        (UntellableError(), None, "(its text cannot be told: RuntimeError)"),
+        (OSError("name \udcff"), None, "name \\udcff"),
+        (ValueError(SECRET), refuses, "(its text cannot be told: LookupError)"),
+        (ValueError(SECRET), lambda text: None, "(its text cannot be told: AttributeError)"),
+    ],
+)
+def test_a_failure_is_stored_whatever_its_text(memory_world: World, error: Exception, redact: Any, told: str) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def charge(state: State) -> None:
+        raise error
+
+    bound = memory_world.bind(workflow, redact=redact, record_error_text=True)
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("o", {})
+    assert caught.value.__cause__ is error
+    assert SECRET not in str(caught.value)
+    (record,) = memory_world.records("o", "failure:")
+    assert record.value["text"] == told
