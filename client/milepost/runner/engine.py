@@ -252,6 +252,8 @@ class Engine(Generic[S]):
         return (
             head.status is Status.WAITING
             and bool(state.waiting_for)
+            and not self._the_journal.is_dirty
+            and self._environment.clock() < self._deadline_at
             and notices.is_complete
             and notices.signal_id(state.waiting_for) is None
             and not notices.cancel_ids
@@ -377,6 +379,8 @@ class Engine(Generic[S]):
         now = self._environment.wall_clock()
         if self._order.deadline_s is not None:
             state.deadline = now + self._order.deadline_s
+            # It is kept even where the run comes no further.
+            self._the_journal.touch()
         deadlines = [one for one in (state.deadline, self._order.deadline) if one is not None]
         self.frame.deadline = min(deadlines, default=None)
         if self.frame.deadline is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from milepost.errors import StepFailedError, StepTimeoutError, WorkflowDeadlineError
 from milepost.runner import Retry, Workflow
+from milepost.runner.settings import Environment
 from milepost.testing import FakeClock, bind_to_clock
 from milepost.types import Status
 from tests.integration.runner.conftest import Bound, World
@@ -200,3 +201,37 @@ def test_a_deadline_is_a_finite_time(memory_world: World, deadline_s: float) -> 
 
     with pytest.raises(ValueError, match="deadline_s"):
         memory_world.bind(workflow).run("o", {}, deadline_s=deadline_s)
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_deadline_given_or_passed_while_a_workflow_waits_counts(memory_world: World, is_nested: bool) -> None:
+    """It is stored with the wait, and whoever resumes after it has passed hears of it."""
+    now = [1_000_000.0]
+    workflow = Workflow("order", dict[str, Any])
+
+    def decide(state: State) -> None:
+        raise AssertionError
+
+    if is_nested:
+        child = Workflow("child", dict[str, Any])
+        child.step(decide, waits_for="go")
+
+        @workflow.step(id="decide")
+        def nested(state: State, ctx: Any) -> None:
+            ctx.run(child, {})
+
+    else:
+        workflow.step(decide, waits_for="go")
+
+    def run(**options: Any) -> Any:
+        environment = Environment(clock=lambda: now[0], wall_clock=lambda: now[0])
+        return memory_world.bind(workflow, environment).run("o", **options)
+
+    assert run(state={}).status == "waiting"
+    assert run(deadline_s=60.0).status == "waiting"
+    now[0] += 59
+    assert run().status == "waiting"
+    now[0] += 2
+    with pytest.raises(WorkflowDeadlineError):
+        run()
+    assert memory_world.head("o").status is Status.FAILED
