@@ -23,7 +23,7 @@ from milepost.types import LeaseRenewal
 
 __all__ = ["Hold", "LeaseKeeper", "RenewsLeases"]
 
-IDLE_S: Final = 10.0
+IDLE_S: Final = 1.0
 """How long the thread stays without a lease to keep."""
 RETRY_S: Final = 0.5
 """Wait between two tries of a renewal that met no answer."""
@@ -112,6 +112,9 @@ class LeaseKeeper:
         with self._condition:
             hold.is_dropped = True
             self._holds.discard(hold)
+            if not self._holds:
+                # Else it would sleep on until this one's time: a program that binds for each run has a keeper for each.
+                self._condition.notify()
 
     def tick(self) -> float | None:
         """Do what is due, and return the reading of the clock at which something is again; None: nothing is kept."""

@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["DaemonThreads"]
 
-IDLE_S: Final = 10.0
+IDLE_S: Final = 1.0
 """How long a thread without work is kept."""
 
 

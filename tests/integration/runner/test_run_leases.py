@@ -482,3 +482,18 @@ def test_the_lost_lease_of_another_workflow_is_a_failure_like_any(memory_world: 
         memory_world.bind(workflow).run("o", {})
     assert memory_world.head("o").status is Status.FAILED
     assert memory_world.eyes.get_lease("o") is None
+
+
+def test_threads_of_runners_that_are_done_end_soon() -> None:
+    """A program may bind a workflow for each run."""
+    store = InMemoryStore()
+    workflow = Workflow("order", dict[str, Any])
+    for name in ("left", "right"):
+        workflow.step(lambda state: None, id=name, depends_on=[])
+    before = threading.active_count()
+    for number in range(20):
+        workflow.bind(store).run(f"o-{number}", {})
+    give_up_at = time.monotonic() + 8
+    while threading.active_count() > before and time.monotonic() < give_up_at:
+        threading.Event().wait(0.05)
+    assert threading.active_count() <= before
