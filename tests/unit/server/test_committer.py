@@ -222,6 +222,100 @@ async def test_a_batch_is_bounded_by_count_and_by_bytes() -> None:
     assert engine.batches == [["first"], ["a", "b", "c"], ["d", "e", "f"], ["g"], ["alone"], ["last"]]
 
 
+class PipelinedLane:
+    """Takes batches while others run, and ends them when the test says so."""
+
+    is_pipelined = True
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.futures: list[asyncio.Future[Outcomes]] = []
+
+    def execute(self, commands: Sequence[Command]) -> asyncio.Future[Outcomes]:
+        future: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
+        if isinstance(commands[0], DeleteWorkflowCommand):
+            self.batches.append([cast(DeleteWorkflowCommand, command).workflow_id for command in commands])
+            self.futures.append(future)
+        else:
+            future.set_result([SweepAnswer(0, False) if isinstance(commands[0], SweepCommand) else ProbeAnswer()])
+        return future
+
+    def end(self, number: int) -> None:
+        self.futures[number].set_result([DELETED] * len(self.batches[number]))
+
+    async def reopen(self) -> None:
+        """Be there again at once."""
+
+    async def close(self) -> None:
+        """Nothing is to be let go."""
+
+
+class PipelinedEngine(ScriptedEngine):
+    """Has a lane of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lane = PipelinedLane()
+
+    def command_lane(self, loop: asyncio.AbstractEventLoop) -> Any:
+        return self.lane
+
+
+async def settle() -> None:
+    """Let the callbacks run that are due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_pipelined_lane_is_handed_what_comes_but_no_more_than_one_commit_may_take() -> None:
+    """Neither by count nor by bytes, and what is large has a commit of its own."""
+    config = QueueConfig(batch_commands_max=3, batch_bytes_max=30 * KIB, alone_bytes=20 * KIB, sweep_interval_s=1e6)
+    engine = PipelinedEngine()
+    lane = engine.lane
+    async with running(engine, config) as committer:
+        await settle()
+        futures = []
+        for name, size_bytes in (("a", 10), ("b", 10), ("c", 10), ("d", 10), ("e", 28 * KIB), ("f", 10)):
+            futures.append(committer.submit(command(name, size_bytes), namespace="n"))
+            await settle()
+        assert lane.batches == [["a"], ["b"], ["c"]]
+        lane.end(0)
+        await settle()
+        assert lane.batches[3:] == [["d"]]
+        for number in (1, 2, 3):
+            assert len(lane.batches) == 4
+            lane.end(number)
+            await settle()
+        assert lane.batches[4:] == [["e"]]
+        lane.end(4)
+        await settle()
+        assert lane.batches[5:] == [["f"]]
+        lane.end(5)
+        assert await asyncio.gather(*futures) == [DELETED] * 6
+
+
+async def test_when_a_pipelined_lane_fails_all_under_way_is_unknown_and_the_rest_not_stored() -> None:
+    engine = PipelinedEngine()
+    lane = engine.lane
+    config = QueueConfig(batch_commands_max=2, sweep_interval_s=1e6, reopen_wait_min_s=0, reopen_wait_max_s=0)
+    async with running(engine, config) as committer:
+        await settle()
+        futures = []
+        for name in "abc":
+            futures.append(committer.submit(command(name), namespace="n"))
+            await settle()
+        assert lane.batches == [["a"], ["b"]]
+        for future in lane.futures:
+            future.set_exception(StorageFailedError("the storage process ended"))
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        assert [cast(StoreError, each).reason for each in outcomes] == ["OUTCOME_UNKNOWN"] * 2 + ["NOT_SERVING"]
+        await settle()
+        again = committer.submit(command("d"), namespace="n")
+        await settle()
+        lane.end(2)
+        assert await again == DELETED
+
+
 async def test_namespaces_take_turns_and_each_keeps_its_order() -> None:
     engine = ScriptedEngine()
     engine.hold()
