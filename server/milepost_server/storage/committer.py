@@ -245,8 +245,6 @@ class Committer:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_timer_due_s = clock() + config.sweep_interval_s
         self._sweep_forced_due_s = clock() + SWEEP_UNDER_LOAD_S
-        self._batch_count = 0
-        self._command_count = 0
 
         self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(
             self._loop, self._execute_here, engine.reopen
@@ -277,15 +275,6 @@ class Committer:
     def is_serving(self) -> bool:
         """Commands and reads are accepted."""
         return self._state is _State.SERVING
-
-    def statistics(self) -> dict[str, int]:
-        """Return counts since the start and what is queued now."""
-        return {
-            "batches": self._batch_count,
-            "commands": self._command_count,
-            "queued_calls": self._queued_calls,
-            "queued_bytes": self._queued_bytes,
-        }
 
     def submit(self, command: Command, *, namespace: str) -> asyncio.Future[Answer]:
         """Queue a command and return its answer to come.
@@ -567,8 +556,6 @@ class Committer:
             _logger.error("%d outcomes for %d commands", len(outcomes), count)
             self._tell_failure()
             return [_outcome_unknown() for _ in batch.commands]
-        self._batch_count += 1
-        self._command_count += count
         return outcomes
 
     def _answer(self, batch: _Batch, outcomes: Sequence[Answer | StoreError]) -> None:
