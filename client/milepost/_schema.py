@@ -45,8 +45,9 @@ def read_state(
     """
 
     def refuse(problem: str) -> StateSchemaError:
+        of = f" of workflow {workflow_id!r} (checkpoint {checkpoint_id!r})" if workflow_id else ""
         return StateSchemaError(
-            f"The state of workflow {workflow_id!r} (checkpoint {checkpoint_id!r}) is no {kind.__name__}: {problem}.",
+            f"The state{of} is no {kind.__name__}: {problem}.",
             workflow_id=workflow_id,
             checkpoint_id=checkpoint_id,
         )

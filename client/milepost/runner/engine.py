@@ -12,7 +12,7 @@ anything, or waits; the drivers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
 
@@ -72,7 +72,7 @@ class Order(Generic[S]):
 
     workflow_id: str
     kind: Literal["run", "start", "resume"] = "run"
-    state: S | None = None
+    state: S | None = field(default=None, repr=False)
     """The input; None: resume."""
     deadline_s: float | None = None
     """Time for the whole workflow from now on, in seconds; None: as before."""

@@ -149,6 +149,7 @@ class StateType(Generic[S]):
 
         Raises:
             TypeError: It is no instance of the declared type.
+            StateSchemaError: It has been given attributes that are no fields.
         """
         if self.is_mapping:
             if not isinstance(state, Mapping):
@@ -158,7 +159,23 @@ class StateType(Generic[S]):
             raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
         if self._is_model:
             return self._dumped(state)
-        return self._lowered({name: getattr(state, name) for name in self._names})
+        entries = self._lowered({name: getattr(state, name) for name in self._names})
+        if len(getattr(state, "__dict__", ())) > len(self._names):
+            self._refuse_unknown(state, entries)
+        return entries
+
+    def _refuse_unknown(self, state: S, entries: dict[str, Any]) -> None:
+        """Raise where attributes would be lost that are no fields: not what the class itself keeps beside them."""
+        kind: Any = self._kind
+        names = self._names
+        unknown = [
+            name for name in vars(state) if name not in names and not name.startswith("_") and not hasattr(kind, name)
+        ]
+        if unknown:
+            made = vars(self.from_entries(dict(entries)))
+            unknown = [name for name in unknown if name not in made]
+        if unknown:
+            raise StateSchemaError(f"{self.name} has no fields {', '.join(map(repr, unknown))}")
 
     def with_changes(self, state: S, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of a state with a mapping laid on it. A pydantic model validates it by its own rules.

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, NotRequired, TypedDict
 
 import pydantic
@@ -559,3 +560,29 @@ def test_reprs_show_no_values() -> None:
     before = entries({"x": "secret", "y": ["secret"]})
     patch = branch({}, {"x": "secret", "y": ["secret"]})
     assert "secret" not in repr(before) + repr(patch) + repr(Replace({"x": "secret"}))
+
+
+def test_an_attribute_that_is_no_field_is_refused() -> None:
+    """It would be lost. What the class itself keeps beside its fields is made again."""
+
+    @dataclass
+    class Basket:
+        prices: list[float]
+
+        def __post_init__(self) -> None:
+            self.count = len(self.prices)
+            self._seen = True
+
+        @cached_property
+        def total(self) -> float:
+            return sum(self.prices)
+
+    state_type = StateType(Basket)
+    before = Entries.of_state(Basket([1.0]), state_type, JSON, "the input")
+    left = before.state_as(state_type)
+    assert left.total == 1.0
+    left.prices.append(2.0)
+    assert set(effect_of(before, left, None, state_type, "price").contents) == {"prices"}
+    left.discount = 3.0  # type: ignore[attr-defined]
+    with pytest.raises(StateSchemaError, match=r"step 'price'.*no fields 'discount'"):
+        effect_of(before, left, None, state_type, "price")
