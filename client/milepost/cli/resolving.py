@@ -59,6 +59,12 @@ _QUESTIONS: Final[Mapping[str, str]] = {
     default="fail",
     help="What bind(on_change=…) is in the build; default: fail.",
 )
+@click.option(
+    "--scope",
+    type=TEXT,
+    default="",
+    help="Of a nested run, in which the step is; --workflow is the definition of the child then.",
+)
 @yes_option
 @setting_options(hidden=True)
 @pass_session
@@ -73,6 +79,7 @@ def resolve(
     item_key: str | None,
     codec: str | None,
     on_change: str,
+    scope: str,
     yes: bool,
 ) -> None:
     """Decide how STEP of WORKFLOW goes on, where a run refuses to.
@@ -107,22 +114,23 @@ def resolve(
         if info.status in _ENDED:
             raise CommandError(ExitCode.CONFLICT, f"workflow {workflow!r} is {info.status.value}: it has ended")
         if not yes:
-            what = _what(workflow, step, item_key) + ("" if info.status is None else f" ({info.status.value})")
+            what = _what(workflow, step, item_key, scope) + ("" if info.status is None else f" ({info.status.value})")
             question = _QUESTIONS[resolution].format(what=what, left=_named(left, item_key))
             session.confirm(question, otherwise="nothing was changed")
         # The commands' own store is a client with one more way to read.
         runner = found.bind(cast("Any", store), on_change=cast("ChangePolicy", on_change))
         try:
-            runner.resolve(workflow, step, cast("Resolution", resolution), left, item_key=item_key)
+            runner.resolve(workflow, step, cast("Resolution", resolution), left, item_key=item_key, scope=scope)
         except MilepostError:
             raise
         except ValueError as error:
             raise CommandError(ExitCode.CONFLICT, str(error)) from error
-        head = store.load_stored(workflow, with_state=False, with_records=False).header
+        head = store.load_stored(workflow, scope=scope, with_state=False, with_records=False).header
     if session.as_json:
         output.document(
             {
                 "workflow_id": workflow,
+                "scope": scope,
                 "step": step,
                 "item_key": item_key or "",
                 "resolution": resolution,
@@ -133,14 +141,15 @@ def resolve(
         )
         return
     output.line(
-        f"resolved {_what(workflow, step, item_key)} as {resolution}: it is {head.status.value}, "
+        f"resolved {_what(workflow, step, item_key, scope)} as {resolution}: it is {head.status.value}, "
         f"checkpoint {printable(head.checkpoint_id)}"
     )
 
 
-def _what(workflow_id: str, step: str, item_key: str | None) -> str:
+def _what(workflow_id: str, step: str, item_key: str | None, scope: str) -> str:
     item = "" if item_key is None else f"item {printable(item_key)!r} of "
-    return f"{item}step {printable(step)!r} of workflow {printable(workflow_id)!r}"
+    nested = f", scope {printable(scope)!r}," if scope else ""
+    return f"{item}step {printable(step)!r} of workflow {printable(workflow_id)!r}{nested}"
 
 
 def _named(left: Any, item_key: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from milepost import JSON, StepFailedError, StepOutcomeUnknownError, Workflow
+from milepost import JSON, Context, StepFailedError, StepOutcomeUnknownError, Workflow
 from milepost.cli.app import cli
 from milepost.cli.failures import ExitCode
 from milepost.cli.session import Session
@@ -110,6 +110,7 @@ def test_what_happened_is_told_as_entries_of_the_state(run: Run, shop: Shop, sto
     document = json.loads(result.stdout)
     assert document == {
         "workflow_id": "order-1",
+        "scope": "",
         "step": "charge",
         "item_key": "",
         "resolution": "done",
@@ -230,3 +231,42 @@ def pay(state, item): raise AssertionError
         assert result.exit_code == ExitCode.OK
         assert f"Count item {key!r} of step 'pay' of workflow 'pay-1'" in result.stderr
     assert wf.bind(store).run("pay-1").state["paid"] == [{"paid": 2.5}, {"paid": 2.5}]
+
+
+def test_a_step_of_a_nested_run_is_resolved_in_its_scope(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = Workflow("order", State)
+
+    @child.step(at_most_once=True)
+    def charge(state: State) -> None:
+        raise ConnectionError
+
+    wf = Workflow("trip", State)
+
+    @wf.step
+    def pay(state: State, ctx: Context) -> State:
+        return {"paid": ctx.run(child, {}).state}
+
+    with pytest.raises(StepFailedError):
+        wf.bind(store).run("trip-1", {})
+    (tmp_path / "resolved_child.py").write_text(
+        """
+from typing import Any
+from milepost import Workflow
+
+order = Workflow("order", dict[str, Any])
+
+@order.step(at_most_once=True)
+def charge(state): raise AssertionError
+""",
+        encoding="utf-8",
+    )
+    command = ["resolve", "trip-1", "charge", "done", "--scope", "pay", "--workflow", "resolved_child:order", "--yes"]
+    session = Session(connect=lambda settings: store)
+    result = CliRunner().invoke(cli, [*command, "--value", '{"receipt": 7}', "--json"], obj=session)
+    assert result.exit_code == ExitCode.OK
+    document = json.loads(result.stdout)
+    assert (document["scope"], document["status"]) == ("pay", "completed")
+    assert wf.bind(store).run("trip-1").state == {"paid": {"receipt": 7}}
