@@ -24,6 +24,7 @@ from milepost.runner.events import (
     Enqueue,
     Event,
     Flow,
+    LoadAncestor,
     LoadHead,
     LoadManifest,
     NextEvent,
@@ -93,6 +94,7 @@ class AsyncDriver:
             Sleep: self._sleep,
             AcquireLease: self._acquire_lease,
             LoadHead: self._load_head,
+            LoadAncestor: self._load_ancestor,
             LoadManifest: self._load_manifest,
             ReadSignals: self._read_signals,
         }
@@ -311,6 +313,12 @@ class AsyncDriver:
         with tracing.load_span(self._workflow_id, effect.scope):
             head: Checkpoint = await self._store.load(self._workflow_id, scope=effect.scope)
         return head
+
+    async def _load_ancestor(self, effect: LoadAncestor) -> Checkpoint:
+        found: Checkpoint = await self._store.load(
+            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=False
+        )
+        return found
 
     async def _load_manifest(self, effect: LoadManifest) -> str:
         read = getattr(self._store, "definition_manifest", None)

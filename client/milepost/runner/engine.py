@@ -31,7 +31,7 @@ from milepost.runner.branches import KnownProgress, branch_records, make_branche
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.effects import StageProblemError, repeated_steps, state_after
-from milepost.runner.events import AcquireLease, Flow, LoadHead, LoadManifest, ReadSignals
+from milepost.runner.events import AcquireLease, Flow, LoadAncestor, LoadHead, LoadManifest, ReadSignals
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
 from milepost.runner.keys import task_name
@@ -45,6 +45,7 @@ from milepost.runner.run_state import (
     NEEDS_RESOLVE,
     HeadRecords,
     RunState,
+    has_run_state,
     left_record,
     read_head_records,
     read_run_state,
@@ -62,6 +63,8 @@ __all__ = ["Engine", "Order", "Resolution"]
 S = TypeVar("S")
 
 ENDED: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
+ANCESTORS_MAX: Final = 100
+"""Checkpoints in a row that others have saved, behind which a run still finds its own."""
 
 Resolution: TypeAlias = Literal["retry", "done", "fail"]
 
@@ -207,7 +210,7 @@ class Engine(Generic[S]):
         head = yield from self._take_over()
         if head.status in ENDED:
             return
-        self._use(read_run_state(head), Entries.of(head.state, self._codec), head, as_it_is=True)
+        self._use((yield from self._run_state(head)), Entries.of(head.state, self._codec), head, as_it_is=True)
         yield from self._save_cancelled()
 
     def resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None = None) -> Flow[None]:
@@ -215,7 +218,7 @@ class Engine(Generic[S]):
         head = yield from self._take_over()
         if head.status in ENDED:
             raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
-        yield from self._adopt(head, read_run_state(head))
+        yield from self._adopt(head, (yield from self._run_state(head)))
         yield from self._resolve(step_id, resolution, left, item_key)
 
     def _take_over(self) -> Flow[Checkpoint]:
@@ -233,7 +236,7 @@ class Engine(Generic[S]):
             self._is_resumed = True
             if self._order.kind == "start":
                 raise self._failures.exists()
-            state = read_run_state(head)
+            state = yield from self._run_state(head)
             self._check_input(state)
             if head.status is Status.COMPLETED:
                 # Its result is its result, whatever has become of the definition.
@@ -324,6 +327,21 @@ class Engine(Generic[S]):
             return None
         self.notices.saw(head.pending_signals, head.pending_signal_count)
         return head
+
+    def _run_state(self, head: Checkpoint) -> Flow[RunState]:
+        """Return what the run keeps: with the head, or where somebody else saved that, with its nearest ancestor.
+
+        A save by hand in the middle must not change the keys of the steps that follow, nor lose a deadline.
+        """
+        found = head
+        for _ in range(ANCESTORS_MAX):
+            if has_run_state(found) or not found.parent_id or found.parent_pruned:
+                break
+            try:
+                found = yield LoadAncestor(self._order.scope, found.parent_id)
+            except CheckpointNotFoundError:
+                break
+        return read_run_state(found)
 
     def _begin(self) -> Flow[None]:
         entries = self._input

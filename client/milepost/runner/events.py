@@ -43,6 +43,14 @@ class LoadHead:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadAncestor:
+    """Request: read a checkpoint of a scope without its state. Answer: `Checkpoint`."""
+
+    scope: str
+    checkpoint_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadManifest:
     """Request: read a stored definition. Answer: its text."""
 
@@ -119,6 +127,7 @@ class NextEvent:
 Effect: TypeAlias = (
     AcquireLease
     | LoadHead
+    | LoadAncestor
     | LoadManifest
     | ReadSignals
     | SaveCheckpoint

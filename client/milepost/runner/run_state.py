@@ -87,6 +87,11 @@ class RunState:
         return {METADATA_KEY: content}
 
 
+def has_run_state(checkpoint: Checkpoint) -> bool:
+    """Tell whether a runner has saved a checkpoint."""
+    return isinstance(checkpoint.metadata.get(METADATA_KEY), Mapping)
+
+
 def read_run_state(checkpoint: Checkpoint) -> RunState:
     """Read what a checkpoint carries; one that no runner has saved begins a run of its own."""
     content = checkpoint.metadata.get(METADATA_KEY)

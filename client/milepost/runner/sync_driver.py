@@ -27,6 +27,7 @@ from milepost.runner.events import (
     Event,
     Flow,
     LeasePaused,
+    LoadAncestor,
     LoadHead,
     LoadManifest,
     NextEvent,
@@ -108,6 +109,7 @@ class SyncDriver:
             Sleep: self._sleep,
             AcquireLease: self._acquire_lease,
             LoadHead: self._load_head,
+            LoadAncestor: self._load_ancestor,
             LoadManifest: self._load_manifest,
             ReadSignals: self._read_signals,
         }
@@ -306,6 +308,12 @@ class SyncDriver:
         with tracing.load_span(self._workflow_id, effect.scope):
             head: Checkpoint = self._store.load(self._workflow_id, scope=effect.scope)
         return head
+
+    def _load_ancestor(self, effect: LoadAncestor) -> Checkpoint:
+        found: Checkpoint = self._store.load(
+            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=False
+        )
+        return found
 
     def _load_manifest(self, effect: LoadManifest) -> str:
         read = getattr(self._store, "definition_manifest", None)

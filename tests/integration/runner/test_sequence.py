@@ -19,6 +19,7 @@ from milepost.errors import (
     WorkflowNotFoundError,
 )
 from milepost.runner import Replace, Workflow
+from milepost.runner.keys import idempotency_key
 from milepost.types import Status
 from tests.integration.runner.conftest import World
 
@@ -328,6 +329,36 @@ def test_a_fork_begins_at_its_checkpoint_with_other_idempotency_keys(world: Worl
     run = bound.resume("o2")
     assert (run.state, run.resumed) == ({"one": 1, "two": 2}, True)
     assert len(keys) == len(set(keys)) == 2
+
+
+def test_a_save_by_somebody_else_changes_no_keys_and_no_deadline(world: World) -> None:
+    """What a run keeps beside the state is found behind checkpoints that no runner saved."""
+    keys: list[str] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def one(state: State, ctx: Any) -> State:
+        keys.append(ctx.idempotency_key)
+        return {"one": 1}
+
+    @workflow.step(waits_for="go")
+    def two(state: State, ctx: Any) -> State:
+        keys.append(ctx.idempotency_key)
+        return {"two": state["by_hand"]}
+
+    bound = world.bind(workflow)
+    bound.run("o", {}, deadline_s=3_600)
+    kept = world.head("o").metadata["milepost"]
+    for number in range(3):
+        head = world.head("o")
+        world.eyes.save("o", state={**head.state, "by_hand": number}, after=head, current_step=head.current_step)
+    world.eyes.send_signal("o", "go")
+    assert bound.run("o", {}).state == {"one": 1, "by_hand": 2, "two": 2}
+    after = world.head("o").metadata["milepost"]
+    assert {name: after[name] for name in ("first", "input", "deadline")} == {
+        name: kept[name] for name in ("first", "input", "deadline")
+    }
+    assert keys == [idempotency_key(world.namespace, "o", kept["first"], "", step) for step in ("one", "two")]
 
 
 @pytest.mark.parametrize("durability, is_last", [("sync", True), ("sync", False), ("exit", True)])
