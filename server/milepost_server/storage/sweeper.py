@@ -42,7 +42,7 @@ _replace = msgspec.structs.replace
 
 
 def sweep(txn: LmdbWriteTransaction, rows_max: int, passed_over: Collection[str], limits: Limits) -> SweepAnswer:
-    """Free up to about `rows_max` rows; return how many, and whether there is more to do now.
+    """Free up to about `rows_max` rows.
 
     Raises:
         RecordDamagedError: Its metadata names the `place`, the row of the trash or due table that led to the damage:
@@ -58,14 +58,14 @@ def sweep(txn: LmdbWriteTransaction, rows_max: int, passed_over: Collection[str]
         try:
             if keys.table_of(key) == keys.TRASH:
                 freed += _free(txn, key, records.decode(key, row, TrashRow), rows_max - freed)
-                continue
-            count, change = _look_at(txn, key, records.decode(key, row, DueRow), rows_max - freed, limits)
+            else:
+                count, change = _look_at(txn, key, records.decode(key, row, DueRow), rows_max - freed, limits)
+                freed += count
+                if change is not None:
+                    changes.append(change)
         except RecordDamagedError as error:
             error.metadata["place"] = key.hex()
             raise
-        freed += count
-        if change is not None:
-            changes.append(change)
     return SweepAnswer(freed, True, tuple(changes))
 
 
