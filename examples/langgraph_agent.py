@@ -102,7 +102,9 @@ def work(target: str, journal: Path, mode: str) -> None:
 def finished_tools(saver: MilepostSaver) -> int:
     """Return how many tools of the step under way have stored their result."""
     found = saver.get_tuple(CONFIG)
-    return sum(channel == "messages" for _, channel, _ in (found.pending_writes or ())) if found else 0
+    writes = (found.pending_writes or []) if found else []
+    # What the model wrote is pending too, for a moment, beside the checkpoint before.
+    return sum(channel == "messages" and isinstance(left[0], ToolMessage) for _, channel, left in writes)
 
 
 def main() -> int:

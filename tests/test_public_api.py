@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import subprocess
+import sys
 
 import milepost
 
@@ -152,6 +155,29 @@ def test_the_public_names_are_these() -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     assert [name for name in milepost.__all__ if not hasattr(milepost, name)] == []
+
+
+def test_public_names_have_public_homes() -> None:
+    homes = {getattr(milepost, name).__module__ for name in PUBLIC if isinstance(getattr(milepost, name), type)}
+    assert [home for home in homes if "._" in home] == []
+
+
+def test_type_checkers_and_programs_find_the_same_names() -> None:
+    tree = ast.parse(inspect.getsource(milepost))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == milepost._NAMES
+    assert milepost._NAMES.keys() == set(PUBLIC)
+
+
+def test_a_client_does_not_load_the_runner() -> None:
+    """Nor does the package load a client for whoever wants the wire's messages alone."""
+    for code, missing in (
+        ("from milepost import Client", "milepost.runner"),
+        ("import milepost.v1.checkpoint_pb2", "grpc"),
+    ):
+        check = f"import sys; {code}; sys.exit({missing!r} in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0, code
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:

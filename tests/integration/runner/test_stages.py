@@ -361,10 +361,10 @@ def test_more_items_than_can_be_kept_are_refused_before_any_runs(memory_world: W
 
 @pytest.mark.slow
 def test_results_that_cannot_be_kept_do_not_run_again_unasked(world: World) -> None:
-    """Beside one checkpoint there is room for 4 MiB; what ran and found none is said so."""
+    """Beside one checkpoint there is room for 16 MiB of records; what ran and found none is said so."""
     workflow = Workflow("order", dict[str, Any])
     calls: list[int] = []
-    size = [2_000_000]
+    size = [3_500_000]
 
     @workflow.step(for_each="items", into="found")
     def item(state: State, item: int) -> str:
@@ -373,11 +373,11 @@ def test_results_that_cannot_be_kept_do_not_run_again_unasked(world: World) -> N
 
     bound = world.bind(workflow, max_concurrency=1)
     with pytest.raises(StepFailedError) as caught:
-        bound.run("o", {"items": [*range(6)]})
+        bound.run("o", {"items": [*range(9)]})
     # The one after it had been started already.
     causes = getattr(caught.value.__cause__, "exceptions", [caught.value.__cause__])
     assert {type(cause) for cause in causes} == {LimitExceededError}
-    assert len(calls) < 6
+    assert len(calls) < 9
     assert world.head("o").status is Status.FAILED
     before = [*calls]
     with pytest.raises(StepFailedError, match="resolve"):
@@ -385,7 +385,7 @@ def test_results_that_cannot_be_kept_do_not_run_again_unasked(world: World) -> N
     assert calls == before
     size[0] = 10
     bound.resolve("o", "item", "retry")
-    assert len(bound.run("o").state["found"]) == 6
+    assert len(bound.run("o").state["found"]) == 9
 
 
 def test_many_items_finish_in_reasonable_time(world: World) -> None:
