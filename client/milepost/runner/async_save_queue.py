@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from milepost.errors import MilepostError
+from milepost.errors import InvalidRequestError, MilepostError
 from milepost.runner import tracing
+from milepost.runner.events import SaveRefusedError
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
 from milepost.runner.save_queue import settled
 from milepost.runner.settings import Environment, Settings
@@ -107,6 +108,8 @@ class AsyncSaveQueue:
                 failure: MilepostError = results[len(stored)]
             except PASSING as error:
                 failure = error
+            if isinstance(failure, InvalidRequestError):
+                raise SaveRefusedError(batch[len(answers)], failure)
             if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
                 raise failure
             await asyncio.sleep(pause_s)

@@ -31,7 +31,15 @@ from milepost.runner.branches import KnownProgress, branch_records, make_branche
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.effects import StageProblemError, repeated_steps, state_after
-from milepost.runner.events import AcquireLease, Flow, LoadAncestor, LoadHead, LoadManifest, ReadSignals
+from milepost.runner.events import (
+    AcquireLease,
+    Flow,
+    LoadAncestor,
+    LoadHead,
+    LoadManifest,
+    ReadSignals,
+    SaveRefusedError,
+)
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
 from milepost.runner.keys import task_name
@@ -204,6 +212,8 @@ class Engine(Generic[S]):
                 return waits.run
             except _SignalCameError:
                 continue
+            except SaveRefusedError as refused:
+                yield from self._fail_refused(refused)
 
     def cancel(self) -> Flow[None]:
         """Save the workflow as cancelled, unless it has ended already. Its state and definition stay as they are."""
@@ -725,8 +735,6 @@ class Engine(Generic[S]):
             elif self._settings.durability != "exit" and any(step.checkpoint for step in steps):
                 yield from self._save(Status.RUNNING, is_optional=self._settings.on_save_error == "continue")
         except InvalidRequestError as refused:
-            if self._settings.durability == "pipelined":
-                raise  # It may be about a checkpoint that was queued before.
             # The store will never take what they left: too much of it, or a name that it does not allow.
             undo()
             yield from self._fail_step(steps[-1], refused, self._branch_records(branches) if len(branches) > 1 else ())
@@ -749,10 +757,28 @@ class Engine(Generic[S]):
         return undo
 
     def _fail_step(self, step: Step[Any], error: Exception, kept: Sequence[Record]) -> Flow[None]:
-        branch = Branch(step, step.id)
-        branch.attempt_count = 1
-        branch.fail(error, "error")
-        yield from self._fail([branch], kept)
+        yield from self._fail([_failed_branch(step, error)], kept)
+
+    def _fail_refused(self, refused: SaveRefusedError) -> Flow[None]:
+        """Fail the step whose queued checkpoint the store will never take, behind what is durable."""
+        item, error = refused.item, refused.error
+        steps = ", ".join(repr(one) for one in dict.fromkeys((*item.completed_steps, item.current_step)))
+        error.add_note(f"Refused was checkpoint {item.checkpoint_id!r}, which holds what these steps left: {steps}")
+        step = self._definition.steps.get(item.current_step)
+        if step is None:
+            raise error
+        deadline = self._the_journal.state.deadline
+        try:
+            # What ran since is not stored and builds on what was refused: the store knows where the run stands.
+            head = yield from self._load_head()
+            assert head is not None, "only what has begun is queued"
+            yield from self._adopt(head, (yield from self._run_state(head)))
+        except MilepostError as unread:
+            failed = self._failures.of_branches([_failed_branch(step, error)])
+            failed.add_note(f"That it failed is not stored: {type(unread).__name__}: {unread.message}")
+            raise failed from error
+        self._the_journal.state.deadline = deadline
+        yield from self._fail_step(step, error, ())
 
     def _fail(self, failed: Sequence[Branch], kept: Sequence[Record]) -> Flow[NoReturn]:
         error = self._failures.of_branches(failed)
@@ -876,6 +902,13 @@ class Engine(Generic[S]):
         return self._workflow.state_type.from_entries(
             entries.values(), workflow_id=self._order.workflow_id, checkpoint_id=checkpoint_id
         )
+
+
+def _failed_branch(step: Step[Any], error: Exception) -> Branch:
+    branch = Branch(step, step.id)
+    branch.attempt_count = 1
+    branch.fail(error, "error")
+    return branch
 
 
 class _WaitsError(Exception):

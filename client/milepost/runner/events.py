@@ -18,6 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from milepost.errors import InvalidRequestError
 from milepost.types import CANCEL_SIGNAL, PendingSignal, Record, SaveItem
 
 if TYPE_CHECKING:
@@ -196,6 +197,15 @@ class QueueFailed:
     """A queued checkpoint could not be stored."""
 
     error: BaseException
+
+
+class SaveRefusedError(Exception):
+    """The store will never take a queued checkpoint. What was queued before it is stored, what came after is not."""
+
+    def __init__(self, item: SaveItem, error: InvalidRequestError) -> None:
+        super().__init__(item, error)
+        self.item = item
+        self.error = error
 
 
 Event: TypeAlias = (

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from milepost.errors import MilepostError
+from milepost.errors import InvalidRequestError, MilepostError
 from milepost.runner import tracing
+from milepost.runner.events import SaveRefusedError
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
 from milepost.runner.settings import Environment, Settings
 from milepost.types import Saved, SaveItem
@@ -123,6 +124,8 @@ class SaveQueue:
                 failure: MilepostError = results[len(stored)]
             except PASSING as error:
                 failure = error
+            if isinstance(failure, InvalidRequestError):
+                raise SaveRefusedError(batch[len(answers)], failure)
             if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
                 raise failure
             (self._environment.sleep or threading.Event().wait)(pause_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milepost.errors import HeadMovedError, StepFailedError, UnavailableError
+from milepost.errors import HeadMovedError, InvalidRequestError, StepFailedError, UnavailableError
 from milepost.runner import Workflow
 from milepost.testing import SimulatedCrash, crash_before_save
 from milepost.types import Status
@@ -51,6 +51,45 @@ def test_a_failure_is_saved_behind_all_that_was_finished(world: World, durabilit
     head = world.head("o")
     assert (head.status, len(head.completed_steps), head.state["sum"]) == (Status.FAILED, 13, 78)
     assert world.bind(counting(), durability=durability).run("o").state["sum"] == 190
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("left", [{"": 1}, {f"k{number}": 0 for number in range(11_000)}], ids=["name", "count"])
+def test_a_queued_checkpoint_that_is_refused_for_good_fails_the_step_that_left_it(
+    world: World, left: State, is_last: bool
+) -> None:
+    """Behind the last one that was taken, though others ran meanwhile; and it can be mended."""
+    runs: list[int] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def first(state: State) -> State:
+        return {"first": True}
+
+    @workflow.step
+    def broken(state: State) -> State:
+        runs.append(1)
+        return left if len(runs) == 1 else {"fine": 1}
+
+    for number in range(0 if is_last else 20):
+
+        @workflow.step(id=f"s{number}")
+        def more(state: State) -> None:
+            pass
+
+    bound = world.bind(workflow, durability="pipelined")
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("o", {}, deadline_s=1000.0)
+    assert caught.value.step == "broken"
+    assert isinstance(caught.value.__cause__, InvalidRequestError)
+    assert not getattr(caught.value, "__notes__", ())
+    head = world.head("o")
+    assert (head.status, head.current_step, head.state) == (Status.FAILED, "first", {"first": True})
+    assert head.completed_steps == ("first",)
+    begun = next(iter(world.eyes.list("o", newest_first=False)))
+    assert head.metadata["milepost"]["deadline"] == begun.metadata["milepost"]["deadline"]
+    run = bound.run("o")
+    assert (run.state, run.status, len(runs)) == ({"first": True, "fine": 1}, "completed", 2)
 
 
 def test_a_step_starts_while_the_one_before_it_is_being_saved() -> None:
