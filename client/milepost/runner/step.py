@@ -54,7 +54,8 @@ class Step(Generic[S_contra]):
     """One step. `Workflow.step` makes it of a function; make it yourself for `Workflow.add_step`.
 
     Raises:
-        TypeError: `execute` takes another number of arguments than a step is given, or an option has another type.
+        TypeError: `execute` takes another number of arguments than a step is given, or has a default other than None
+            where it would get the context, or an option has another type.
         ValueError: Options contradict each other, or one is out of range. Both name the step and the option.
     """
 
@@ -119,7 +120,15 @@ class Step(Generic[S_contra]):
 
     def _reads_context(self) -> bool:
         given = 1 if self.for_each is None else 2
-        taken = _positional_parameters(self.execute, self.id)
+        positional = _positional_parameters(self.execute, self.id)
+        for one in positional[given:]:
+            # `i=i` keeps the value of a loop's variable: a context in its place would be a silent mistake.
+            if one.default is not one.empty and one.default is not None:
+                raise TypeError(
+                    f"step {self.id!r}: its function would be given a context as {one.name!r}, which has a default of "
+                    f"its own; make it keyword-only: `*, {one.name}=...`"
+                )
+        taken = len(positional)
         if taken not in {given, given + 1}:
             arguments = "state" if given == 1 else "state, item"
             raise TypeError(
@@ -211,16 +220,16 @@ def _is_async(execute: object, step_id: str) -> bool:
     return any(inspect.iscoroutinefunction(candidate) for candidate in candidates)
 
 
-def _positional_parameters(execute: Callable[..., object], step_id: str) -> int:
+def _positional_parameters(execute: Callable[..., object], step_id: str) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(execute).parameters.values()
     except (TypeError, ValueError):
         raise TypeError(f"step {step_id!r}: its function does not tell its parameters; wrap it in a def") from None
-    count = 0
+    found: list[inspect.Parameter] = []
     for one in parameters:
         match one.kind:
             case one.POSITIONAL_ONLY | one.POSITIONAL_OR_KEYWORD:
-                count += 1
+                found.append(one)
             case one.VAR_POSITIONAL:
                 raise TypeError(f"step {step_id!r}: its function takes *{one.name}; name its parameters")
             case one.KEYWORD_ONLY if one.default is one.empty:
@@ -229,4 +238,4 @@ def _positional_parameters(execute: Callable[..., object], step_id: str) -> int:
                 )
             case _:
                 pass
-    return count
+    return found
