@@ -66,7 +66,7 @@ from milepost.runner.step import Step
 from milepost.runner.workflow import Workflow
 from milepost.types import CANCEL_SIGNAL, Checkpoint, LeaseInfo, PendingSignal, Record, RecordOutcome, Signal, Status
 
-__all__ = ["Engine", "Order", "Resolution"]
+__all__ = ["ENDED", "Engine", "Order", "Resolution"]
 
 S = TypeVar("S")
 

@@ -19,7 +19,7 @@ from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.runner import tracing
 from milepost.runner.async_driver import AsyncDriver
 from milepost.runner.context import AsyncContext, BaseContext, ChildOutageError
-from milepost.runner.engine import Engine, Order, Resolution
+from milepost.runner.engine import ENDED, Engine, Order, Resolution
 from milepost.runner.events import Flow, SuspendRequested
 from milepost.runner.heartbeats import heartbeats_for
 from milepost.runner.journal import PASSING
@@ -158,6 +158,14 @@ class _BaseRunner(Generic[S]):
     def _resume_unleased(self, workflow_id: str) -> Any:
         raise NotImplementedError
 
+    def _of_store(self, method: str, what: str) -> Callable[..., Any]:
+        found: Callable[..., Any] | None = getattr(self._store, method, None)
+        if found is None:
+            raise TypeError(
+                f"workflow {self._workflow.name!r}: {type(self._store).__name__} has no {what}: it lacks {method}()"
+            )
+        return found
+
     def _enlist(self, driver: SyncDriver | AsyncDriver) -> None:
         with self._lock:
             self._drivers.add(driver)
@@ -278,17 +286,22 @@ class Runner(_BaseRunner[S]):
         Raises:
             WorkflowExistsError: The new one exists already.
             CheckpointNotFoundError: There is no such checkpoint.
+            TypeError: The store lacks what it takes.
         """
-        info: WorkflowInfo = self._store.fork(workflow_id, new_workflow_id, checkpoint_id=checkpoint_id)
+        info: WorkflowInfo = self._of_store("fork", "forks")(workflow_id, new_workflow_id, checkpoint_id=checkpoint_id)
         return info
 
     def cancel(self, workflow_id: str) -> None:
         """Ask a workflow to stop, wherever it runs. One that nobody runs is saved as cancelled at once.
 
+        One that has ended stays as it is.
+
         Raises:
             WorkflowNotFoundError: It does not exist.
         """
         if hasattr(self._store, "send_signal"):
+            if hasattr(self._store, "workflow") and self.status(workflow_id).status in ENDED:
+                return  # Nobody would take the signal in.
             self._store.send_signal(workflow_id, CANCEL_SIGNAL)
         engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
         try:
@@ -307,8 +320,9 @@ class Runner(_BaseRunner[S]):
 
         Raises:
             WorkflowNotFoundError: It does not exist.
+            TypeError: The store lacks what it takes.
         """
-        sent: SignalSent = self._store.send_signal(workflow_id, name, value, signal_id=signal_id)
+        sent: SignalSent = self._of_store("send_signal", "signals")(workflow_id, name, value, signal_id=signal_id)
         return sent
 
     def resolve(
@@ -346,8 +360,9 @@ class Runner(_BaseRunner[S]):
 
         Raises:
             WorkflowNotFoundError: It does not exist.
+            TypeError: The store lacks what it takes.
         """
-        info: WorkflowInfo = self._store.workflow(workflow_id)
+        info: WorkflowInfo = self._of_store("workflow", "status of workflows")(workflow_id)
         return info
 
     def history(
@@ -370,8 +385,9 @@ class Runner(_BaseRunner[S]):
 
         Raises:
             WorkflowNotFoundError: It does not exist.
+            TypeError: The store lacks what it takes.
         """
-        found: Iterator[Checkpoint] = self._store.list(
+        found: Iterator[Checkpoint] = self._of_store("list", "history")(
             workflow_id, scope=scope, newest_first=newest_first, limit=limit, with_state=with_state
         )
         return found
@@ -486,12 +502,16 @@ class AsyncRunner(_BaseRunner[S]):
 
     async def fork(self, workflow_id: str, new_workflow_id: str, *, checkpoint_id: str | None = None) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint. See `Runner.fork`."""
-        info: WorkflowInfo = await self._store.fork(workflow_id, new_workflow_id, checkpoint_id=checkpoint_id)
+        info: WorkflowInfo = await self._of_store("fork", "forks")(
+            workflow_id, new_workflow_id, checkpoint_id=checkpoint_id
+        )
         return info
 
     async def cancel(self, workflow_id: str) -> None:
         """Ask a workflow to stop, wherever it runs. See `Runner.cancel`."""
         if hasattr(self._store, "send_signal"):
+            if hasattr(self._store, "workflow") and (await self.status(workflow_id)).status in ENDED:
+                return  # Nobody would take the signal in.
             await self._store.send_signal(workflow_id, CANCEL_SIGNAL)
         engine = self._engine(self._workflow, Order(workflow_id=workflow_id, kind="resume", lease_wait_s=0.0))
         try:
@@ -503,7 +523,7 @@ class AsyncRunner(_BaseRunner[S]):
         self, workflow_id: str, name: str, value: object = None, *, signal_id: str | None = None
     ) -> SignalSent:
         """Send a signal, durably and once. See `Runner.signal`."""
-        sent: SignalSent = await self._store.send_signal(workflow_id, name, value, signal_id=signal_id)
+        sent: SignalSent = await self._of_store("send_signal", "signals")(workflow_id, name, value, signal_id=signal_id)
         return sent
 
     async def resolve(
@@ -524,7 +544,7 @@ class AsyncRunner(_BaseRunner[S]):
 
     async def status(self, workflow_id: str) -> WorkflowInfo:
         """Read where a workflow stands, and who holds it. See `Runner.status`."""
-        info: WorkflowInfo = await self._store.workflow(workflow_id)
+        info: WorkflowInfo = await self._of_store("workflow", "status of workflows")(workflow_id)
         return info
 
     def history(
@@ -537,7 +557,7 @@ class AsyncRunner(_BaseRunner[S]):
         with_state: bool = False,
     ) -> AsyncIterator[Checkpoint]:
         """Read the checkpoints of a workflow, a page at a time. See `Runner.history`."""
-        found: AsyncIterator[Checkpoint] = self._store.list(
+        found: AsyncIterator[Checkpoint] = self._of_store("list", "history")(
             workflow_id, scope=scope, newest_first=newest_first, limit=limit, with_state=with_state
         )
         return found

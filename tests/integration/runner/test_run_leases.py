@@ -324,6 +324,26 @@ def test_a_store_without_leases_is_refused_unless_that_is_accepted() -> None:
     assert plain.load("f").status is Status.FAILED
 
 
+def test_what_a_store_lacks_is_named() -> None:
+    """Of a store that only saves and loads, where a runner is asked for more."""
+
+    class Plain:
+        def __init__(self) -> None:
+            self._store = InMemoryStore()
+            self.save, self.load = self._store.save, self._store.load
+
+    plain: Any = Plain()
+    runner = Slow().workflow.bind(plain, unfenced=True)
+    with pytest.raises(TypeError, match=r"Plain has no status of workflows: it lacks workflow\(\)"):
+        runner.status("o")
+    with pytest.raises(TypeError, match="Plain has no signals"):
+        runner.signal("o", "go")
+    with pytest.raises(TypeError, match="Plain has no history"):
+        runner.history("o")
+    with pytest.raises(TypeError, match="Plain has no forks"):
+        runner.fork("o", "p")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_run_outlives_a_restart_of_its_server(kind: Any) -> None:

@@ -119,6 +119,23 @@ def test_a_workflow_that_nobody_runs_is_cancelled_at_once(world: World) -> None:
         bound.run("o")
 
 
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_cancelling_a_workflow_that_has_ended_leaves_no_signal(world: World, how: str) -> None:
+    approval = Approval()
+    bound = world.bind(approval.workflow)
+    bound.run("o", {})
+    if how == "cancelled":
+        bound.cancel("o")
+    else:
+        bound.signal("o", "approval", True)
+        bound.run("o")
+    before = bound.status("o")
+    bound.cancel("o")
+    after = bound.status("o")
+    assert (after.status, after.head_checkpoint_id) == (Status(how), before.head_checkpoint_id)
+    assert after.pending_signal_count == 0
+
+
 def test_a_run_is_cancelled_between_two_steps(world: World) -> None:
     """The run sees it in the answer of its next save."""
     calls: list[str] = []
