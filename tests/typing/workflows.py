@@ -82,6 +82,8 @@ def charge(state: Order, ctx: Context) -> None:
     ctx.logger.info("charged")
     nested = ctx.run(models, OrderModel(items=state.items))
     assert_type(nested, Run[OrderModel])
+    # A TypedDict needs its name: from a literal alone mypy cannot tell whether it is the state of the child.
+    assert_type(ctx.run(typed_dicts, OrderDict(items=state.items)), Run[OrderDict])
 
 
 @orders.step(for_each="items", into="quotes", key=str.lower)
@@ -102,6 +104,7 @@ def grow(state: Order) -> Order:
 @orders.step(waits_for="approval", at_most_once=True, aliases=["approve"], children=[models])
 async def ship(state: Order, ctx: AsyncContext) -> Mapping[str, object] | None:
     assert_type(await ctx.run(models, OrderModel(items=[])), Run[OrderModel])
+    assert_type(await ctx.run(typed_dicts, OrderDict(items=[])), Run[OrderDict])
     return None
 
 
