@@ -76,9 +76,12 @@ def changed(draw: Draw, steps: list[Declared], finished: set[str], number: int) 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_every_step_runs_once_whatever_is_deployed_meanwhile(draw: Draw) -> None:
+@given(st.integers(0, 1 << 32))
+def test_every_step_runs_once_whatever_is_deployed_meanwhile(seed: int) -> None:
     """A deployment is refused only where a step has begun in a way that it no longer has."""
+    # Not drawn one by one: steps side by side are threads, so what has finished at a crash is not the same every time,
+    # and neither is what is drawn next.
+    draw = random.Random(seed)
     ids = [f"step-{number}" for number in range(draw.randint(2, 6))]
     steps = [
         Declared(step_id, tuple(one for one in ids[:place] if draw.random() < 0.5)) for place, step_id in enumerate(ids)
