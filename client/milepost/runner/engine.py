@@ -617,6 +617,7 @@ class Engine(Generic[S]):
         keeps = self._keeps_records and (len(steps) > 1 or has_items) and self._settings.durability != "exit"
         if keeps or any(step.at_most_once or step.waits_for is not None for step in steps):
             # Records go to a checkpoint that holds all they build on, and what may run once may not be run for nothing.
+            journal.begin_records()
             yield from self._flush()
         try:
             branches = make_branches(

@@ -94,6 +94,7 @@ class Journal:
         self._unsaved_steps: list[str] = []
         self._unsaved_signals: list[str] = []
         self._is_dirty = False
+        self._is_under_another_definition = after is not None and after.fingerprint != fingerprint
         self._is_queued = False
         self._owed: dict[str, Any] | None = None
 
@@ -110,6 +111,10 @@ class Journal:
     def touch(self) -> None:
         """Note that the state differs from the head's."""
         self._is_dirty = True
+
+    def begin_records(self) -> None:
+        """Note that records are about to be kept: they say what was begun under the definition of their checkpoint."""
+        self._is_dirty = self._is_dirty or self._is_under_another_definition
 
     def finish(self, step_ids: Iterable[str], entries: Entries, *, last_step: str, signals: Iterable[str] = ()) -> None:
         """Take in steps that are finished, and the state they left."""
@@ -246,7 +251,7 @@ class Journal:
         self.status = status
         self._unsaved_steps = []
         self._unsaved_signals = []
-        self._is_dirty = False
+        self._is_dirty = self._is_under_another_definition = False
         self._manifest = ""
 
     def _take(self, saved: Saved) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from milepost.errors import InputMismatchError, LimitExceededError, StateConflictError, StepFailedError
 from milepost.runner import Workflow, add, append
+from milepost.testing import SimulatedCrash, crash_after, crash_before_save
 from milepost.types import Status
 from tests.integration.runner.conftest import World
 
@@ -357,6 +358,30 @@ def test_more_items_than_can_be_kept_are_refused_before_any_runs(memory_world: W
     assert isinstance(caught.value.__cause__, ValueError)
     assert calls == []
     assert memory_world.head("o").status is Status.FAILED
+
+
+def test_what_a_changed_definition_has_begun_belongs_to_it(world: World) -> None:
+    """A branch kept beside a checkpoint of the definition before would look as if that one had begun it."""
+    calls: list[str] = []
+
+    def deployed(version: int) -> Workflow[Any]:
+        workflow = Workflow("order", dict[str, Any])
+        for step_id, depends_on in (("first", []), ("left", ["first"]), ("right", ["first"])):
+
+            def step(state: State, *, step_id: str = step_id) -> State:
+                calls.append(step_id)
+                return {step_id: version}
+
+            workflow.step(step, id=step_id, depends_on=depends_on, version=version if step_id == "left" else 1)
+        return workflow
+
+    with crash_after("first"), pytest.raises(SimulatedCrash):
+        world.bind(deployed(1), on_change="compatible").run("o", {})
+    with crash_before_save("right"), pytest.raises(SimulatedCrash):
+        world.bind(deployed(2), on_change="compatible", max_concurrency=1).run("o")
+    assert [record.name for record in world.records("o", "branch:")] == ["left"]
+    assert world.bind(deployed(2)).run("o").state == {"first": 1, "left": 2, "right": 2}
+    assert calls == ["first", "left", "right", "right"]
 
 
 @pytest.mark.slow
