@@ -243,7 +243,7 @@ def resolve_content(
         entries_bytes=entries_bytes,
         entries_hash=entries_hash,
         step_count=basis.step_count + len(steps_added),
-        steps_bytes=basis.steps_bytes + sum(len(step.encode()) + 4 for step in steps_added),
+        steps_bytes=basis.steps_bytes + sum(utf8_bytes(step) + 4 for step in steps_added),
         steps_hash=steps_hash,
         digest=digest_content(command, parent_id=parent_id, entries_hash=entries_hash, steps_hash=steps_hash),
     )
@@ -289,7 +289,7 @@ def stored_bytes(command: SaveCommand, content: Content) -> int:
         CHECKPOINT_OVERHEAD_BYTES
         + utf8_bytes(command.metadata)
         + sum(entry.size_bytes for entry in content.changed.values())
-        + sum(len(step.encode()) + 4 for step in content.steps_added)
+        + sum(utf8_bytes(step) + 4 for step in content.steps_added)
     )
 
 

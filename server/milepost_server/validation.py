@@ -17,7 +17,7 @@ import zstandard
 
 from milepost_server.errors import InvalidFieldError, LimitExceededError
 from milepost_server.limits import Limits
-from milepost_server.model import Compression, Record, Value, ValueKind
+from milepost_server.model import Compression, Record, Value, ValueKind, utf8_bytes
 from milepost_server.rules import digest_manifest
 
 FOUND_CHARACTERS_MAX: Final = 80
@@ -42,7 +42,7 @@ _local = threading.local()
 def check_text(field: str, text: str, *, limit: str, bytes_max: int) -> None:
     """Check a text that may be empty: its length in bytes, and no NUL."""
     if len(text) * 4 > bytes_max:
-        length = len(text) if text.isascii() else len(text.encode())
+        length = utf8_bytes(text)
         if length > bytes_max:
             raise LimitExceededError(field, limit=limit, allowed=bytes_max, found=length, unit="bytes")
     if "\0" in text:
@@ -278,7 +278,7 @@ def check_steps(field: str, steps: Sequence[str], limits: Limits) -> None:
         check_name(
             f"{field}[{number}]", step, limit="checkpoint_id_bytes_max", bytes_max=limits.checkpoint_id_bytes_max
         )
-        total += len(step) if step.isascii() else len(step.encode())
+        total += utf8_bytes(step)
     check_count(
         field,
         total,

@@ -205,8 +205,7 @@ class AsyncDriver:
             self._signals = event
         else:
             self._events.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -94,9 +94,9 @@ def has_run_state(checkpoint: Checkpoint) -> bool:
 
 def read_run_state(checkpoint: Checkpoint) -> RunState:
     """Read what a checkpoint carries; one that no runner has saved begins a run of its own."""
-    content = checkpoint.metadata.get(METADATA_KEY)
-    if not isinstance(content, Mapping):
+    if not has_run_state(checkpoint):
         return RunState(first=checkpoint.checkpoint_id, input="")
+    content: Mapping[str, Any] = checkpoint.metadata[METADATA_KEY]
     schema = int(content.get("schema", 1))
     deadline = content.get("deadline")
     return RunState(
