@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
-import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import lmdb
+from collections.abc import Iterator, Mapping
 
 from benchmarks import payloads
+from benchmarks.bare_store import BareStore
 from benchmarks.http2 import Connection, call_times
 from benchmarks.options import Options
 from benchmarks.processes import noop_like, real_server, scratch
@@ -22,70 +19,50 @@ WORKFLOWS = 64
 TURN_CALLS = 40
 
 
-class BareStore:
-    """An LMDB environment as the server opens it, without anything around it."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self._env = lmdb.open(
-            str(directory), map_size=payloads.MIB * 4096, readahead=False, meminit=False, sync=True, metasync=True
-        )
-        self._number = 0
-
-    def put_times(self, count: int) -> list[float]:
-        """Put rows of 2 KB, each in a durable transaction of its own; return how long each took, in seconds."""
-        times: list[float] = []
-        value = payloads.incompressible(payloads.VALUE_BYTES, seed=self._number)
-        for _ in range(count):
-            self._number += 1
-            start = time.perf_counter()
-            with self._env.begin(write=True) as txn:
-                txn.put(self._number.to_bytes(8, "big"), value)
-            times.append(time.perf_counter() - start)
-        return times
-
-    def close(self) -> None:
-        """Close it."""
-        self._env.close()
-
-
 def measure(options: Options) -> Iterator[Figure]:
     """Yield the figure."""
     turns = options.amount(40, 10)
-    noop_medians: list[float] = []
-    real_medians: list[float] = []
-    bare_medians: list[float] = []
     with scratch(options.directory) as directory, contextlib.ExitStack() as stack:
         real = stack.enter_context(real_server(directory / "data"))
         noop = stack.enter_context(noop_like(real))
-        bare = stack.enter_context(contextlib.closing(BareStore(directory / "bare")))
-        clients = [
-            stack.enter_context(contextlib.closing(Connection(server.address, "Save"))) for server in (noop, real)
-        ]
+        putting = stack.enter_context(noop_like(real, store=directory / "putting"))
+        bare = stack.enter_context(BareStore(directory / "bare"))
+        servers = {"no-op": noop, "put": putting, "Save": real}
+        clients = {
+            name: stack.enter_context(contextlib.closing(Connection(server.address, "Save")))
+            for name, server in servers.items()
+        }
+        medians: dict[str, list[float]] = {name: [] for name in (*clients, "bare")}
         requests = payloads.saves(WORKFLOWS)
-        for client in clients:
+        for client in clients.values():
             call_times(client, list(itertools.islice(requests, TURN_CALLS)))
         for _ in range(turns):
-            for client, medians in zip(clients, (noop_medians, real_medians), strict=True):
-                medians.append(statistics.median(call_times(client, list(itertools.islice(requests, TURN_CALLS)))))
-            bare_medians.append(statistics.median(bare.put_times(TURN_CALLS)))
-    noop_s, real_s, bare_s = (statistics.median(each) for each in (noop_medians, real_medians, bare_medians))
+            for name, client in clients.items():
+                turn = list(itertools.islice(requests, TURN_CALLS))
+                medians[name].append(statistics.median(call_times(client, turn)))
+            medians["bare"].append(statistics.median(bare.put_times(TURN_CALLS)))
+    spread = f"{turns} turns of {TURN_CALLS}, spread from p10 to p90"
+    yield _above_noop("Save", medians, 1.5, spread)
+    yield _above_noop("put", medians, None, "one row put and committed in the no-op server's handler: the floor")
+
+
+def _above_noop(name: str, medians: Mapping[str, list[float]], target: float | None, detail: str) -> Figure:
+    noop_s, call_s, bare_s = (statistics.median(medians[each]) for each in ("no-op", name, "bare"))
     single = [
-        (real_turn - noop_turn) / bare_turn
-        for real_turn, noop_turn, bare_turn in zip(real_medians, noop_medians, bare_medians, strict=True)
+        (call_turn - noop_turn) / bare_turn
+        for call_turn, noop_turn, bare_turn in zip(medians[name], medians["no-op"], medians["bare"], strict=True)
     ]
     low, *_, high = statistics.quantiles(single, n=10)
-    yield Figure(
+    return Figure(
         NAME,
-        "Save above a no-op call, in bare commits",
-        (real_s - noop_s) / bare_s,
+        f"{name} above a no-op call, in bare commits",
+        (call_s - noop_s) / bare_s,
         "x",
-        1.5,
+        target,
         "at most",
         low,
         high,
-        f"Save {_ms(real_s)}, no-op {_ms(noop_s)}, bare commit of 2 KB {_ms(bare_s)}; "
-        f"{turns} turns of {TURN_CALLS}, spread from p10 to p90",
+        f"{name} {_ms(call_s)}, no-op {_ms(noop_s)}, bare commit of 2 KB {_ms(bare_s)}; {detail}",
     )
 
 

@@ -105,8 +105,13 @@ def real_server(data_dir: Path, settings: Mapping[str, str] | None = None) -> It
 
 
 @contextlib.contextmanager
-def noop_like(server: ServerProcess) -> Iterator[ServerProcess]:
-    """Run a no-op server whose answers are as large as those that a real one gives to the same requests."""
+def noop_like(server: ServerProcess, store: Path | None = None) -> Iterator[ServerProcess]:
+    """Run a no-op server whose answers are as large as those that a real one gives to the same requests.
+
+    Args:
+        server: The real one.
+        store: A directory to be made, where it puts and commits each Save before it answers; nothing, if not given.
+    """
     responses = []
     for method, requests in (("Save", payloads.saves(1)), ("Load", payloads.loads(1))):
         client = Connection(server.address, method)
@@ -117,6 +122,7 @@ def noop_like(server: ServerProcess) -> Iterator[ServerProcess]:
         "benchmarks.noop_server",
         f"--save-response={save_response.hex()}",
         f"--load-response={load_response.hex()}",
+        *(() if store is None else (f"--store={store}",)),
     )
     with _running("no-op server", module, noop_server.READY_PREFIX, None) as process:
         yield process

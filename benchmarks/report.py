@@ -27,7 +27,8 @@ class Figure:
     value: float
     """The median."""
     unit: str
-    target: float
+    target: float | None
+    """`None` for a figure that only tells what others are to be read against."""
     sense: Literal["at least", "at most"]
     low: float | None = None
     """The lowest and the highest of the single runs, where there were several."""
@@ -36,7 +37,9 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
-        """The target is reached."""
+        """The target is reached, or there is none."""
+        if self.target is None:
+            return True
         return self.value >= self.target if self.sense == "at least" else self.value <= self.target
 
 
@@ -91,12 +94,13 @@ def show(figures: Sequence[Figure], facts: Mapping[str, object]) -> None:
     for figure in figures:
         sign = "≥" if figure.sense == "at least" else "≤"
         spread = "" if figure.low is None or figure.high is None else f"{figure.low:.2f} to {figure.high:.2f}"
-        verdict = "[green]pass[/]" if figure.is_met else "[red]MISS[/]"
+        goal = "" if figure.target is None else f"{sign} {figure.target:.2f}"
+        verdict = "" if figure.target is None else "[green]pass[/]" if figure.is_met else "[red]MISS[/]"
         table.add_row(
             f"{figure.benchmark}: {figure.name}",
             f"{figure.value:.2f} {figure.unit}".rstrip(),
             spread,
-            f"{sign} {figure.target:.2f}",
+            goal,
             verdict,
             figure.detail,
         )
