@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
+from milepost_server.limits import CEILING, CEILINGS, DEFAULT_LIMITS, MIB, Limits
 
 ENVIRONMENT_PREFIX: Final = "MILEPOST_SERVER__"
 DEFAULT_LISTEN: Final = "127.0.0.1:7450"
@@ -52,14 +52,14 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         int, Meta(ge=1, le=1_000_000, description="Events that may wait to be read by one watch.")
     ] = 1_000
     sweep_interval_s: Annotated[
-        float, Meta(gt=0, description="How often outlived rows are looked for, in seconds.")
+        float, Meta(gt=0, le=86_400, description="How often outlived rows are looked for, in seconds.")
     ] = 60.0
     sweep_rows_max: Annotated[int, Meta(ge=1, le=100_000, description="Rows that one slice of sweeping frees.")] = 1_000
     reopen_wait_min_s: Annotated[
-        float, Meta(ge=0, description="Wait before the second try to reopen failed storage, in seconds.")
+        float, Meta(ge=0, le=3600, description="Wait before the second try to reopen failed storage, in seconds.")
     ] = 0.1
     reopen_wait_max_s: Annotated[
-        float, Meta(ge=0, description="Longest wait between two tries to reopen failed storage, in seconds.")
+        float, Meta(ge=0, le=3600, description="Longest wait between two tries to reopen failed storage, in seconds.")
     ] = 5.0
 
 
@@ -101,7 +101,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(ge=MIB, description="Largest address space of the database; past it, saves are refused.")
     ] = 8192 * GIB
     low_disk_bytes: Annotated[int, Meta(ge=0, description="Free disk space below which saves are refused.")] = 256 * MIB
-    gc_threshold: Annotated[int, Meta(ge=100, description="New objects after which Python collects garbage.")] = 50_000
+    gc_threshold: Annotated[
+        int, Meta(ge=100, le=1_000_000_000, description="New objects after which Python collects garbage.")
+    ] = 50_000
     queue: QueueConfig = QueueConfig()
     limits: Limits = DEFAULT_LIMITS
 
@@ -109,27 +111,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Check what two settings mean together."""
         limits = self.limits
         for name in Limits.__struct_fields__:
-            if getattr(limits, name) < 1:
-                raise ValueError(f"limits.{name}: must be at least 1")
+            ceiling = CEILINGS.get(name, CEILING)
+            if not 1 <= getattr(limits, name) <= ceiling:
+                raise ValueError(f"limits.{name}: must be 1 to {ceiling}")
         for smaller, larger in (
             ("state_bytes_max", "request_bytes_max"),
             ("metadata_bytes_max", "state_bytes_max"),
+            ("metadata_depth_max", "json_depth_max"),
             ("page_size_default", "page_size_max"),
+            ("lease_ttl_min_ms", "lease_ttl_default_ms"),
+            ("lease_ttl_default_ms", "lease_ttl_max_ms"),
         ):
             if getattr(limits, smaller) > getattr(limits, larger):
                 raise ValueError(f"limits.{smaller}: must not be above limits.{larger}")
-        if limits.json_depth_max > JSON_DEPTH_CEILING or limits.metadata_depth_max > limits.json_depth_max:
-            raise ValueError(
-                f"limits.json_depth_max: at most {JSON_DEPTH_CEILING}, and not below limits.metadata_depth_max"
-            )
         if self.map_size_bytes > self.map_size_max_bytes:
             raise ValueError("map_size_bytes: must not be above map_size_max_bytes")
         if self.queue.bytes_max < limits.request_bytes_max:
             raise ValueError("queue.bytes_max: must not be below limits.request_bytes_max")
-
-
-JSON_DEPTH_CEILING: Final = 512
-"""Deeper texts would come near the interpreter's own bound on recursion."""
 
 
 def sections() -> dict[str, type[msgspec.Struct]]:
@@ -231,7 +229,10 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         for section, table in tables.items()
         for name in table.__struct_fields__
     }
+    mistaken = {name.replace("__", "_"): name for name in known}
     for variable, text in environment.items():
+        if variable in mistaken:
+            raise ConfigError(f"environment: {variable} is not a setting; did you mean {mistaken[variable]}?")
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
         _check_name("environment", variable, known, variable)
@@ -253,7 +254,7 @@ def _check_name(source: str, name: str, known: object, shown: str) -> None:
 
 def _explain(message: str) -> str:
     """Turn "Expected `int` >= 1 - at `$.queue.calls_max`" into "queue.calls_max: expected `int` >= 1"."""
-    text, separator, path = message.partition(" - at `$.")
+    text, separator, path = message.replace("`bool`", "true or false").partition(" - at `$.")
     if not separator:
         return message
     return f"{path.rstrip('`')}: {text[0].lower()}{text[1:]}"

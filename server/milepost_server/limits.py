@@ -109,3 +109,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_LIMITS = Limits()
+
+CEILING = 1 << 40
+"""No limit can be set higher; as a time it is 34 years."""
+MESSAGE_BYTES_CEILING = 512 * MIB
+"""gRPC counts the bytes of a message, state and records together, in 31 bits."""
+CEILINGS = {
+    "request_bytes_max": MESSAGE_BYTES_CEILING,
+    "records_bytes_max": MESSAGE_BYTES_CEILING,
+    # Keys of the database have at most 511 bytes.
+    "namespace_bytes_max": 256,
+    "checkpoint_id_bytes_max": 480,
+    # What a page token has room for.
+    "workflow_id_bytes_max": KIB,
+    # Deeper texts would come near the interpreter's own bound on recursion.
+    "json_depth_max": 512,
+}
+"""Limits that rest on something that cannot be set."""

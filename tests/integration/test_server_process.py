@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost_server.limits import CEILINGS, MIB
 from tests.support.raw_calls import SERVICE, open_channel, open_stub, refusal, save_request
 from tests.support.server_process import ServerProcess, StartFailedError
 
@@ -200,6 +202,49 @@ def test_a_limit_that_is_set_is_kept(start: Any) -> None:
         "entries_max",
         "1",
     )
+
+
+def test_names_as_long_as_their_limits_can_be_are_stored(start: Any) -> None:
+    """A limit that the database's keys cannot follow would fail every commit that meets it."""
+    server = start(
+        environment={
+            f"MILEPOST_SERVER__LIMITS__{name.upper()}": str(CEILINGS[name])
+            for name in ("namespace_bytes_max", "checkpoint_id_bytes_max", "workflow_id_bytes_max")
+        }
+    )
+    name, text = "n" * CEILINGS["namespace_bytes_max"], "i" * CEILINGS["checkpoint_id_bytes_max"]
+    workflow_id = "w" * CEILINGS["workflow_id_bytes_max"]
+    manifest = "{}"
+    with open_channel(server.target) as channel:
+        stub = open_stub(channel)
+        request = save_request(workflow_id, namespace=name, checkpoint_id=text, run_id=text, scope=workflow_id)
+        request.fingerprint, request.manifest = hashlib.sha256(manifest.encode()).hexdigest(), manifest
+        stub.Save(request)
+        stub.Save(save_request(f"{workflow_id[:-1]}v", namespace=name, checkpoint_id=text))
+        stub.SendSignal(pb.SendSignalRequest(namespace=name, workflow_id=workflow_id, signal_id=text, name=text))
+        stub.AcquireLease(pb.AcquireLeaseRequest(namespace=name, workflow_id=workflow_id))
+        first = stub.ListWorkflows(pb.ListWorkflowsRequest(namespace=name, page_size=1))
+        second = stub.ListWorkflows(
+            pb.ListWorkflowsRequest(namespace=name, page_size=1, page_token=first.next_page_token)
+        )
+    assert [each.workflow_id for each in (*first.workflows, *second.workflows)] == [
+        f"{workflow_id[:-1]}v",
+        workflow_id,
+    ]
+
+
+def test_what_a_raised_limit_lets_in_is_answered_too(start: Any) -> None:
+    limit = 48 * MIB
+    server = start(
+        environment={
+            f"MILEPOST_SERVER__LIMITS__{name}": str(limit) for name in ("REQUEST_BYTES_MAX", "STATE_BYTES_MAX")
+        }
+    )
+    text = f'"{"x" * (limit - 10_000)}"'
+    with open_channel(server.target) as channel:
+        stub = open_stub(channel)
+        stub.Save(save_request("w", entries={"a": text}))
+        assert stub.Load(pb.LoadRequest(workflow_id="w")).checkpoint.state["a"].json == text
 
 
 # Stopping.

@@ -22,15 +22,15 @@ from milepost_server.grpc_api.addresses import Address, ListenError, check_free,
 from milepost_server.grpc_api.health import SERVICE_NAME as HEALTH_NAME
 from milepost_server.grpc_api.health import HealthServicer
 from milepost_server.grpc_api.servicer import ENCODED_METHODS, CheckpointStoreServicer
-from milepost_server.limits import MIB, Limits
+from milepost_server.limits import KIB, MIB, Limits
 from milepost_server.service import CheckpointService
 
 _logger = logging.getLogger(__name__)
 
 RECEIVE_SLACK_BYTES: Final = MIB
 """A request that is a little too large is received, so that it can be refused with a reason."""
-SEND_BYTES_MAX: Final = 33 * MIB
-"""A Load of the largest state with the largest records, and what the wire adds."""
+SEND_SLACK_BYTES: Final = MIB + 64 * KIB
+"""What the wire adds to a Load of the largest state with the largest records; by default 33 MiB in all."""
 REFUSING_ROUND_S: Final = 0.05
 """When no call came for this long while draining, none is on its way."""
 REFUSING_ROUNDS_MAX: Final = 20
@@ -49,7 +49,10 @@ def make_grpc_server(
         # Otherwise a second server could share the port and take half of the connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.request_bytes_max + RECEIVE_SLACK_BYTES),
-        ("grpc.max_send_message_length", SEND_BYTES_MAX),
+        (
+            "grpc.max_send_message_length",
+            limits.request_bytes_max + limits.records_bytes_max + SEND_SLACK_BYTES,
+        ),
         # Workers keep idle connections alive through NATs and proxies; pinging is no offence.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -60,6 +60,8 @@ def test_other_variables_are_left_alone() -> None:
         ("MILEPOST_SERVER__data_dir", None),
         ("MILEPOST_SERVER__ZZZZZZ", None),
         ("MILEPOST_SERVER__LIMITS", None),
+        ("MILEPOST_SERVER_DATA_DIR", "MILEPOST_SERVER__DATA_DIR"),
+        ("MILEPOST_SERVER_QUEUE_CALLS_MAX", "MILEPOST_SERVER__QUEUE__CALLS_MAX"),
     ],
 )
 def test_a_typo_in_the_environment_is_refused_with_what_was_meant(variable: str, meant: str | None) -> None:
@@ -108,6 +110,16 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ("LIMITS__PAGE_SIZE_DEFAULT", "1001"),
         ("DRAIN_GRACE_S", "-1"),
         ("INSECURE", "perhaps"),
+        ("GC_THRESHOLD", str(2**31)),
+        ("QUEUE__SWEEP_INTERVAL_S", "inf"),
+        ("QUEUE__REOPEN_WAIT_MAX_S", "inf"),
+        ("LIMITS__REQUEST_BYTES_MAX", str(2**31)),
+        ("LIMITS__NAMESPACE_BYTES_MAX", "1024"),
+        ("LIMITS__CHECKPOINT_ID_BYTES_MAX", "512"),
+        ("LIMITS__WORKFLOW_ID_BYTES_MAX", "1025"),
+        ("LIMITS__REPLAY_WINDOW_MS", str(2**64)),
+        ("LIMITS__LEASE_TTL_MIN_MS", "30001"),
+        ("LIMITS__LEASE_TTL_DEFAULT_MS", "3600001"),
         ("MAP_SIZE_MAX_BYTES", str(2**20)),
     ],
 )
