@@ -173,6 +173,12 @@ def overwrite_database(store: Path) -> None:
     (store / "data.mdb").write_bytes(b"not a database " * 10_000)
 
 
+def zero_all_rows(store: Path) -> None:
+    with (store / "data.mdb").open("r+b") as file:
+        file.seek(2 * PAGE_BYTES)
+        file.write(bytes((store / "data.mdb").stat().st_size - 2 * PAGE_BYTES))
+
+
 def replace_by_empty_database(store: Path) -> None:
     (store / "data.mdb").unlink()
     (store / "lock.mdb").unlink()
@@ -180,6 +186,11 @@ def replace_by_empty_database(store: Path) -> None:
     with env.begin(write=True) as txn:
         txn.put(b"other", b"row")
     env.close()
+
+
+def make_identity_a_directory(store: Path) -> None:
+    (store / "IDENTITY").unlink()
+    (store / "IDENTITY").mkdir()
 
 
 def scribble_identity(store: Path) -> None:
@@ -220,10 +231,12 @@ RESTORE = "restore it from a backup"
         (remove_database, f"is gone though IDENTITY is there; {RESTORE}"),
         (remove_identity, "has no IDENTITY"),
         (remove_all, "has no IDENTITY"),
+        (make_identity_a_directory, "IDENTITY cannot be read: Is a directory"),
         (empty_database, RESTORE),
         (cut_database_in_half, RESTORE),
         (cut_to_one_page, RESTORE),
         (overwrite_database, RESTORE),
+        (zero_all_rows, f"is damaged: mdb_get: MDB_CORRUPTED: Located page was wrong type; {RESTORE}"),
         (replace_by_empty_database, RESTORE),
         (scribble_identity, "IDENTITY cannot be read"),
         (give_identity_of_another_store, "restore both from one backup"),

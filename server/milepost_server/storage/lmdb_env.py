@@ -283,6 +283,9 @@ class LmdbEnv:
                 raise DataDirError(
                     f"the database in {path} is not the one that its IDENTITY names; restore both from one backup"
                 )
+        except lmdb.Error as error:
+            env.close()
+            raise DataDirError(f"the database in {path} is damaged: {error}; restore it from a backup") from error
         except BaseException:
             env.close()
             raise
@@ -468,8 +471,12 @@ def check_store(data_dir: Path) -> Identity:
     try:
         identity = msgspec.json.decode((path / "IDENTITY").read_bytes(), type=Identity)
     except FileNotFoundError as error:
+        if not path.exists():
+            raise DataDirError(f"{data_dir} has no store of milepost") from error
         raise DataDirError(f"{path} has no IDENTITY: it is no store of milepost, or has lost it") from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
         raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error}") from error
     if identity.format != STORE_FORMAT:
         raise DataDirError(
