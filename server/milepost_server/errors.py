@@ -16,6 +16,8 @@ metadata that programs read. The gRPC layer turns reasons into status codes by o
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -115,6 +117,17 @@ class RecordDamagedError(StoreError):
 
 class StorageFailedError(Exception):
     """The engine can serve neither reads nor writes until it is reopened. Never leaves the storage layer's front."""
+
+
+def internal_error(logger: logging.Logger, what: str, error: BaseException) -> StoreError:
+    """Log a defect with its traceback, and return what callers are told of it: an id that the log has too."""
+    error_id = uuid.uuid4().hex
+    logger.error("%s, error_id %s", what, error_id, exc_info=error)
+    return StoreError(
+        "INTERNAL_ERROR",
+        f"the server failed at this call; its log has the traceback under {error_id}",
+        {"error_id": error_id},
+    )
 
 
 def queue_full(message: str, *, limit: str, allowed: int, found: int, unit: str, retry_after_s: float) -> ResourceError:

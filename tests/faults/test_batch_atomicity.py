@@ -79,7 +79,11 @@ def test_a_refusal_half_way_leaves_nothing_and_its_neighbours_are_stored(
 
 @pytest.mark.parametrize("primitive", PRIMITIVES)
 def test_a_defect_half_way_leaves_nothing_and_its_neighbours_are_stored(
-    primitive: str, open_engine: OpenEngine, fail_at: FailAt, monkeypatch: pytest.MonkeyPatch
+    primitive: str,
+    open_engine: OpenEngine,
+    fail_at: FailAt,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = open_engine()
     calls_per_save = calls_of_one_save(engine, primitive, monkeypatch)
@@ -88,6 +92,10 @@ def test_a_defect_half_way_leaves_nothing_and_its_neighbours_are_stored(
     answers = run_three(engine)
 
     assert [getattr(answer, "reason", "stored") for answer in answers] == ["stored", "INTERNAL_ERROR", "stored"]
+    # Its caller is told what to look for in the log.
+    failed = answers[1]
+    assert isinstance(failed, StoreError)
+    assert failed.metadata["error_id"] in caplog.text
     store = store_on(engine)
     assert [is_found(store, f"w{number}") for number in range(3)] == [True, False, True]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -19,7 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from milepost_server.errors import LimitExceededError, StoreError, UnavailableError, queue_full
+from milepost_server.errors import LimitExceededError, StoreError, UnavailableError, internal_error, queue_full
 from milepost_server.grpc_api import status
 from milepost_server.grpc_api.call_codec import not_a_message
 from milepost_server.limits import MIB, Limits
@@ -230,22 +229,11 @@ def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_spa
         except grpc.aio.AbortError:
             # It is how gRPC ends a call, and must reach it as it is.
             raise
-        except Exception:
-            # The edge of a call: its caller learns an id, the operator the rest.
-            error_id = uuid.uuid4().hex
-            _logger.exception("a call ended in an unexpected error, error_id %s", error_id)
-            refusal = _internal_error(error_id)
+        except Exception as error:  # noqa: BLE001 - the edge of a call: its caller learns an id, the operator the rest
+            refusal = internal_error(_logger, "a call ended in an unexpected error", error)
         # Not while an exception is handled: what ends the call would be chained to it, and tracing records chains.
         if mark_span is not None:
             mark_span(status.status_code(refusal), refusal.reason)
         return await status.abort(context, refusal)
 
     return call
-
-
-def _internal_error(error_id: str) -> StoreError:
-    return StoreError(
-        "INTERNAL_ERROR",
-        f"the server failed at this call; its log has the traceback under {error_id}",
-        {"error_id": error_id},
-    )

@@ -31,6 +31,7 @@ from milepost_server.errors import (
     StorageFailedError,
     StoreError,
     UnavailableError,
+    internal_error,
     queue_full,
 )
 from milepost_server.model import (
@@ -548,9 +549,9 @@ class Committer:
         count = len(batch.commands)
         if error is not None:
             # Whatever a defect raises, the other callers must be served.
-            _logger.error("a commit of %d commands ended in an unexpected error", count, exc_info=error)
+            told = internal_error(_logger, f"a commit of {count} commands ended in an unexpected error", error)
             self._tell_failure()
-            return [StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")] * count
+            return [told] * count
         outcomes = future.result()
         if len(outcomes) != count:
             _logger.error("%d outcomes for %d commands", len(outcomes), count)

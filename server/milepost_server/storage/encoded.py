@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from milepost_server.errors import OutcomeUnknownError, StoreError
+from milepost_server.errors import OutcomeUnknownError, StoreError, internal_error
 from milepost_server.model import (
     Answer,
     Command,
@@ -96,10 +96,8 @@ def _decoded(codec: CallCodec, command: Command) -> Command | StoreError:
     except StoreError as error:
         # Without its traceback, whose frames hold the request.
         return error.with_traceback(None)
-    except Exception:
-        # A defect: it must not take the other commands of the batch along.
-        _logger.exception("a Save could not be read for an unexpected error; nothing of it is stored")
-        return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
+    except Exception as error:  # noqa: BLE001 - a defect: it must not take the other commands of the batch along
+        return internal_error(_logger, "a Save could not be read; nothing of it is stored", error)
 
 
 def _encoded(codec: CallCodec, command: Command, outcome: Answer | StoreError) -> Answer | StoreError:

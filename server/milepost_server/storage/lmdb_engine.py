@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError
+from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError, internal_error
 from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
 from milepost_server.model import (
     AbandonForkCommand,
@@ -50,7 +50,7 @@ from milepost_server.model import (
 )
 from milepost_server.storage import commands, keys, lmdb_env, queries, records
 from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
-from milepost_server.storage.lmdb_env import META_KEY, LmdbEnv, MetaRow
+from milepost_server.storage.lmdb_env import META_KEY, DataDirError, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
 from milepost_server.storage.port import CommandLane, LoadLane
 
@@ -137,6 +137,11 @@ class LmdbEngine:
             return cls(
                 env, limits=limits, clock_ms=clock_ms, lease_clock_ms=lease_clock_ms, low_disk_bytes=low_disk_bytes
             )
+        except StoreError as error:
+            env.close()
+            raise DataDirError(
+                f"the database in {data_dir / 'store'} is damaged: {error.message}; restore it from a backup"
+            ) from error
         except BaseException:
             env.close()
             raise
@@ -234,11 +239,10 @@ class LmdbEngine:
         except lmdb_env.EngineError as error:
             child.abort()
             raise _not_committed(error) from error
-        except Exception:
-            # A defect: it must not take the other commands of the batch along.
+        except Exception as error:  # noqa: BLE001 - a defect: it must not take the other commands of the batch along
             child.abort()
-            _logger.exception("%s ended in an unexpected error; nothing of it is stored", type(command).__name__)
-            return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
+            what = f"{type(command).__name__} ended in an unexpected error; nothing of it is stored"
+            return internal_error(_logger, what, error)
         except BaseException:
             child.abort()
             raise

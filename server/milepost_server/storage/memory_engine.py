@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from milepost_server import rules
-from milepost_server.errors import ResourceError, StoreError
+from milepost_server.errors import ResourceError, StoreError, internal_error
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     Answer,
@@ -632,11 +632,10 @@ class MemoryEngine:
         except StoreError as error:
             txn.rollback(mark)
             return error
-        except Exception:
-            # A defect: it must not take the other commands of the batch along.
+        except Exception as error:  # noqa: BLE001 - a defect: it must not take the other commands of the batch along
             txn.rollback(mark)
-            _logger.exception("%s ended in an unexpected error; nothing of it is stored", type(command).__name__)
-            return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
+            what = f"{type(command).__name__} ended in an unexpected error; nothing of it is stored"
+            return internal_error(_logger, what, error)
 
     def reopen(self) -> None:
         """Do nothing: this store never fails."""

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from milepost_server import log_setup, malloc
-from milepost_server.errors import StorageFailedError, StoreError
+from milepost_server.errors import StorageFailedError, StoreError, internal_error
 from milepost_server.limits import MIB, Limits
 from milepost_server.model import (
     EncodedLoadAnswer,
@@ -188,7 +188,7 @@ def _answer(engine: Engine, codec: CallCodec, query: Any) -> Any:
                 return frames.StatisticsAnswer(dict(engine.statistics()))
     except StoreError as error:
         return error
-    except Exception:
-        # The edge of the process: a defect must not leave the asker without an answer.
-        logging.getLogger(__name__).exception("%s ended in an unexpected error", type(query).__name__)
-        return StoreError("INTERNAL_ERROR", "the server failed at this call; its log has the traceback")
+    except Exception as error:  # noqa: BLE001 - a defect must not leave the asker without an answer
+        return internal_error(
+            logging.getLogger(__name__), f"{type(query).__name__} ended in an unexpected error", error
+        )

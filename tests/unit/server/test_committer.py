@@ -445,6 +445,7 @@ async def test_a_defect_of_the_engine_is_an_internal_error_and_the_writer_goes_o
             await committer.submit(command("a"), namespace="n")
         assert failed.value.reason == "INTERNAL_ERROR"
         assert "secret" not in failed.value.message
+        assert failed.value.metadata["error_id"] in caplog.text
         assert await committer.submit(command("b"), namespace="n") == DELETED
     assert "ZeroDivisionError" in caplog.text
 
