@@ -34,10 +34,11 @@ def serve() -> None:
 
 
 def submit(batch: str) -> None:
-    """Store the input of each workflow. That is all it takes: the definition's name brings it to the workers."""
+    """Store the input of each workflow. That is all it takes: workers of the definition hear of it."""
     with Client(TARGET) as client:
+        runner = thumbnail.bind(client)
         for number in range(THUMBNAILS):
-            client.save(f"{batch}-{number}", state={"number": number}, after="start", definition=thumbnail.name)
+            runner.submit(f"{batch}-{number}", {"number": number})
 
 
 def wait_until_completed(batch: str) -> int:

@@ -148,6 +148,8 @@ def blocking(client: Client, store: CheckpointStore) -> None:
     assert_type(run.state, Order)
     assert_type(run.resumed, bool)
     assert_type(runner.start("order-7", Order([])).state.total, float)
+    assert_type(runner.submit("order-7", Order([]), deadline_s=60), bool)
+    runner.submit("order-7", {"items": []})  # type: ignore[arg-type]
     assert_type(runner.resume("order-7").waiting_for, str)
     assert_type(runner.signal("order-7", "approval", {"by": "me"}), SignalSent)
     assert_type(runner.fork("order-7", "order-8"), WorkflowInfo)

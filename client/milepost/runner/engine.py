@@ -20,10 +20,12 @@ from milepost.codecs import Codec
 from milepost.errors import (
     CheckpointNotFoundError,
     DefinitionNotFoundError,
+    HeadMovedError,
     InvalidRequestError,
     LeaseHeldError,
     LimitExceededError,
     MilepostError,
+    WorkflowExistsError,
     WorkflowNotFoundError,
 )
 from milepost.runner import tracing
@@ -215,6 +217,28 @@ class Engine(Generic[S]):
             except SaveRefusedError as refused:
                 yield from self._fail_refused(refused)
 
+    def submit(self) -> Flow[bool]:
+        """Store the input for somebody else to run. Returns whether the workflow is new."""
+        try:
+            yield from self._begin()
+        except (HeadMovedError, WorkflowExistsError, LeaseHeldError) as refused:
+            head = yield from self._load_head()
+            if head is None:
+                if not (isinstance(refused, LeaseHeldError) and self._uses_lease):
+                    raise
+                # Whoever holds the lease is about to begin, or has died before that.
+                yield from self._take_lease()
+                head = yield from self._load_head()
+                if head is None:
+                    yield from self._begin(releases=True)
+                    return True
+        else:
+            return True
+        if head.definition not in {"", self._workflow.name}:
+            raise self._failures.other_definition(head.definition, self._workflow.name)
+        self._check_input((yield from self._run_state(head)))
+        return False
+
     def cancel(self) -> Flow[None]:
         """Save the workflow as cancelled, unless it has ended already. Its state and definition stay as they are."""
         head = yield from self._take_over()
@@ -353,7 +377,7 @@ class Engine(Generic[S]):
                 break
         return read_run_state(found)
 
-    def _begin(self) -> Flow[None]:
+    def _begin(self, *, releases: bool = False) -> Flow[None]:
         entries = self._input
         assert entries is not None
         first = self._environment.new_id()
@@ -362,7 +386,7 @@ class Engine(Generic[S]):
         self._use(state, entries, None)
         self._frontier = Frontier(self._definition)
         self._the_journal.touch()
-        yield from self._save(Status.RUNNING)
+        yield from self._save(Status.RUNNING, releases=releases)
 
     def _adopt(self, head: Checkpoint, state: RunState) -> Flow[None]:
         """Take over what is stored, as this definition has it."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from milepost.errors import (
+    DefinitionMismatchError,
     InputMismatchError,
     StepFailedError,
     StepOutcomeUnknownError,
@@ -57,6 +58,14 @@ class Failures:
             "another id",
             workflow_id=self._workflow_id,
             scope=self._scope,
+        )
+
+    def other_definition(self, found: str, wanted: str) -> DefinitionMismatchError:
+        """Return the error of an input for a workflow that belongs to another definition."""
+        return DefinitionMismatchError(
+            f"workflow {self._workflow_id!r} belongs to the definition {found!r}, not to {wanted!r}; take another id",
+            workflow_id=self._workflow_id,
+            metadata={"definition": found},
         )
 
     def cancelled(self) -> WorkflowCancelledError:

@@ -58,7 +58,8 @@ def is_news(event: WatchEvent) -> bool:
         case WatchEventKind.STARTED | WatchEventKind.SIGNAL_SENT | WatchEventKind.LEASE_RELEASED:
             return True
         case WatchEventKind.SAVED:
-            return event.lease_released and not event.scope and event.status is Status.RUNNING
+            # The first one may be an input that was submitted; a look at the workflow tells whether somebody runs it.
+            return (event.lease_released or event.sequence == 1) and not event.scope and event.status is Status.RUNNING
         case _:
             return False
 

@@ -273,6 +273,27 @@ class Runner(_BaseRunner[S]):
             Order(workflow_id=workflow_id, kind="resume", deadline_s=deadline_s, lease_wait_s=lease_wait_s)
         )
 
+    def submit(self, workflow_id: str, state: S, *, deadline_s: float | None = None) -> bool:
+        """Store the input of a workflow for somebody else to run, a runner that serves or resumes it. Runs no step.
+
+        May be repeated: a workflow that was started with the same input stays as it is, wherever it has come to.
+
+        Args:
+            workflow_id: Its name in the store.
+            state: The input.
+            deadline_s: Time for the whole workflow from now on, in seconds, where this call starts it; None: no limit.
+
+        Returns:
+            Whether the workflow is new. Either way its input is stored durably.
+
+        Raises:
+            InputMismatchError: It was started with another input.
+            DefinitionMismatchError: It belongs to another definition.
+            LeaseHeldError: Another host has held it for as long as a lease lives, and has stored nothing.
+        """
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s))
+        return self._driver(engine).run(engine.submit())
+
     def fork(self, workflow_id: str, new_workflow_id: str, *, checkpoint_id: str | None = None) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint; `resume` it to go on from there.
 
@@ -499,6 +520,11 @@ class AsyncRunner(_BaseRunner[S]):
         return await self._run(
             Order(workflow_id=workflow_id, kind="resume", deadline_s=deadline_s, lease_wait_s=lease_wait_s)
         )
+
+    async def submit(self, workflow_id: str, state: S, *, deadline_s: float | None = None) -> bool:
+        """Store the input of a workflow for somebody else to run; tell whether it is new. See `Runner.submit`."""
+        engine = self._engine(self._workflow, Order(workflow_id=workflow_id, state=state, deadline_s=deadline_s))
+        return await self._driver(engine).run(engine.submit())
 
     async def fork(self, workflow_id: str, new_workflow_id: str, *, checkpoint_id: str | None = None) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint. See `Runner.fork`."""

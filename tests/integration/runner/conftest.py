@@ -40,6 +40,10 @@ class Bound:
         run: Run[Any] = self._call("resume", workflow_id, **options)
         return run
 
+    def submit(self, workflow_id: str, state: Any, **options: Any) -> bool:
+        is_new: bool = self._call("submit", workflow_id, state, **options)
+        return is_new
+
     def fork(self, workflow_id: str, new_workflow_id: str, **options: Any) -> Any:
         return self._call("fork", workflow_id, new_workflow_id, **options)
 
