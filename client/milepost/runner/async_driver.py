@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
+from milepost.errors import DefinitionNotFoundError, LeaseHeldError, MilepostError
 from milepost.runner import crash_points, tracing
 from milepost.runner.async_save_queue import AsyncSaveQueue
-from milepost.runner.attempt import Attempt
-from milepost.runner.context import logger
+from milepost.runner.attempt import STEP_ENDS, Attempt
 from milepost.runner.engine import Engine
 from milepost.runner.events import (
+    RELEASE_S,
+    SIGNALS_MAX,
     AcquireLease,
     AppendRecords,
     AttemptEnded,
@@ -24,6 +25,7 @@ from milepost.runner.events import (
     Enqueue,
     Event,
     Flow,
+    Leave,
     LoadAncestor,
     LoadHead,
     LoadManifest,
@@ -38,8 +40,7 @@ from milepost.runner.events import (
     SuspendRequested,
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
-from milepost.runner.settings import Environment, Settings
-from milepost.runner.sync_driver import MOVED_CLOCK_CHECK_S, RELEASE_S, SIGNALS_MAX, STEP_ENDS
+from milepost.runner.settings import MOVED_CLOCK_CHECK_S, Environment, Settings
 from milepost.runner.threads import DaemonThreads
 from milepost.types import Checkpoint, LeaseInfo, Saved, Signal
 
@@ -157,25 +158,30 @@ class AsyncDriver:
             return
         if self._hold is not None and self._keeper is not None:
             self._keeper.drop(self._hold)
-        is_crash = isinstance(failure, crash_points.SimulatedCrash)
-        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(
-            failure, LeaseError
-        ):
-            return
-        if not self._engine.holds_lease:
-            return
-        try:
-            async with asyncio.timeout(RELEASE_S):
-                parting = self._engine.parting_records()
-                if parting is not None and not is_crash and not isinstance(failure, Exception):
-                    await self._append_records(AppendRecords("", *parting))
-                await self._store.release_lease(self._workflow_id, self._engine.lease_token)
-        except (MilepostError, TimeoutError) as error:
-            logger.info(
-                "workflow %r: its lease is not given back (%s) and runs out by itself",
-                self._workflow_id,
-                type(error).__name__,
-            )
+        leave = self._engine.leaving(failure)
+        if leave is not None:
+            await self._to_its_end(self._give_back(leave))
+
+    async def _give_back(self, leave: Leave) -> None:
+        if leave.parting is not None:
+            await self._append_records(leave.parting)
+        await self._store.release_lease(self._workflow_id, self._engine.lease_token)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Give a lease back however often the run is cancelled meanwhile; what keeps it back is logged."""
+        task = self._loop.create_task(asyncio.wait_for(work, RELEASE_S))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            if not isinstance(problem, MilepostError | TimeoutError):
+                raise problem
+            self._engine.lease_stays(problem)
+        if cancelled is not None:
+            raise cancelled
 
     async def _end_attempts(self, failure: BaseException | None) -> None:
         """Cancel what still runs, and after an error give it the time to end: whoever calls next may start it again."""
@@ -229,8 +235,8 @@ class AsyncDriver:
     def _taken(self, event: Event) -> Event:
         if isinstance(event, AttemptEnded):
             self._tasks.pop(event.attempt, None)
-            if self._hold is not None and event.attempt.step.timeout_s is not None:
-                self._hold.limit(event.attempt, None)
+            if self._hold is not None:
+                self._hold.ended(event.attempt)
             if event.error is not None and not isinstance(event.error, STEP_ENDS):
                 raise event.error
         return event
@@ -265,10 +271,8 @@ class AsyncDriver:
 
     def _start_attempt(self, effect: StartAttempt) -> None:
         attempt = effect.attempt
-        if self._hold is not None and attempt.step.timeout_s is not None:
-            # The engine gives it up before; where even that has hung, the lease is not kept for ever.
-            given_s = attempt.step.timeout_s + self._settings.grace_s + self._settings.lease_margin_s
-            self._hold.limit(attempt, self._environment.clock() + given_s)
+        if self._hold is not None:
+            self._hold.began(attempt)
         if attempt.step.is_async:
             task = self._loop.create_task(attempt.run_async(), name=f"milepost step {attempt.step.id}")
             self._tasks[attempt] = task
@@ -295,18 +299,33 @@ class AsyncDriver:
 
     async def _acquire_lease(self, effect: AcquireLease) -> LeaseInfo:
         asked_at = self._environment.clock()
-        lease: LeaseInfo = await self._store.acquire_lease(
-            self._workflow_id,
-            ttl_s=effect.ttl_s,
-            wait_s=effect.wait_s,
-            holder=self._settings.holder,
-            request_id=effect.request_id,
-        )
+        try:
+            lease = await self._ask_for_lease(effect, effect.wait_s)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                await self._to_its_end(self._give_back_unseen(effect))
+            raise
         if self._keeper is not None:
             if self._hold is not None:
                 self._keeper.drop(self._hold)
             self._hold = self._keeper.hold(self._workflow_id, lease.token, asked_at, self.post)
         return lease
+
+    async def _ask_for_lease(self, effect: AcquireLease, wait_s: float) -> LeaseInfo:
+        lease: LeaseInfo = await self._store.acquire_lease(
+            self._workflow_id,
+            ttl_s=effect.ttl_s,
+            wait_s=wait_s,
+            holder=self._settings.holder,
+            request_id=effect.request_id,
+        )
+        return lease
+
+    async def _give_back_unseen(self, effect: AcquireLease) -> None:
+        """Give back a lease that may have been granted though its answer was cut off: the same request has the same."""
+        with contextlib.suppress(LeaseHeldError):
+            lease = await self._ask_for_lease(effect, 0.0)
+            await self._store.release_lease(self._workflow_id, lease.token)
 
     async def _load_head(self, effect: LoadHead) -> Checkpoint:
         with tracing.load_span(self._workflow_id, effect.scope):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from typing_extensions import override
 
 from milepost.runner import tracing
-from milepost.runner.context import AsyncContext, BaseContext, Context, RunFrame
+from milepost.runner.context import (
+    AsyncContext,
+    BaseContext,
+    ChildOutageError,
+    ChildWaitsError,
+    Context,
+    RunFrame,
+    StepCancelledError,
+)
 from milepost.runner.items import state_and_item
 from milepost.runner.patches import Entries, effect_of, item_result
 from milepost.runner.state_type import StateType
 from milepost.runner.step import Step
 
-__all__ = ["Attempt"]
+__all__ = ["STEP_ENDS", "Attempt"]
+
+STEP_ENDS: Final = (Exception, StepCancelledError, ChildWaitsError, ChildOutageError, asyncio.CancelledError)
+"""What a step may raise and the run goes on by its rules. Anything else ends the program, not the step."""
 
 
 class Attempt:

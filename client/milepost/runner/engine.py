@@ -22,20 +22,23 @@ from milepost.errors import (
     DefinitionNotFoundError,
     HeadMovedError,
     InvalidRequestError,
+    LeaseError,
     LeaseHeldError,
     LimitExceededError,
     MilepostError,
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
-from milepost.runner import tracing
+from milepost.runner import crash_points, tracing
 from milepost.runner.branches import KnownProgress, branch_records, make_branches, recall
 from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.effects import StageProblemError, repeated_steps, state_after
 from milepost.runner.events import (
     AcquireLease,
+    AppendRecords,
     Flow,
+    Leave,
     LoadAncestor,
     LoadHead,
     LoadManifest,
@@ -185,12 +188,31 @@ class Engine(Generic[S]):
             self._uses_lease and self.lease_token != 0 and not (self._journal is not None and self._journal.is_released)
         )
 
-    def parting_records(self) -> tuple[str, Sequence[Record]] | None:
-        """Return what to append, and to which checkpoint, where a resume ends on purpose: it was no crash."""
+    def leaving(self, failure: BaseException | None) -> Leave | None:
+        """Return how to give the lease back now that a flow has ended; None where there is none to give back.
+
+        Args:
+            failure: What ended the flow; None: it came to its end.
+        """
+        if isinstance(failure, LeaseError) or not self.holds_lease:
+            return None
+        if isinstance(failure, crash_points.SimulatedCrash):
+            return None if failure.keeps_lease else Leave(None)
         journal = self._journal
         if journal is None or not self._resume_head or journal.head_id != self._resume_head:
-            return None
-        return journal.head_id, [left_record(self._order.workflow_id, self.run_id)]
+            return Leave(None)
+        if isinstance(failure, Exception):
+            return Leave(None)
+        # A resume that ends on purpose where it began: it was no crash.
+        return Leave(AppendRecords("", journal.head_id, [left_record(self._order.workflow_id, self.run_id)]))
+
+    def lease_stays(self, error: Exception) -> None:
+        """Note that the lease could not be given back."""
+        logger.info(
+            "workflow %r: its lease is not given back (%s) and runs out by itself",
+            self._order.workflow_id,
+            type(error).__name__,
+        )
 
     # The run.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from milepost.errors import InvalidRequestError
 from milepost.types import CANCEL_SIGNAL, PendingSignal, Record, SaveItem
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SIGNALS_MAX: Final = 100
+"""Most signals of a name that are read at once."""
+RELEASE_S: Final = 5.0
+"""How long a run that ends waits for its lease to be given back."""
+
 
 @dataclass(frozen=True, slots=True)
 class AcquireLease:
@@ -34,6 +39,14 @@ class AcquireLease:
     ttl_s: float
     wait_s: float
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Request: give the lease back. Nothing waits for it longer than `RELEASE_S`. Answer: None."""
+
+    parting: AppendRecords | None
+    """Appended before, where it says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,7 @@ class LoadManifest:
 
 @dataclass(frozen=True, slots=True)
 class ReadSignals:
-    """Request: read the pending signals of a name. Answer: a sequence of `Signal`, oldest first."""
+    """Request: read the pending signals of a name. Answer: at most `SIGNALS_MAX` of them, oldest first."""
 
     name: str
 

@@ -32,11 +32,11 @@ def heartbeats_for(store: Any) -> Callable[[], RenewsLeases]:
     return lambda: _Borrowed(store.renew_lease)
 
 
-def _twin(store: Client | AsyncClient) -> Client:
-    """Return a blocking client of the same configuration. An async client's interceptors would not fit."""
-    interceptors = store._interceptors if isinstance(store, Client) else ()  # noqa: SLF001  as below
-    endpoint = store._endpoint  # noqa: SLF001  the twin of a client is made of its parts
-    twin = Client(
+def _twin(store: Client | AsyncClient) -> RenewsLeases:
+    """Return a client of the same configuration, a blocking one unless interceptors need a loop."""
+    endpoint, interceptors = store._endpoint, store._interceptors  # noqa: SLF001  a client's twin is made of its parts
+    kind: type[Any] = AsyncClient if interceptors and isinstance(store, AsyncClient) else Client
+    twin = kind(
         endpoint.target,
         namespace=endpoint.namespace,
         tls=endpoint.tls,
@@ -47,7 +47,7 @@ def _twin(store: Client | AsyncClient) -> Client:
         insecure=True,
     )
     twin._endpoint, twin._token = endpoint, endpoint.token  # noqa: SLF001
-    return twin
+    return _OnOwnLoop(twin) if isinstance(twin, AsyncClient) else twin
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -62,6 +62,23 @@ class _Borrowed:
 
     def __init__(self, renew: Callable[..., LeaseRenewal]) -> None:
         self.renew_lease = renew
+
+
+class _OnOwnLoop:
+    """An async client that runs in the keeper's thread only."""
+
+    def __init__(self, twin: AsyncClient) -> None:
+        self._twin = twin
+        self._runner = asyncio.Runner()
+
+    def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float = CALL_S) -> LeaseRenewal:
+        """Renew with the interceptors of the client that this is a twin of."""
+        return self._runner.run(self._twin.renew_lease(workflow_id, token, timeout_s=timeout_s))
+
+    def close(self) -> None:
+        """Close the channel and the loop."""
+        with self._runner:
+            self._runner.run(self._twin.close())
 
 
 class _OnLoop:

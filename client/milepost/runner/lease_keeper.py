@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from milepost.errors import LeaseLostError, MilepostError
+from milepost.runner.attempt import Attempt
 from milepost.runner.context import logger
 from milepost.runner.events import Event, LeaseGone, LeasePaused, LeaseRenewed, SignalsPending
 from milepost.runner.settings import Settings
@@ -42,24 +43,50 @@ class RenewsLeases(Protocol):
 class Hold:
     """One lease that is kept."""
 
-    __slots__ = ("_limits", "is_dropped", "is_paused", "next_try_at", "post", "renewed_at", "token", "workflow_id")
+    __slots__ = (
+        "_clock",
+        "_limits",
+        "_settings",
+        "is_dropped",
+        "is_paused",
+        "next_try_at",
+        "post",
+        "renewed_at",
+        "token",
+        "workflow_id",
+    )
 
-    def __init__(self, workflow_id: str, token: int, asked_at: float, post: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        workflow_id: str,
+        token: int,
+        asked_at: float,
+        *,
+        post: Callable[[Event], None],
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
         self.workflow_id = workflow_id
         self.token = token
         self.post = post
         self.renewed_at = asked_at
         self.next_try_at = asked_at
-        self._limits: dict[object, float] = {}
+        self._limits: dict[Attempt, float] = {}
         self.is_paused = False
         self.is_dropped = False
 
-    def limit(self, who: object, until: float | None) -> None:
-        """Renew no longer than until then: a step that has not been ended by then has hung the run. None: no limit."""
-        if until is None:
-            self._limits.pop(who, None)
-        else:
-            self._limits[who] = until
+    def began(self, attempt: Attempt) -> None:
+        """Note an attempt. The engine gives it up in time; where even that has hung, the lease is not kept for ever."""
+        timeout_s = attempt.step.timeout_s
+        if timeout_s is not None:
+            given_s = timeout_s + self._settings.grace_s + self._settings.lease_margin_s
+            self._limits[attempt] = self._clock() + given_s
+
+    def ended(self, attempt: Attempt) -> None:
+        """Note that an attempt has ended, or was given up."""
+        self._limits.pop(attempt, None)
 
     @property
     def renew_until(self) -> float:
@@ -95,7 +122,7 @@ class LeaseKeeper:
             asked_at: Reading of the clock from before the request was sent.
             post: Tells the run; called from the keeper's thread.
         """
-        hold = Hold(workflow_id, token, asked_at, post)
+        hold = Hold(workflow_id, token, asked_at, post=post, settings=self._settings, clock=self._clock)
         hold.next_try_at = asked_at + self._settings.lease_ttl_s / 3
         with self._condition:
             self._holds.add(hold)

@@ -19,6 +19,8 @@ Durability: TypeAlias = Literal["sync", "pipelined", "exit"]
 
 LEASE_WAIT_MAX_S: Final = 60.0
 """The longest wait for a lease that a store takes in one call."""
+MOVED_CLOCK_CHECK_S: Final = 0.01
+"""How often a wait looks at a clock that a test moves."""
 
 
 def _holder() -> str:

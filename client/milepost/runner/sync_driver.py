@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from milepost._sync.client import Client
-from milepost.errors import DefinitionNotFoundError, LeaseError, MilepostError
+from milepost.errors import DefinitionNotFoundError, LeaseHeldError, MilepostError
 from milepost.runner import crash_points, tracing
-from milepost.runner.attempt import Attempt
-from milepost.runner.context import BaseContext, ChildOutageError, ChildWaitsError, StepCancelledError, logger
+from milepost.runner.attempt import STEP_ENDS, Attempt
+from milepost.runner.context import BaseContext
 from milepost.runner.engine import Engine
 from milepost.runner.events import (
+    RELEASE_S,
+    SIGNALS_MAX,
     AcquireLease,
     AppendRecords,
     AttemptEnded,
@@ -43,22 +44,13 @@ from milepost.runner.events import (
 )
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
 from milepost.runner.save_queue import SaveQueue
-from milepost.runner.settings import Environment, Settings
+from milepost.runner.settings import MOVED_CLOCK_CHECK_S, Environment, Settings
 from milepost.runner.threads import DaemonThreads
 from milepost.types import Checkpoint, LeaseInfo, Saved, Signal
 
 __all__ = ["SyncDriver"]
 
 T = TypeVar("T")
-
-RELEASE_S: Final = 5.0
-"""How long a run that ends waits for its lease to be given back."""
-SIGNALS_MAX: Final = 100
-"""Most signals of a name that are read at once."""
-MOVED_CLOCK_CHECK_S: Final = 0.01
-"""How often a wait looks at a clock that a test moves."""
-STEP_ENDS: Final = (Exception, StepCancelledError, ChildWaitsError, ChildOutageError, asyncio.CancelledError)
-"""What a step may raise and the run goes on by its rules. Anything else ends the program, not the step."""
 
 
 class SyncDriver:
@@ -177,24 +169,14 @@ class SyncDriver:
             return
         if self._hold is not None and self._keeper is not None:
             self._keeper.drop(self._hold)
-        is_crash = isinstance(failure, crash_points.SimulatedCrash)
-        if (isinstance(failure, crash_points.SimulatedCrash) and failure.keeps_lease) or isinstance(
-            failure, LeaseError
-        ):
-            return
-        if not self._engine.holds_lease:
-            return
-        try:
-            parting = self._engine.parting_records()
-            if parting is not None and not is_crash and not isinstance(failure, Exception):
-                self._append_records(AppendRecords("", *parting))
-            self._release_lease()
-        except MilepostError as error:
-            logger.info(
-                "workflow %r: its lease is not given back (%s) and runs out by itself",
-                self._workflow_id,
-                type(error).__name__,
-            )
+        leave = self._engine.leaving(failure)
+        if leave is not None:
+            try:
+                if leave.parting is not None:
+                    self._append_records(leave.parting)
+                self._release_lease(self._engine.lease_token)
+            except MilepostError as error:
+                self._engine.lease_stays(error)
 
     def _await_attempts(self) -> None:
         """Give steps that still run the time to end: whoever calls next may start them again."""
@@ -232,8 +214,8 @@ class SyncDriver:
     def _taken(self, event: Event) -> Event:
         if isinstance(event, AttemptEnded):
             self._in_flight.pop(event.attempt, None)
-            if self._hold is not None and event.attempt.step.timeout_s is not None:
-                self._hold.limit(event.attempt, None)
+            if self._hold is not None:
+                self._hold.ended(event.attempt)
             if event.error is not None and not isinstance(event.error, STEP_ENDS):
                 raise event.error
         return event
@@ -254,10 +236,8 @@ class SyncDriver:
 
     def _start_attempt(self, effect: StartAttempt) -> None:
         attempt = effect.attempt
-        if self._hold is not None and attempt.step.timeout_s is not None:
-            # The engine gives it up before; where even that has hung, the lease is not kept for ever.
-            given_s = attempt.step.timeout_s + self._settings.grace_s + self._settings.lease_margin_s
-            self._hold.limit(attempt, self._environment.clock() + given_s)
+        if self._hold is not None:
+            self._hold.began(attempt)
         self._in_flight[attempt] = None
         if effect.may_block:
             self._run_here(attempt)
@@ -291,18 +271,37 @@ class SyncDriver:
 
     def _acquire_lease(self, effect: AcquireLease) -> LeaseInfo:
         asked_at = self._environment.clock()
-        lease: LeaseInfo = self._store.acquire_lease(
-            self._workflow_id,
-            ttl_s=effect.ttl_s,
-            wait_s=effect.wait_s,
-            holder=self._settings.holder,
-            request_id=effect.request_id,
-        )
+        try:
+            lease = self._ask_for_lease(effect, effect.wait_s)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._give_back_unseen(effect)
+            raise
         if self._keeper is not None:
             if self._hold is not None:
                 self._keeper.drop(self._hold)
             self._hold = self._keeper.hold(self._workflow_id, lease.token, asked_at, self.post)
         return lease
+
+    def _ask_for_lease(self, effect: AcquireLease, wait_s: float, **options: Any) -> LeaseInfo:
+        lease: LeaseInfo = self._store.acquire_lease(
+            self._workflow_id,
+            ttl_s=effect.ttl_s,
+            wait_s=wait_s,
+            holder=self._settings.holder,
+            request_id=effect.request_id,
+            **options,
+        )
+        return lease
+
+    def _give_back_unseen(self, effect: AcquireLease) -> None:
+        """Give back a lease that may have been granted though its answer was cut off: the same request has the same."""
+        try:
+            self._release_lease(self._ask_for_lease(effect, 0.0, **self._release_options).token)
+        except LeaseHeldError:
+            pass  # It was not.
+        except MilepostError as error:
+            self._engine.lease_stays(error)
 
     def _load_head(self, effect: LoadHead) -> Checkpoint:
         with tracing.load_span(self._workflow_id, effect.scope):
@@ -342,10 +341,13 @@ class SyncDriver:
             crash_points.check("after", effect.arguments)
         return saved
 
-    def _release_lease(self) -> None:
+    @property
+    def _release_options(self) -> dict[str, Any]:
         # Not the whole timeout of a client whose server may be gone: the lease runs out by itself.
-        options = {"timeout_s": RELEASE_S} if isinstance(self._store, Client) else {}
-        self._store.release_lease(self._workflow_id, self._engine.lease_token, **options)
+        return {"timeout_s": RELEASE_S} if isinstance(self._store, Client) else {}
+
+    def _release_lease(self, token: int) -> None:
+        self._store.release_lease(self._workflow_id, token, **self._release_options)
 
     def _append_records(self, effect: AppendRecords) -> Any:
         arguments: dict[str, Any] = {"scope": effect.scope, "require_checkpoint": True}

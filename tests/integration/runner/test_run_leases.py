@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
-from milepost import Client, InMemoryStore
+from milepost import AsyncClient, Client, InMemoryStore
 from milepost.errors import (
     DeadlineError,
     LeaseHeldError,
@@ -21,8 +24,8 @@ from milepost.errors import (
     UnavailableError,
 )
 from milepost.runner import Retry, Workflow
-from milepost.testing import SimulatedCrash, crash_after, local_server
-from milepost.types import Status
+from milepost.testing import LocalServer, SimulatedCrash, crash_after, local_server
+from milepost.types import LeaseInfo, Status
 from tests.integration.runner.conftest import Bound, World
 
 State = dict[str, Any]
@@ -517,3 +520,97 @@ def test_threads_of_runners_that_are_done_end_soon() -> None:
     while threading.active_count() > before and time.monotonic() < give_up_at:
         threading.Event().wait(0.05)
     assert threading.active_count() <= before
+
+
+def test_a_run_that_is_cancelled_while_its_lease_is_granted_gives_it_back(runner_server: LocalServer) -> None:
+    """Between the grant and its answer, and again while it is given back: nobody waits for it to run out."""
+
+    class Late(AsyncClient):
+        granted = 0
+
+        async def acquire_lease(self, *args: Any, **options: Any) -> LeaseInfo:
+            lease = await super().acquire_lease(*args, **options)
+            self.granted += 1
+            running.cancel()
+            await asyncio.sleep(0.01)
+            return lease
+
+        async def release_lease(self, *args: Any, **options: Any) -> bool:
+            running.cancel()
+            await asyncio.sleep(0.01)
+            return await super().release_lease(*args, **options)
+
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(lambda state: None, id="only")
+    running: asyncio.Task[Any]
+
+    async def program() -> None:
+        nonlocal running
+        async with Late(runner_server.target, namespace="cancelled-grant") as client:
+            running = asyncio.ensure_future(workflow.bind(client).run("o", {}))
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert client.granted == 2
+            assert await client.get_lease("o") is None
+
+    asyncio.run(program())
+
+
+def test_ctrl_c_while_a_lease_is_granted_gives_it_back(runner_server: LocalServer) -> None:
+    class Interrupted(Client):
+        granted = 0
+
+        def acquire_lease(self, *args: Any, **options: Any) -> LeaseInfo:
+            lease = super().acquire_lease(*args, **options)
+            self.granted += 1
+            if self.granted == 1:
+                raise KeyboardInterrupt
+            return lease
+
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(lambda state: None, id="only")
+    with Interrupted(runner_server.target, namespace="interrupted-grant") as client:
+        with pytest.raises(KeyboardInterrupt):
+            workflow.bind(client).run("o", {})
+        assert client.granted == 2
+        assert client.get_lease("o") is None
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_heartbeats_pass_the_interceptors_of_the_client(kind: str, runner_server: LocalServer) -> None:
+    """They may carry what lets a call through."""
+    renewed = threading.Event()
+
+    class Seen(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            if details.method.endswith("/RenewLease"):
+                renewed.set()
+            return continuation(details, request)
+
+    class AsyncSeen(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            method = details.method if isinstance(details.method, str) else details.method.decode()
+            if method.endswith("/RenewLease"):
+                renewed.set()
+            return await continuation(details, request)
+
+    workflow = Workflow("order", dict[str, Any])
+
+    def waits(state: State) -> State:
+        return {"renewed": renewed.wait(10)}
+
+    async def blocks_its_loop(state: State) -> State:
+        return waits(state)
+
+    workflow.step(waits if kind == "sync" else blocks_its_loop, id="only")
+    if kind == "sync":
+        with Client(runner_server.target, namespace="intercepted", interceptors=[Seen()]) as client:
+            run = workflow.bind(client, lease_ttl_s=1.0).run("sync", {})
+    else:
+
+        async def program() -> Any:
+            async with AsyncClient(runner_server.target, namespace="intercepted", interceptors=[AsyncSeen()]) as client:
+                return await workflow.bind(client, lease_ttl_s=1.0).run("async", {})
+
+        run = asyncio.run(program())
+    assert run.state == {"renewed": True}

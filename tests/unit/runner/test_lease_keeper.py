@@ -6,12 +6,21 @@ import threading
 from datetime import UTC, datetime
 from typing import Any
 
+from milepost.codecs import JSON
 from milepost.errors import LeaseLostError, MilepostError, UnavailableError
+from milepost.runner.attempt import Attempt
+from milepost.runner.context import RunFrame
 from milepost.runner.events import Event, LeaseGone, LeasePaused, LeaseRenewed, SignalsPending
 from milepost.runner.lease_keeper import Hold, LeaseKeeper
+from milepost.runner.patches import Entries
 from milepost.runner.settings import Settings
+from milepost.runner.state_type import StateType
+from milepost.runner.step import Step
 from milepost.testing import FakeClock
 from milepost.types import LeaseInfo, LeaseRenewal, PendingSignal
+
+
+def sleeping(state: dict[str, Any]) -> None: ...
 
 
 class Store:
@@ -175,10 +184,13 @@ def test_a_hung_run_does_not_keep_its_lease_for_ever() -> None:
     """Past the time its step could be ended in, the lease runs out; it is kept again when the step has ended."""
     kept = Kept()
     hold = kept.hold()
-    hold.limit("attempt", 25.0)
+    step: Step[dict[str, Any]] = Step("s", sleeping, timeout_s=12.0)
+    frame = RunFrame(namespace="", workflow_id="w", wall_clock=kept.clock.monotonic)
+    attempt = Attempt(step, Entries.of({}, JSON), StateType(dict[str, Any]), frame, number=1)
+    hold.began(attempt)
     kept.until(100)
     assert [at for at, _, _ in kept.store.calls] == [10, 20]
     assert kept.kinds() == [LeasePaused]
-    hold.limit("attempt", None)
+    hold.ended(attempt)
     kept.until(101)
     assert kept.kinds() == [LeasePaused, LeaseRenewed]
