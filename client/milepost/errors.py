@@ -582,11 +582,11 @@ class StepOutcomeUnknownError(WorkflowError):
     Find out what happened, then say so: `runner.resolve(workflow_id, step, …)`.
 
     Attributes:
-        item_key: The item, where the step runs once for each.
+        item_key: The item, where the step runs once for each; else None.
         attempt_id: Names the attempt whose outcome is unknown.
     """
 
-    item_key: str
+    item_key: str | None
     attempt_id: str
 
     def __init__(
@@ -594,7 +594,7 @@ class StepOutcomeUnknownError(WorkflowError):
         message: str = "",
         *,
         step: str = "",
-        item_key: str = "",
+        item_key: str | None = None,
         attempt_id: str = "",
         **fields: Unpack[ErrorFields],
     ) -> None:

@@ -132,7 +132,7 @@ def resolve(
                 "workflow_id": workflow,
                 "scope": scope,
                 "step": step,
-                "item_key": item_key or "",
+                "item_key": item_key,
                 "resolution": resolution,
                 "status": head.status.value,
                 "checkpoint_id": head.checkpoint_id,

@@ -92,7 +92,7 @@ class KnownProgress:
             if (name := _step_of(task)) in ids:
                 self.branches[ids[name] + task[len(name) :]] = left
         begun = dict(records.started)
-        begun |= {task_name(one.step, one.item_key or None): "" for one in records.failures if one.kind == "unknown"}
+        begun |= {task_name(one.step, one.item_key): "" for one in records.failures if one.kind == "unknown"}
         for task, attempt_id in begun.items():
             if (name := _step_of(task)) in ids:
                 self.started[ids[name] + task[len(name) :]] = attempt_id

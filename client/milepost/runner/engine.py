@@ -674,7 +674,7 @@ class Engine(Generic[S]):
             return
         yield from self._give_signals(branches)
         for branch, attempt_id in recall(branches, self._known, self._codec):
-            raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", attempt_id)
+            raise self._failures.outcome_unknown(branch.step.id, branch.item_key, attempt_id)
         if self._is_resumed and not self._resume_head:
             yield from self._count_resume(steps[0])
         stage = Stage(
@@ -715,7 +715,7 @@ class Engine(Generic[S]):
             head: Checkpoint = yield LoadHead(self._order.scope)
             found = read_head_records(head.records, self._order.workflow_id).started.get(branch.task)
             if found != attempt_id or head.checkpoint_id != journal.head_id:
-                raise self._failures.outcome_unknown(branch.step.id, branch.item_key or "", found or "")
+                raise self._failures.outcome_unknown(branch.step.id, branch.item_key, found or "")
         branch.attempt_id = attempt_id
 
     def _keep(self, branches: Sequence[Branch]) -> Flow[None]:
@@ -883,7 +883,7 @@ class Engine(Generic[S]):
         self._check_item(step, item_key)
         journal = self._the_journal
         standing = [
-            self._failures.record(task_name(one.step, one.item_key or None), one)
+            self._failures.record(task_name(one.step, one.item_key), one)
             for one in self._records.failures
             if one.kind in FINAL and not (one.step == step_id and item_key in {None, one.item_key})
         ]

@@ -86,12 +86,13 @@ class Failures:
             scope=self._scope,
         )
 
-    def outcome_unknown(self, step_id: str, item_key: str, attempt_id: str = "") -> StepOutcomeUnknownError:
+    def outcome_unknown(self, step_id: str, item_key: str | None, attempt_id: str = "") -> StepOutcomeUnknownError:
         """Return the error of a step that may run once and was started."""
-        what = f"step {step_id!r}" + (f", item {item_key!r}," if item_key else "")
+        item = "" if item_key is None else f", item_key={item_key!r}"
+        what = f"step {step_id!r}" + ("" if item_key is None else f", item {item_key!r},")
         return StepOutcomeUnknownError(
             f"{what} of workflow {self._workflow_id!r} may run once; it was started and nobody knows how it ended. "
-            f"Find out, then resolve({self._workflow_id!r}, {step_id!r}, 'done', 'retry' or 'fail')",
+            f"Find out, then resolve({self._workflow_id!r}, {step_id!r}, 'done', 'retry' or 'fail'{item})",
             step=step_id,
             item_key=item_key,
             attempt_id=attempt_id,
@@ -165,7 +166,7 @@ class Failures:
         """Return a failure as it is kept."""
         return Failure(
             step=step_id,
-            item_key=item_key or "",
+            item_key=item_key,
             kind=kind,
             type="" if error is None else type(error).__name__,
             text="" if error is None else self._settings.quoted(error),

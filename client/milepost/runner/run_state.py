@@ -117,7 +117,8 @@ class Failure:
     """Why a step failed, as it is kept."""
 
     step: str
-    item_key: str = ""
+    item_key: str | None = None
+    """The item, where the step runs for each and it is about one."""
     kind: FailureKind
     type: str
     """Name of the exception's type."""
@@ -162,7 +163,8 @@ def read_head_records(records: Iterable[Record], workflow_id: str) -> HeadRecord
                 failures.append(
                     Failure(
                         step=record.name,
-                        item_key=str(value.get("item_key", "")),
+                        # An item's key may be empty too: only its task tells that there is one.
+                        item_key=str(value.get("item_key", "")) if "[" in task else None,
                         kind=value.get("kind", "error"),
                         type=str(value.get("type", "")),
                         text=str(value.get("text", "")),
@@ -193,7 +195,7 @@ def failure_record(workflow_id: str, task: str, failure: Failure) -> Record:
     """Make the record of a failure."""
     value = {
         "workflow": workflow_id,
-        "item_key": failure.item_key,
+        "item_key": failure.item_key or "",
         "kind": failure.kind,
         "type": failure.type,
         "text": failure.text[:TEXT_CHARACTERS_MAX],

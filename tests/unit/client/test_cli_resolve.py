@@ -112,7 +112,7 @@ def test_what_happened_is_told_as_entries_of_the_state(run: Run, shop: Shop, sto
         "workflow_id": "order-1",
         "scope": "",
         "step": "charge",
-        "item_key": "",
+        "item_key": None,
         "resolution": "done",
         "status": "running",
         "checkpoint_id": store.load("order-1").checkpoint_id,
