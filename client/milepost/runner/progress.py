@@ -12,8 +12,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TextIO, TypeVar
 
+from milepost.errors import LeaseHeldError
 from milepost.runner.definition import Definition
-from milepost.runner.events import AttemptEnded, Effect, Enqueue, Flow, LoadHead, SaveCheckpoint, StartAttempt
+from milepost.runner.events import (
+    AcquireLease,
+    AttemptEnded,
+    Effect,
+    Enqueue,
+    Flow,
+    LoadHead,
+    SaveCheckpoint,
+    StartAttempt,
+)
 from milepost.types import Checkpoint
 
 __all__ = ["Lines", "View", "shown", "view_for"]
@@ -27,6 +37,10 @@ _RESUMED_MAX: Final = 20
 
 class View(Protocol):
     """Where progress is shown."""
+
+    def waits(self, holder: str, left_s: float | None) -> None:
+        """Somebody else has the lease, for so many seconds unless it is renewed; None: for how long is not known."""
+        ...
 
     def resumed(self, finished: Sequence[str]) -> None:
         """These steps are finished already, in the order of the definition."""
@@ -73,6 +87,7 @@ def shown(flow: Flow[T], view: View, definition: Definition) -> Flow[T]:
                 flow.close()
                 raise
             except BaseException as error:  # noqa: BLE001  handed on to the flow
+                look.at_error(error)
                 effect = flow.throw(error)
             else:
                 look.at_answer(effect, answer)
@@ -96,9 +111,14 @@ class _Look:
         self._definition = definition
         self._finished: set[str] = set()
         self._items_left: dict[str, int] = {}
+        self._held: LeaseHeldError | None = None
 
     def at_effect(self, effect: Effect) -> None:
-        if isinstance(effect, StartAttempt):
+        if isinstance(effect, AcquireLease):
+            held = self._held
+            if held is not None:
+                self._show(lambda: self._view.waits(held.holder, held.remaining_s))
+        elif isinstance(effect, StartAttempt):
             step = effect.attempt.step.id
             self._items_left[step] = self._items_left.get(step, 0) + 1
             self._show(lambda: self._view.started(step, effect.attempt.number))
@@ -106,6 +126,10 @@ class _Look:
             self._count(effect.arguments["completed_steps"])
         elif isinstance(effect, Enqueue):
             self._count(effect.item.completed_steps)
+
+    def at_error(self, error: BaseException) -> None:
+        if isinstance(error, LeaseHeldError):
+            self._held = error
 
     def _count(self, completed_steps: Iterable[str]) -> None:
         # Also steps that had nothing to do, for lack of items.
@@ -149,6 +173,10 @@ class Lines:
         self._finished = 0
         self._started_at = clock()
 
+    def waits(self, holder: str, left_s: float | None) -> None:
+        """Say for whom."""
+        self._write(_wait(holder, left_s))
+
     def resumed(self, finished: Sequence[str]) -> None:
         """Say how far it had come."""
         self._finished = len(finished)
@@ -174,8 +202,7 @@ class Lines:
 
     def _write(self, text: str) -> None:
         count = f"{self._finished}/{self._steps}"
-        printable = "".join(char if char.isprintable() else "?" for char in f"{self._name}  {count}  {text}")
-        self._stream.write(f"{printable}\n")
+        self._stream.write(_printable(f"{self._name}  {count}  {text}") + "\n")
         self._stream.flush()
 
 
@@ -198,6 +225,9 @@ class _Bar:
         )
         self._task = self._progress.add_task("", total=steps, workflow=name)
         self._progress.start()
+
+    def waits(self, holder: str, left_s: float | None) -> None:
+        self._progress.update(self._task, description=_printable(_wait(holder, left_s)))
 
     def resumed(self, finished: Sequence[str]) -> None:
         self._progress.update(self._task, completed=len(finished))
@@ -226,6 +256,8 @@ class _Bar:
 class _Nowhere:
     """Shows nothing."""
 
+    def waits(self, holder: str, left_s: float | None) -> None: ...
+
     def resumed(self, finished: Sequence[str]) -> None: ...
 
     def started(self, step: str, attempt: int) -> None: ...
@@ -235,3 +267,12 @@ class _Nowhere:
     def saved(self, finished: int) -> None: ...
 
     def close(self, outcome: str) -> None: ...
+
+
+def _wait(holder: str, left_s: float | None) -> str:
+    left = "" if left_s is None else f", {left_s:.0f} s left"
+    return f"waiting for lease held by {holder or '?'}{left}"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
 from typing import Any
 
 import pytest
 
-from milepost import Retry, StepFailedError, Workflow
+from milepost import LeaseHeldError, Retry, StepFailedError, Workflow
 from milepost.runner.progress import Lines, view_for
 from tests.integration.runner.conftest import World
 
@@ -114,3 +115,27 @@ def test_a_person_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Lines("order\x1b[2J", 3, sys.stderr).started("charge", 1)
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_wait_for_the_lease_of_another_host_is_shown(
+    memory_world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds it and for how long, on a terminal too; not where the run does not wait."""
+    bound = memory_world.bind(order([]), lease_ttl_s=1.0)
+    lease = memory_world.eyes.acquire_lease("o", ttl_s=12.0, holder="web-3:4711\x1b[2J")
+    with pytest.raises(LeaseHeldError):
+        bound.run("o", {"items": []}, lease_wait_s=0.0, progress=True)
+    assert shown(capsys.readouterr().err) == ["o  0/3  LeaseHeldError after N s"]
+    timer = threading.Timer(0.2, memory_world.eyes.release_lease, ("o", lease.token))
+    timer.start()
+    bound.run("o", {"items": []}, progress=True)
+    timer.join()
+    lines = shown(capsys.readouterr().err)
+    assert lines[0] == "o  0/3  waiting for lease held by web-3:4711?[2J, 12 s left"
+    assert lines[-1] == "o  3/3  completed after N s"
+    lease = memory_world.eyes.acquire_lease("p", ttl_s=12.0, holder="web-3:4711")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(LeaseHeldError):
+        bound.run("p", {"items": []}, lease_wait_s=0.3, progress=True)
+    assert "waiting for lease held by web-3:4711" in terminal.getvalue()
