@@ -527,13 +527,17 @@ class WorkflowError(MilepostError):
 
     Attributes:
         step: The step it is about, "" where it is about none.
+        save_error: Why this end of the run could not be stored, where it should have been and is not: then the workflow
+            still counts as running, and whoever serves it takes it up again. None: it is stored, or nothing was to be.
     """
 
     step: str
+    save_error: MilepostError | None
 
     def __init__(self, message: str = "", *, step: str = "", **fields: Unpack[ErrorFields]) -> None:
         super().__init__(message, **fields)
         self.step = step
+        self.save_error = None
 
 
 class StepFailedError(WorkflowError):

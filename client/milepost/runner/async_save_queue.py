@@ -109,7 +109,8 @@ class AsyncSaveQueue:
             except PASSING as error:
                 failure = error
             if isinstance(failure, InvalidRequestError):
-                raise SaveRefusedError(batch[len(answers)], failure)
+                refused = batch[len(answers)]
+                raise SaveRefusedError((*refused.completed_steps, refused.current_step), failure)
             if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
                 raise failure
             await asyncio.sleep(pause_s)

@@ -24,8 +24,10 @@ from milepost.errors import (
     InvalidRequestError,
     LeaseError,
     LeaseHeldError,
+    LeaseLostError,
     LimitExceededError,
     MilepostError,
+    StepFailedError,
     WorkflowExistsError,
     WorkflowNotFoundError,
 )
@@ -604,8 +606,14 @@ class Engine(Generic[S]):
             records = self._branch_records(branches)
             failed = self._failures.branch_records(branches)
             records += failed or [self._failures.record(step_id, self._failures.failure(step_id, "deadline"))]
-        yield from self._save(Status.FAILED, records=records, releases=True)
-        raise self._failures.late(step_id)
+        late_error = self._failures.late(step_id)
+        try:
+            yield from self._save(Status.FAILED, records=records, releases=True)
+        except LeaseLostError as lost:
+            raise lost from late_error
+        except MilepostError as unsaved:
+            self._failures.unstored(late_error, unsaved)
+        raise late_error
 
     # Stages.
 
@@ -784,7 +792,8 @@ class Engine(Generic[S]):
         except InvalidRequestError as refused:
             # The store will never take what they left: too much of it, or a name that it does not allow.
             undo()
-            yield from self._fail_step(steps[-1], refused, self._branch_records(branches) if len(branches) > 1 else ())
+            kept = self._branch_records(branches) if len(branches) > 1 else ()
+            yield from self._fail_unstorable(steps, refused, kept)
 
     def _undo(self, steps: Sequence[Step[Any]]) -> Callable[[], None]:
         """Return what puts everything back to where it is now, before a stage is taken in."""
@@ -806,35 +815,52 @@ class Engine(Generic[S]):
     def _fail_step(self, step: Step[Any], error: Exception, kept: Sequence[Record]) -> Flow[None]:
         yield from self._fail([_failed_branch(step, error)], kept)
 
+    def _fail_unstorable(
+        self, steps: Sequence[Step[Any]], refused: InvalidRequestError, kept: Sequence[Record]
+    ) -> Flow[None]:
+        """Fail steps of whose results the store will never take one."""
+        failed = [_failed_branch(step, refused) for step in steps]
+        error = self._failures.unstorable(failed, refused)
+        try:
+            yield from self._fail(failed, kept, error)
+        except StepFailedError:
+            logger.warning("%s", error)
+            raise
+
     def _fail_refused(self, refused: SaveRefusedError) -> Flow[None]:
-        """Fail the step whose queued checkpoint the store will never take, behind what is durable."""
-        item, error = refused.item, refused.error
-        steps = ", ".join(repr(one) for one in dict.fromkeys((*item.completed_steps, item.current_step)))
-        error.add_note(f"Refused was checkpoint {item.checkpoint_id!r}, which holds what these steps left: {steps}")
-        step = self._definition.steps.get(item.current_step)
-        if step is None:
+        """Fail the steps whose checkpoint the store will never take, behind what is durable."""
+        error = refused.error
+        steps = [self._definition.steps[one] for one in refused.step_ids if one in self._definition.steps]
+        if not steps:
             raise error
         deadline = self._the_journal.state.deadline
         try:
             # What ran since is not stored and builds on what was refused: the store knows where the run stands.
             head = yield from self._load_head()
-            assert head is not None, "only what has begun is queued"
+            assert head is not None, "only what has begun is saved again"
             yield from self._adopt(head, (yield from self._run_state(head)))
         except MilepostError as unread:
-            failed = self._failures.of_branches([_failed_branch(step, error)])
-            failed.add_note(f"That it failed is not stored: {type(unread).__name__}: {unread.message}")
-            raise failed from error
+            failed = [_failed_branch(step, error) for step in steps]
+            raise self._failures.unstored(self._failures.unstorable(failed, error), unread) from error
         self._the_journal.state.deadline = deadline
-        yield from self._fail_step(step, error, ())
+        yield from self._fail_unstorable(steps, error, ())
 
-    def _fail(self, failed: Sequence[Branch], kept: Sequence[Record]) -> Flow[NoReturn]:
-        error = self._failures.of_branches(failed)
+    def _fail(
+        self, failed: Sequence[Branch], kept: Sequence[Record], error: StepFailedError | None = None
+    ) -> Flow[NoReturn]:
+        error = error or self._failures.of_branches(failed)
         records = [*kept, *self._failures.branch_records(failed)] if self._keeps_records else []
+        journal = self._the_journal
         try:
-            yield from self._the_journal.drain()
+            yield from journal.drain()
             yield from self._save(Status.FAILED, records=records, releases=True)
+        except LeaseLostError as lost:
+            raise lost from error
         except MilepostError as unsaved:
-            error.add_note(f"That it failed is not stored: {type(unsaved).__name__}: {unsaved.message}")
+            if isinstance(unsaved, InvalidRequestError) and journal.unsaved_steps:
+                # It is what steps before these left that is not taken.
+                raise SaveRefusedError(journal.unsaved_steps, unsaved) from error
+            self._failures.unstored(error, unsaved)
         raise error
 
     def _save(

@@ -14,7 +14,7 @@ sleeps, and needs no lock: whatever happens, happens to it in one order.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -213,12 +213,17 @@ class QueueFailed:
 
 
 class SaveRefusedError(Exception):
-    """The store will never take a queued checkpoint. What was queued before it is stored, what came after is not."""
+    """The store will never take a checkpoint. What came before it is stored, what came after is not.
 
-    def __init__(self, item: SaveItem, error: InvalidRequestError) -> None:
-        super().__init__(item, error)
-        self.item = item
+    Attributes:
+        step_ids: The steps whose results it holds.
+        error: Why.
+    """
+
+    def __init__(self, step_ids: Iterable[str], error: InvalidRequestError) -> None:
+        self.step_ids = tuple(dict.fromkeys(step_ids))
         self.error = error
+        super().__init__(self.step_ids, error)
 
 
 Event: TypeAlias = (

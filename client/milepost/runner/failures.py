@@ -13,6 +13,8 @@ from typing import Final
 from milepost.errors import (
     DefinitionMismatchError,
     InputMismatchError,
+    InvalidRequestError,
+    MilepostError,
     StepFailedError,
     StepOutcomeUnknownError,
     StepTimeoutError,
@@ -133,6 +135,30 @@ class Failures:
             ", ".join(type(branch.error).__name__ for branch in failed[:_NAMED_MAX]),
             "".join(self._quoted(one) for one in causes[:_NAMED_MAX]),
         )
+        return error
+
+    def unstorable(self, failed: Sequence[Branch], refused: InvalidRequestError) -> StepFailedError:
+        """Return the error of steps of whose results the store will never take one."""
+        tasks = ", ".join(repr(branch.task) for branch in failed[:_NAMED_MAX])
+        more = f" and {len(failed) - _NAMED_MAX} more" if len(failed) > _NAMED_MAX else ""
+        what = "what step" if len(failed) == 1 else "something of what steps"
+        error = StepFailedError(
+            f"{what} {tasks}{more} of workflow {self._workflow_id!r} left cannot be stored: {type(refused).__name__}: "
+            f"{refused.message}",
+            step=failed[-1].step.id,
+            attempts=failed[-1].attempt_count,
+            workflow_id=self._workflow_id,
+            scope=self._scope,
+        )
+        error.__cause__ = refused
+        return error
+
+    def unstored(self, error: WorkflowError, unsaved: MilepostError) -> WorkflowError:
+        """Note with the end of a run that it could not be stored, and log it."""
+        error.save_error = unsaved
+        problem = f"{type(unsaved).__name__}: {unsaved.message}"
+        error.add_note(f"That is not stored, so the workflow still counts as running: {problem}")
+        logger.warning("workflow %r: that it has ended is not stored (%s)", self._workflow_id, type(unsaved).__name__)
         return error
 
     def _step_failed(self, failed: Sequence[Branch]) -> StepFailedError:

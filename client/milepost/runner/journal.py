@@ -108,6 +108,11 @@ class Journal:
         """Something is in no checkpoint yet."""
         return self._is_dirty
 
+    @property
+    def unsaved_steps(self) -> Sequence[str]:
+        """Finished steps that are in no checkpoint yet."""
+        return self._unsaved_steps
+
     def touch(self) -> None:
         """Note that the state differs from the head's."""
         self._is_dirty = True

@@ -125,7 +125,8 @@ class SaveQueue:
             except PASSING as error:
                 failure = error
             if isinstance(failure, InvalidRequestError):
-                raise SaveRefusedError(batch[len(answers)], failure)
+                refused = batch[len(answers)]
+                raise SaveRefusedError((*refused.completed_steps, refused.current_step), failure)
             if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
                 raise failure
             (self._environment.sleep or threading.Event().wait)(pause_s)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from typing import Any
 
 import pytest
 
-from milepost.errors import HeadMovedError, InvalidRequestError, StepFailedError, UnavailableError
+from milepost.errors import (
+    HeadMovedError,
+    InvalidRequestError,
+    LeaseLostError,
+    StepFailedError,
+    UnavailableError,
+    WorkflowDeadlineError,
+)
 from milepost.runner import Workflow
 from milepost.testing import SimulatedCrash, crash_before_save
 from milepost.types import Status
@@ -90,6 +98,100 @@ def test_a_queued_checkpoint_that_is_refused_for_good_fails_the_step_that_left_i
     assert head.metadata["milepost"]["deadline"] == begun.metadata["milepost"]["deadline"]
     run = bound.run("o")
     assert (run.state, run.status, len(runs)) == ({"first": True, "fine": 1}, "completed", 2)
+
+
+@pytest.mark.parametrize("durability", ["sync", "pipelined", "exit"])
+def test_a_refused_checkpoint_names_the_steps_it_was_for(world: World, durability: Any) -> None:
+    """Also where the one at fault had no checkpoint of its own; that it failed is stored, and it can be mended."""
+    is_mended: list[bool] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step
+    def first(state: State) -> State:
+        return {"first": True}
+
+    @workflow.step(checkpoint=False)
+    def broken(state: State) -> State:
+        return {"fine": 1} if is_mended else {"": 1}
+
+    @workflow.step
+    def innocent(state: State) -> State:
+        return {"innocent": True}
+
+    @workflow.step
+    def last(state: State) -> None: ...
+
+    bound = world.bind(workflow, durability=durability)
+    with pytest.raises(StepFailedError, match="'broken'") as caught:
+        bound.run("o", {})
+    assert isinstance(caught.value.__cause__, InvalidRequestError)
+    assert caught.value.save_error is None
+    # Where the state before the step that was to be saved is at hand, and is refused too, that step is not to blame.
+    named = {step for step in workflow.steps if repr(step) in str(caught.value)}
+    assert named == {
+        "sync": {"broken"},
+        "pipelined": {"broken", "innocent"},
+        "exit": {"first", "broken", "innocent"},
+    }[durability]
+    head = world.head("o")
+    assert (head.status, head.current_step) == (Status.FAILED, "" if durability == "exit" else "first")
+    is_mended.append(True)
+    assert bound.run("o").state == {"first": True, "fine": 1, "innocent": True}
+
+
+def test_the_last_step_is_named_where_only_what_it_left_is_refused(world: World) -> None:
+    """What steps before it left, without a checkpoint of their own, is stored with its failure."""
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(checkpoint=False)
+    def innocent(state: State) -> State:
+        return {"innocent": True}
+
+    @workflow.step
+    def broken(state: State) -> State:
+        return {"": 1}
+
+    with pytest.raises(StepFailedError, match="'broken'") as caught:
+        world.bind(workflow).run("o", {})
+    assert "'innocent'" not in str(caught.value)
+    head = world.head("o")
+    assert (head.status, head.completed_steps, head.state) == (Status.FAILED, ("innocent",), {"innocent": True})
+
+
+def failing_saves(world: World, error: Exception, status: Status) -> None:
+    core = world.eyes._core
+    real = core.save
+
+    def save(item: Any) -> Any:
+        if item.status is status:
+            raise error
+        return real(item)
+
+    core.save = save
+
+
+def test_a_failure_that_cannot_be_stored_says_so(memory_world: World) -> None:
+    """What the step raised is the cause as ever, and why it is not stored is beside it: the workflow may go on."""
+    failing_saves(memory_world, UnavailableError("nobody is there"), Status.FAILED)
+    bound = memory_world.bind(counting(failing=3), outage_limit_s=0.2)
+    with pytest.raises(StepFailedError) as caught:
+        bound.run("o", {})
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert isinstance(caught.value.save_error, UnavailableError)
+    assert "still counts as running" in caught.value.__notes__[0]
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)).save_error, UnavailableError)
+    assert memory_world.head("o").status is Status.RUNNING
+    with pytest.raises(WorkflowDeadlineError) as late:
+        bound.run("p", {}, deadline_s=-1.0)
+    assert isinstance(late.value.save_error, UnavailableError)
+
+
+def test_a_failure_that_is_stored_by_nobody_because_the_lease_is_lost_is_no_failure(memory_world: World) -> None:
+    """Whoever took over decides what becomes of the workflow."""
+    failing_saves(memory_world, LeaseLostError("somebody else", workflow_id="o"), Status.FAILED)
+    with pytest.raises(LeaseLostError) as caught:
+        memory_world.bind(counting(failing=3)).run("o", {})
+    assert isinstance(caught.value.__cause__, StepFailedError)
 
 
 def test_a_step_starts_while_the_one_before_it_is_being_saved() -> None:
