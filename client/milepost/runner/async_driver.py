@@ -376,15 +376,16 @@ class AsyncDriver:
             arguments["lease_token"] = self._engine.lease_token
         return await self._store.append_records(self._workflow_id, effect.checkpoint_id, effect.records, **arguments)
 
-    async def _enqueue(self, effect: Enqueue) -> None:
+    async def _enqueue(self, effect: Enqueue) -> bool:
         if self._queue is None:
             self._queue = AsyncSaveQueue(self._store, self._settings, self._environment, self._queue_said)
         if crash_points.armed:
             crash_points.check("before", {"completed_steps": effect.item.completed_steps})
-        await self._queue.put(effect.item)
+        is_queued = await self._queue.put(effect.item, is_optional=effect.is_optional)
         if crash_points.armed:
             await self._queue.drain()
             crash_points.check("after", {"completed_steps": effect.item.completed_steps})
+        return is_queued
 
     def _queue_said(self, said: Saved | BaseException, asked_at: float) -> None:
         if isinstance(said, BaseException):

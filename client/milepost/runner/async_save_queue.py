@@ -11,7 +11,7 @@ from milepost.errors import InvalidRequestError, MilepostError
 from milepost.runner import tracing
 from milepost.runner.events import SaveRefusedError
 from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
-from milepost.runner.save_queue import settled
+from milepost.runner.save_queue import gives_up, settled
 from milepost.runner.settings import Environment, Settings
 from milepost.types import Saved, SaveItem
 
@@ -35,14 +35,18 @@ class AsyncSaveQueue:
         self._condition = asyncio.Condition()
         self._items: deque[SaveItem] = deque()
         self._unanswered = 0
+        self._is_failing = False
+        self._drained_since: float | None = None
         self._failure: BaseException | None = None
         self._newest: Saved | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def put(self, item: SaveItem) -> None:
-        """Queue a checkpoint; waits while the queue is full."""
+    async def put(self, item: SaveItem, *, is_optional: bool = False) -> bool:
+        """Queue a checkpoint; waits while the queue is full. See `SaveQueue.put`."""
         async with self._condition:
             while self._unanswered >= self._settings.queue_items_max and self._failure is None:
+                if is_optional and self._is_failing:
+                    return False
                 await self._condition.wait()
             if self._failure is not None:
                 raise self._failure
@@ -51,12 +55,15 @@ class AsyncSaveQueue:
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._work(), name="milepost save queue")
             self._condition.notify_all()
+            return True
 
     async def drain(self) -> Saved | None:
         """Wait until all is stored; return the newest answer."""
         async with self._condition:
+            self._drained_since = self._environment.clock()
             while self._unanswered and self._failure is None:
                 await self._condition.wait()
+            self._drained_since = None
             if self._failure is not None:
                 raise self._failure
             return self._newest
@@ -92,8 +99,7 @@ class AsyncSaveQueue:
                 self._condition.notify_all()
 
     async def _send(self, batch: list[SaveItem]) -> list[Saved]:
-        clock = self._environment.clock
-        give_up_at = clock() + self._settings.outage_limit_s
+        begun_at = self._environment.clock()
         pause_s = PAUSE_INITIAL_S
         answers: list[Saved] = []
         while True:
@@ -104,6 +110,8 @@ class AsyncSaveQueue:
                 stored = settled(results)
                 answers += stored
                 if len(answers) == len(batch):
+                    if self._is_failing:
+                        await self._note_failing(is_failing=False)
                     return answers
                 failure: MilepostError = results[len(stored)]
             except PASSING as error:
@@ -111,7 +119,14 @@ class AsyncSaveQueue:
             if isinstance(failure, InvalidRequestError):
                 refused = batch[len(answers)]
                 raise SaveRefusedError((*refused.completed_steps, refused.current_step), failure)
-            if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
+            until = self._environment.clock() + pause_s
+            if not isinstance(failure, PASSING) or gives_up(self._settings, begun_at, self._drained_since, until):
                 raise failure
+            await self._note_failing(is_failing=True)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+    async def _note_failing(self, *, is_failing: bool) -> None:
+        async with self._condition:
+            self._is_failing = is_failing
+            self._condition.notify_all()

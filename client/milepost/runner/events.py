@@ -97,9 +97,11 @@ class AppendRecords:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Order: store a checkpoint behind those queued before it, while the run goes on. Waits where the queue is full."""
+    """Order: store a checkpoint behind those queued before it, while the run goes on. Answer: whether it is queued."""
 
     item: SaveItem = field(repr=False)
+    is_optional: bool = False
+    """Where the queue is full: do not wait for a store that takes nothing now, and do not queue it."""
 
 
 @dataclass(frozen=True, slots=True)

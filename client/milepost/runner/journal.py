@@ -15,7 +15,6 @@ from milepost.errors import (
     CapacityError,
     CheckpointNotFoundError,
     DeadlineError,
-    MilepostError,
     OutcomeUnknownError,
     UnavailableError,
 )
@@ -165,7 +164,9 @@ class Journal:
         may_queue = status is Status.RUNNING and not records and not releases and self._after != "start"
         if may_queue and self._settings.durability == "pipelined":
             item = SaveItem(workflow_id=self._workflow_id, **arguments)
-            yield Enqueue(item)
+            if not (yield Enqueue(item, is_optional)):
+                self._log_not_saved("too many before it are on their way")
+                return
             self._after = item
             self._is_queued = True
             self._is_saved(status)
@@ -176,7 +177,7 @@ class Journal:
                 yield from self._pay(patient=False)
                 saved = yield from self._send(arguments, patient=False)
             except PASSING as error:
-                self._log_not_saved(error)
+                self._log_not_saved(type(error).__name__)
                 if self._owed is arguments:
                     # It may be stored: what it holds is sent again as it is, before anything else.
                     self._is_saved(status)
@@ -341,11 +342,11 @@ class Journal:
         if notices.gone is not None:
             raise notices.gone
 
-    def _log_not_saved(self, error: MilepostError) -> None:
+    def _log_not_saved(self, why: str) -> None:
         logger.warning(
             "workflow %r, scope %r: step %r is not saved yet (%s); it goes with the next checkpoint",
             self._workflow_id,
             self._scope,
             self.last_step,
-            type(error).__name__,
+            why,
         )

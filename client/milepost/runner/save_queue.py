@@ -19,7 +19,7 @@ from milepost.runner.journal import PASSING, PAUSE_INITIAL_S, PAUSE_MAX_S
 from milepost.runner.settings import Environment, Settings
 from milepost.types import Saved, SaveItem
 
-__all__ = ["SaveQueue", "settled"]
+__all__ = ["SaveQueue", "gives_up", "settled"]
 
 
 class SaveQueue:
@@ -45,14 +45,22 @@ class SaveQueue:
         self._items: deque[SaveItem] = deque()
         self._unanswered = 0
         self._is_closed = False
+        self._is_failing = False
+        self._drained_since: float | None = None
         self._failure: BaseException | None = None
         self._newest: Saved | None = None
         self._thread: threading.Thread | None = None
 
-    def put(self, item: SaveItem) -> None:
-        """Queue a checkpoint; waits while the queue is full. After a failure nothing is queued: `drain` raises it."""
+    def put(self, item: SaveItem, *, is_optional: bool = False) -> bool:
+        """Queue a checkpoint; waits while the queue is full. After a failure nothing is queued: `drain` raises it.
+
+        Returns:
+            Whether it is queued: not where it is optional, the queue is full, and the store takes nothing now.
+        """
         with self._condition:
             while self._unanswered >= self._settings.queue_items_max and self._failure is None:
+                if is_optional and self._is_failing:
+                    return False
                 self._condition.wait(self._settings.outage_limit_s)
             if self._failure is not None:
                 raise self._failure
@@ -64,6 +72,7 @@ class SaveQueue:
                 self._thread = threading.Thread(target=work, name="milepost-save-queue", daemon=True)
                 self._thread.start()
             self._condition.notify_all()
+            return True
 
     def drain(self) -> Saved | None:
         """Wait until all is stored; return the newest answer.
@@ -72,9 +81,11 @@ class SaveQueue:
             Exception: What kept one from being stored.
         """
         with self._condition:
+            self._drained_since = self._environment.clock()
             while self._unanswered and self._failure is None:
                 # Bounded by the sender, which gives up after the outage limit.
                 self._condition.wait()
+            self._drained_since = None
             if self._failure is not None:
                 raise self._failure
             return self._newest
@@ -108,8 +119,7 @@ class SaveQueue:
                 self._condition.notify_all()
 
     def _send(self, batch: list[SaveItem]) -> list[Saved]:
-        clock = self._environment.clock
-        give_up_at = clock() + self._settings.outage_limit_s
+        begun_at = self._environment.clock()
         pause_s = PAUSE_INITIAL_S
         answers: list[Saved] = []
         while True:
@@ -120,6 +130,8 @@ class SaveQueue:
                 stored = settled(results)
                 answers += stored
                 if len(answers) == len(batch):
+                    if self._is_failing:
+                        self._note_failing(is_failing=False)
                     return answers
                 failure: MilepostError = results[len(stored)]
             except PASSING as error:
@@ -127,16 +139,32 @@ class SaveQueue:
             if isinstance(failure, InvalidRequestError):
                 refused = batch[len(answers)]
                 raise SaveRefusedError((*refused.completed_steps, refused.current_step), failure)
-            if not isinstance(failure, PASSING) or clock() + pause_s > give_up_at:
+            until = self._environment.clock() + pause_s
+            if not isinstance(failure, PASSING) or gives_up(self._settings, begun_at, self._drained_since, until):
                 raise failure
+            self._note_failing(is_failing=True)
             (self._environment.sleep or threading.Event().wait)(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+    def _note_failing(self, *, is_failing: bool) -> None:
+        with self._condition:
+            self._is_failing = is_failing
+            self._condition.notify_all()
 
     def _fail(self, error: BaseException, asked_at: float) -> None:
         with self._condition:
             self._failure = error
             self._condition.notify_all()
         self._said(error, asked_at)
+
+
+def gives_up(settings: Settings, begun_at: float, drained_since: float | None, until: float) -> bool:
+    """Tell whether a queue has tried long enough at that time.
+
+    A run whose steps may go with the next save goes on without them: for it the time counts from where it waits.
+    """
+    since = drained_since if settings.on_save_error == "continue" else begun_at
+    return since is not None and until > since + settings.outage_limit_s
 
 
 def settled(results: list[Saved | MilepostError]) -> list[Saved]:

@@ -355,15 +355,16 @@ class SyncDriver:
             arguments["lease_token"] = self._engine.lease_token
         return self._store.append_records(self._workflow_id, effect.checkpoint_id, effect.records, **arguments)
 
-    def _enqueue(self, effect: Enqueue) -> None:
+    def _enqueue(self, effect: Enqueue) -> bool:
         if self._queue is None:
             self._queue = SaveQueue(self._store, self._settings, self._environment, self._queue_said)
         if crash_points.armed:
             crash_points.check("before", {"completed_steps": effect.item.completed_steps})
-        self._queue.put(effect.item)
+        is_queued = self._queue.put(effect.item, is_optional=effect.is_optional)
         if crash_points.armed:
             self._queue.drain()
             crash_points.check("after", {"completed_steps": effect.item.completed_steps})
+        return is_queued
 
     def _queue_said(self, said: Saved | BaseException, asked_at: float) -> None:
         if isinstance(said, BaseException):

@@ -13,6 +13,7 @@ from milepost.errors import (
     InvalidRequestError,
     LeaseLostError,
     StepFailedError,
+    StoreFullError,
     UnavailableError,
     WorkflowDeadlineError,
 )
@@ -128,11 +129,14 @@ def test_a_refused_checkpoint_names_the_steps_it_was_for(world: World, durabilit
     assert caught.value.save_error is None
     # Where the state before the step that was to be saved is at hand, and is refused too, that step is not to blame.
     named = {step for step in workflow.steps if repr(step) in str(caught.value)}
-    assert named == {
-        "sync": {"broken"},
-        "pipelined": {"broken", "innocent"},
-        "exit": {"first", "broken", "innocent"},
-    }[durability]
+    assert (
+        named
+        == {
+            "sync": {"broken"},
+            "pipelined": {"broken", "innocent"},
+            "exit": {"first", "broken", "innocent"},
+        }[durability]
+    )
     head = world.head("o")
     assert (head.status, head.current_step) == (Status.FAILED, "" if durability == "exit" else "first")
     is_mended.append(True)
@@ -287,6 +291,51 @@ def test_a_queued_save_is_repeated_until_the_store_answers(memory_world: World) 
     run = memory_world.bind(counting(), durability="pipelined").run("o", {})
     assert (run.state["sum"], fails) == (190, [0])
     assert memory_world.head("o").sequence == 21
+
+
+@pytest.mark.parametrize("ends", ["well", "failed", "in time"])
+def test_a_pipelined_run_may_go_on_while_the_store_takes_nothing(memory_world: World, ends: str) -> None:
+    """With on_save_error="continue", what finds no place in the queue goes with a later one; the outcome is saved."""
+    core = memory_world.eyes._core
+    real = core.save
+    is_full = [True]
+    workflow = Workflow("order", dict[str, Any])
+
+    def save(item: Any) -> Any:
+        if item.completed_steps and is_full[0]:
+            raise StoreFullError("no space left")
+        return real(item)
+
+    def step(number: int) -> Any:
+        def run(state: State) -> State:
+            if number == 18 and ends != "in time":
+                is_full[0] = False
+            if number == 19 and ends == "failed":
+                raise ValueError("no")
+            return {"sum": state.get("sum", 0) + number}
+
+        return run
+
+    core.save = save
+    for number in range(20):
+        workflow.step(step(number), id=f"s{number}")
+    bound = memory_world.bind(
+        workflow, durability="pipelined", on_save_error="continue", queue_items_max=3, outage_limit_s=0.4
+    )
+    if ends == "in time":
+        with pytest.raises(StoreFullError):
+            bound.run("o", {})
+        assert memory_world.head("o").sequence == 1
+        return
+    if ends == "failed":
+        with pytest.raises(StepFailedError):
+            bound.run("o", {})
+    else:
+        assert bound.run("o", {}).state["sum"] == 190
+    head = memory_world.head("o")
+    assert head.completed_steps == tuple(f"s{number}" for number in range(20 if ends == "well" else 19))
+    assert head.status is (Status.COMPLETED if ends == "well" else Status.FAILED)
+    assert head.sequence < 10
 
 
 def test_a_crash_in_the_middle_loses_only_what_was_not_durable(world: World) -> None:
