@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin
 
@@ -22,6 +23,9 @@ __all__ = ["DELETE", "Delete", "Replace", "StateType"]
 
 S = TypeVar("S")
 R = TypeVar("R")
+
+
+_PLAIN: Final = frozenset({bool, int, float, str, bytes, list, dict, tuple, set, frozenset})
 
 
 class Delete:
@@ -70,6 +74,7 @@ class StateType(Generic[S]):
         self._has_enums = False
         self._names: tuple[str, ...] = ()
         self._conversions: Mapping[str, Conversion] = {}
+        self._warned: set[str] = set()
         origin = get_origin(kind) or kind
         if origin is dict:
             args = get_args(kind)
@@ -158,22 +163,45 @@ class StateType(Generic[S]):
         if type(state) is not self._kind:
             raise TypeError(f"the state is {type(state).__name__}; the workflow declares {self.name}")
         if self._is_model:
-            return self._dumped(state)
+            dumped = self._dumped(state)
+            private = getattr(state, "__pydantic_private__", None)
+            if private:
+                self._warn_of_lost(private, self._private_of_made(dumped))
+            return dumped
         entries = self._lowered({name: getattr(state, name) for name in self._names})
         if len(getattr(state, "__dict__", ())) > len(self._names):
             self._refuse_unknown(state, entries)
         return entries
 
+    def _private_of_made(self, entries: dict[str, Any]) -> dict[str, Any]:
+        try:
+            made: Any = self.from_entries(dict(entries))
+        except StateSchemaError:
+            return {}  # What is wrong with it is told where it is read back.
+        return dict(getattr(made, "__pydantic_private__", None) or {})
+
+    def _warn_of_lost(self, kept: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+        """Warn, once for each, of data in attributes that are no fields: the next step does not get them."""
+        for name, value in kept.items():
+            is_lost = type(value) in _PLAIN and (name not in made or not _is_equal(made[name], value))
+            if is_lost and name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"{self.name}.{name} is no field, so what it holds is not stored: each step gets it as the class "
+                    "makes it; make it a field if it belongs to the state",
+                    stacklevel=2,
+                )
+
     def _refuse_unknown(self, state: S, entries: dict[str, Any]) -> None:
         """Raise where attributes would be lost that are no fields: not what the class itself keeps beside them."""
         kind: Any = self._kind
         names = self._names
-        unknown = [
-            name for name in vars(state) if name not in names and not name.startswith("_") and not hasattr(kind, name)
-        ]
-        if unknown:
-            made = vars(self.from_entries(dict(entries)))
-            unknown = [name for name in unknown if name not in made]
+        beside = [name for name in vars(state) if name not in names and not hasattr(kind, name)]
+        if not beside:
+            return
+        made = vars(self.from_entries(dict(entries)))
+        self._warn_of_lost({name: vars(state)[name] for name in beside if name.startswith("_")}, made)
+        unknown = [name for name in beside if name not in made and not name.startswith("_")]
         if unknown:
             raise StateSchemaError(f"{self.name} has no fields {', '.join(map(repr, unknown))}")
 

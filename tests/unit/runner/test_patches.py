@@ -14,6 +14,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from milepost.codecs import JSON, JsonCodec, MsgpackCodec, PickleCodec, require_equal
 from milepost.errors import CodecError, StateConflictError, StateSchemaError
@@ -585,4 +586,38 @@ def test_an_attribute_that_is_no_field_is_refused() -> None:
     assert set(effect_of(before, left, None, state_type, "price").contents) == {"prices"}
     left.discount = 3.0  # type: ignore[attr-defined]
     with pytest.raises(StateSchemaError, match=r"step 'price'.*no fields 'discount'"):
+        effect_of(before, left, None, state_type, "price")
+
+
+def test_data_in_a_private_attribute_is_warned_of() -> None:
+    """It is not stored. What the class makes of its fields, and what is no data, is nobody's loss."""
+
+    class Basket(pydantic.BaseModel):
+        prices: list[float]
+        _note: str = pydantic.PrivateAttr(default="")
+        _lock: Any = pydantic.PrivateAttr(default_factory=object)
+
+        @override
+        def model_post_init(self, context: Any, /) -> None:
+            self._note = f"{len(self.prices)} prices"
+
+    @dataclass
+    class Bag:
+        prices: list[float]
+
+        def __post_init__(self) -> None:
+            self._note = f"{len(self.prices)} prices"
+            self._lock = object()
+
+    for kind in (Basket, Bag):
+        state_type: StateType[Any] = StateType(kind)
+        before = Entries.of_state(kind(prices=[1.0]), state_type, JSON, "the input")
+        left = before.state_as(state_type)
+        left.prices.append(2.0)
+        left._note = "2 prices"
+        effect_of(before, left, None, state_type, "price")
+        left._note = "pays in cash"
+        with pytest.warns(UserWarning, match=r"\._note is no field"):
+            effect_of(before, left, None, state_type, "price")
+        # Once is enough.
         effect_of(before, left, None, state_type, "price")
