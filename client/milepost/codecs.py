@@ -126,6 +126,12 @@ def require_equal(value: object, found: object, codec: Codec, path: str = "$") -
         raise _too_deep_for_the_stack(value, path, codec.name) from None
 
 
+def has_no_tag(content: str | bytes) -> bool:
+    """Tell whether JSON text holds nothing but what JSON has a word for."""
+    # A tag may hide behind an escape.
+    return isinstance(content, str) and f'"{TAG}"' not in content and "\\u" not in content
+
+
 class JsonCodec:
     """JSON text that a person can read and write, with tags for what JSON has no word for.
 
@@ -224,9 +230,8 @@ class JsonCodec:
         """Return the tree of plain values, and whether there may be a tag in it."""
         try:
             text = content if isinstance(content, str) else content.decode("utf-8")
-            # Almost no value has a tag: the search is far cheaper than a walk. A tag may hide behind an
-            # escape.
-            return _read_json(text), f'"{TAG}"' in text or "\\u" in text
+            # Almost no value has a tag: the search is far cheaper than a walk.
+            return _read_json(text), not has_no_tag(text)
         except ValueError as error:
             raise RefusedError(f"is no JSON text ({_reason(error)})", content) from None
 

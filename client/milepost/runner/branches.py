@@ -140,14 +140,14 @@ def recall(branches: Sequence[Branch], known: KnownProgress, codec: Codec) -> li
     return unknown
 
 
-def branch_records(branches: Sequence[Branch], workflow_id: str, codec: Codec) -> list[Record]:
+def branch_records(branches: Sequence[Branch], workflow_id: str) -> list[Record]:
     """Return the records of those branches that are finished."""
     return [
         branch_record(
             workflow_id,
             branch.task,
             branch.step.id,
-            to_record(branch.left, codec) if branch.item_key is None else branch.left,
+            to_record(branch.left) if branch.item_key is None else branch.left,
         )
         for branch in branches
         if branch.status == "finished"

@@ -894,7 +894,7 @@ class Engine(Generic[S]):
     def _branch_records(self, branches: Sequence[Branch]) -> list[Record]:
         if not self._keeps_records:
             return []
-        return branch_records(branches, self._order.workflow_id, self._codec)
+        return branch_records(branches, self._order.workflow_id)
 
     # Resolving.
 

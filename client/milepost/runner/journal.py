@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from milepost._state import EncodedValue
 from milepost.errors import (
     CapacityError,
     CheckpointNotFoundError,
@@ -21,7 +20,7 @@ from milepost.errors import (
 from milepost.runner.context import logger
 from milepost.runner.events import AppendRecords, Drain, Effect, Enqueue, Flow, NextEvent, SaveCheckpoint, Sleep
 from milepost.runner.notices import Notices
-from milepost.runner.patches import Content, Entries
+from milepost.runner.patches import Entries
 from milepost.runner.run_state import RunState
 from milepost.runner.settings import Environment, Settings
 from milepost.types import After, Checkpoint, Record, RecordOutcome, Saved, SaveItem, Status
@@ -89,7 +88,6 @@ class Journal:
         self._environment = environment
         self._notices = notices
         self._takes_encoded = takes_encoded
-        self._encoded: dict[str, tuple[Content, EncodedValue]] = {}
         self._unsaved_steps: list[str] = []
         self._unsaved_signals: list[str] = []
         self._is_dirty = False
@@ -215,7 +213,7 @@ class Journal:
         self, status: Status, records: Sequence[Record], signals: Sequence[str], *, releases: bool
     ) -> dict[str, Any]:
         arguments: dict[str, Any] = {
-            "state": self._values(),
+            "state": self.entries.encoded() if self._takes_encoded else self.entries.values(),
             "current_step": self.last_step,
             "after": self._after,
             "checkpoint_id": self.state.first if self._after == "start" else self._environment.new_id(),
@@ -240,18 +238,6 @@ class Journal:
         if signals:
             arguments["consumed_signals"] = tuple(dict.fromkeys(signals))
         return arguments
-
-    def _values(self) -> dict[str, Any]:
-        """Return the state for a save. What has not changed since the last one is the very same object."""
-        if not self._takes_encoded:
-            return self.entries.values()
-        name, known = self.entries.codec.name, self._encoded
-        fresh: dict[str, tuple[Content, EncodedValue]] = {}
-        for key, content in self.entries.contents.items():
-            found = known.get(key)
-            fresh[key] = found if found is not None and found[0] is content else (content, EncodedValue(content, name))
-        self._encoded = fresh
-        return {key: value for key, (_, value) in fresh.items()}
 
     def _is_saved(self, status: Status) -> None:
         self.status = status

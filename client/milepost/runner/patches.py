@@ -11,26 +11,22 @@ import hashlib
 import inspect
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from typing_extensions import override
 
 from milepost._refusals import child_path, type_name
-from milepost.codecs import Codec, JsonCodec, MsgpackCodec, require_equal
+from milepost._state import EncodedValue
+from milepost.codecs import Codec, JsonCodec
 from milepost.errors import CodecError, StateConflictError, StateSchemaError
+from milepost.runner.entry import Content, Entry, Exactly
 from milepost.runner.reducers import last
 from milepost.runner.state_type import DELETE, Replace, StateType
 
-__all__ = ["EMPTY_PATCH", "Content", "Entries", "Patch", "apply", "collect", "effect_of", "from_record", "item_result"]
-__all__ += ["merge", "to_record"]
+__all__ = ["EMPTY_PATCH", "Entries", "Patch", "apply", "collect", "effect_of", "from_record", "item_result", "merge"]
+__all__ += ["to_record"]
 
 S = TypeVar("S")
-Content: TypeAlias = str | bytes
-"""An encoded value: text by codecs that write JSON, else bytes."""
-
-# Values that cannot be changed in place: kept decoded, and handed out again and again. Floats are not among them: 0.0
-# equals -0.0, and NaN not even itself, so they are compared as they are encoded.
-_ATOMS: Final = frozenset({str, int, bool, type(None), bytes})
 
 
 class Entries:
@@ -40,12 +36,11 @@ class Entries:
     a resumed run.
     """
 
-    __slots__ = ("_atoms", "_codec", "_contents", "_made", "kept_for_items")
+    __slots__ = ("_codec", "_entries", "_made", "kept_for_items")
 
-    def __init__(self, contents: dict[str, Content], codec: Codec, atoms: dict[str, Any]) -> None:
-        self._contents = contents
+    def __init__(self, entries: dict[str, Entry], codec: Codec) -> None:
+        self._entries = entries
         self._codec = codec
-        self._atoms = atoms
         # A state that was made to check these entries, for the first who asks for one.
         self._made: list[Any] = []
         self.kept_for_items: Any = None
@@ -63,13 +58,9 @@ class Entries:
         Raises:
             CodecError: A value cannot be encoded, or does not come back equal; has the path of the culprit.
         """
-        contents: dict[str, Content] = {}
-        atoms: dict[str, Any] = {}
-        exactly = _Exactly(codec, where)
-        for key, value in values.items():
-            contents[key] = exactly.encode(key, value)
-            exactly.read_back(key, value, contents[key], atoms)
-        return cls(dict(sorted(contents.items())), codec, atoms)
+        exactly = Exactly(codec, where)
+        entries = {key: exactly.entry(key, value, exactly.encode(key, value)) for key, value in values.items()}
+        return cls(dict(sorted(entries.items())), codec)
 
     @classmethod
     def of_state(cls, state: S, state_type: StateType[S], codec: Codec, where: str) -> Entries:
@@ -91,22 +82,22 @@ class Entries:
         return self._codec
 
     @property
-    def contents(self) -> Mapping[str, Content]:
-        """The encoded values."""
-        return self._contents
+    def by_key(self) -> Mapping[str, Entry]:
+        """The entries."""
+        return self._entries
 
     @property
-    def size_bytes(self) -> int:
-        """Length of keys and encoded values; characters count as bytes."""
-        return sum(map(len, self._contents)) + sum(map(len, self._contents.values()))
+    def contents(self) -> dict[str, Content]:
+        """The encoded values."""
+        return {key: entry.content for key, entry in self._entries.items()}
 
     def values(self) -> dict[str, Any]:
         """Return all values, decoded for the caller."""
-        atoms = self._atoms
-        return {
-            key: atoms[key] if key in atoms else _decode(self._codec, key, content)
-            for key, content in self._contents.items()
-        }
+        return {key: entry.value(key) for key, entry in self._entries.items()}
+
+    def encoded(self) -> dict[str, EncodedValue]:
+        """Return what a store takes in place of the values. For an entry that has not changed it is the same object."""
+        return {key: entry.encoded() for key, entry in self._entries.items()}
 
     def state_as(self, state_type: StateType[S], *, workflow_id: str = "", checkpoint_id: str = "") -> S:
         """Return a state of the declared type, decoded for the caller.
@@ -122,58 +113,53 @@ class Entries:
 
     def value(self, key: str) -> Any:
         """Return one value, decoded for the caller; None where there is no such entry."""
-        content = self._contents.get(key)
-        return None if content is None else _decode(self._codec, key, content)
+        entry = self._entries.get(key)
+        return None if entry is None else entry.value(key)
 
     def digest(self) -> str:
         """Return 64 hexadecimal digits that stand for keys and values, whatever the order of the entries."""
         digest = hashlib.sha256()
-        for key in sorted(self._contents):
-            for part in (key, self._contents[key]):
+        for key in sorted(self._entries):
+            for part in (key, self._entries[key].content):
                 content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
                 digest.update(len(content).to_bytes(8, "big"))
                 digest.update(content)
         return digest.hexdigest()
 
     def __contains__(self, key: object) -> bool:
-        return key in self._contents
+        return key in self._entries
 
     def __len__(self) -> int:
-        return len(self._contents)
+        return len(self._entries)
 
     @override
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Entries) and self._contents == other._contents
+        return isinstance(other, Entries) and self._entries == other._entries
 
     __hash__ = None  # type: ignore[assignment]
 
     @override
     def __repr__(self) -> str:
-        return f"Entries(keys={sorted(self._contents)}, size_bytes={self.size_bytes})"
+        # Characters count as bytes.
+        size_bytes = sum(len(key) + len(entry.content) for key, entry in self._entries.items())
+        return f"Entries(keys={sorted(self._entries)}, size_bytes={size_bytes})"
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
     """What a step changed. The values are encoded, and have been read back."""
 
-    contents: Mapping[str, Content] = field(default_factory=dict, repr=False)
-    """Entries that are new or different, encoded."""
+    entries: Mapping[str, Entry] = field(default_factory=dict, repr=False)
+    """Those that are new or different."""
     removed: frozenset[str] = frozenset()
     """Entries that are gone."""
-    atoms: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Those of the values that cannot be changed in place, decoded."""
     result: tuple[Entries, Entries] | None = field(default=None, repr=False, compare=False)
     """Entries that the patch was made of, and what it makes of them, where that is known."""
 
     @property
     def is_empty(self) -> bool:
         """Nothing changed."""
-        return not self.contents and not self.removed
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of keys and encoded values; characters count as bytes."""
-        return sum(map(len, self.contents)) + sum(map(len, self.contents.values())) + sum(map(len, self.removed))
+        return not self.entries and not self.removed
 
 
 EMPTY_PATCH: Final = Patch()
@@ -205,10 +191,10 @@ def effect_of(before: Entries, left: S, returned: object, state_type: StateType[
     if state_type.fields is not None and (not patch.is_empty or state_type.hides_fields):
         entries = _laid(before, patch)
         # The others are as the step got them.
-        made = _require_readable(entries, model, state_type, where, before.contents.keys() - patch.contents.keys())
+        made = _require_readable(entries, model, state_type, where, before.by_key.keys() - patch.entries.keys())
         entries._made.append(made)  # noqa: SLF001  the other half of one class
         # The usual next thing is to lay this very patch on these very entries.
-        patch = Patch(patch.contents, patch.removed, patch.atoms, (before, entries))
+        patch = Patch(patch.entries, patch.removed, (before, entries))
     return patch
 
 
@@ -222,17 +208,12 @@ def apply(entries: Entries, patch: Patch) -> Entries:
 
 
 def _laid(entries: Entries, patch: Patch) -> Entries:
-    contents = {**entries.contents, **patch.contents}
-    if len(contents) > len(entries):
-        contents = dict(sorted(contents.items()))
-    atoms = entries._atoms.copy()  # noqa: SLF001  as above
-    for key in patch.contents:
-        atoms.pop(key, None)
-    atoms.update(patch.atoms)
+    laid = {**entries.by_key, **patch.entries}
+    if len(laid) > len(entries):
+        laid = dict(sorted(laid.items()))
     for key in patch.removed:
-        contents.pop(key, None)
-        atoms.pop(key, None)
-    return Entries(contents, entries.codec, atoms)
+        laid.pop(key, None)
+    return Entries(laid, entries.codec)
 
 
 def merge(
@@ -253,40 +234,33 @@ def merge(
     """
     if len(branches) == 1:
         return branches[0][1]
-    touched: dict[str, list[tuple[str, Content | None]]] = {}
+    touched: dict[str, list[tuple[str, Entry | None]]] = {}
     for step_id, patch in branches:
-        for key, content in patch.contents.items():
-            touched.setdefault(key, []).append((step_id, content))
+        for key, entry in patch.entries.items():
+            touched.setdefault(key, []).append((step_id, entry))
         for key in patch.removed:
             touched.setdefault(key, []).append((step_id, None))
-    merged: dict[str, Any] = {}
-    contents: dict[str, Content] = {}
+    entries: dict[str, Entry] = {}
     removed: set[str] = set()
     for key, effects in touched.items():
         first = effects[0][1]
         reducer = reducers.get(key)
         # With a reducer equal values are still two effects: 0 to 1 twice is 2 where they are added.
-        if all(content == first for _, content in effects) and (len(effects) == 1 or first is None or reducer is None):
+        if all(entry == first for _, entry in effects) and (len(effects) == 1 or first is None or reducer is None):
             result = first
         else:
-            result = _reduced(key, effects, base, reducer, merged)
+            result = _reduced(key, effects, base, reducer)
         if result is None:
             removed.add(key)
         else:
-            contents[key] = result
-    atoms = {
-        key: value
-        for _, patch in branches
-        for key, value in patch.atoms.items()
-        if contents.get(key) == patch.contents[key]
-    }
-    return Patch(contents, frozenset(removed), {**atoms, **merged})
+            entries[key] = result
+    return Patch(entries, frozenset(removed))
 
 
-def to_record(patch: Patch, codec: Codec) -> dict[str, Any]:
+def to_record(patch: Patch) -> dict[str, Any]:
     """Return a patch as the value of a record."""
     return {
-        "set": {key: codec.decode(content, child_path("$", key)) for key, content in patch.contents.items()},
+        "set": {key: entry.value(key) for key, entry in patch.entries.items()},
         "removed": sorted(patch.removed),
     }
 
@@ -299,8 +273,7 @@ def from_record(value: Any, codec: Codec) -> Patch:
     """
     match value:
         case {"set": dict(changed), "removed": list(removed), **rest} if not rest:
-            entries = Entries.of(changed, codec, "record")
-            return Patch(entries.contents, frozenset(removed), entries._atoms)  # noqa: SLF001  as in `apply`
+            return Patch(Entries.of(changed, codec, "record").by_key, frozenset(removed))
         case _:
             raise CodecError("the record of a finished branch is no patch", path="$", type=type_name(type(value)))
 
@@ -316,8 +289,8 @@ def item_result(returned: object, state_type: StateType[Any], codec: Codec, step
     if inspect.isawaitable(returned):
         raise TypeError(f"{where}: it returned an awaitable ({type(returned).__name__}); make the function async")
     value = state_type.value_of(returned)
-    exactly = _Exactly(codec, where)
-    return exactly.read_back("result", value, exactly.encode("result", value))
+    exactly = Exactly(codec, where)
+    return exactly.entry("result", value, exactly.encode("result", value)).value("result")
 
 
 def collect(before: Entries, into: str, results: Iterable[Any], state_type: StateType[Any], step_id: str) -> Patch:
@@ -335,12 +308,13 @@ def collect(before: Entries, into: str, results: Iterable[Any], state_type: Stat
         StateSchemaError: They are not of the declared type.
     """
     where = f"step {step_id!r}"
-    content = _Exactly(before.codec, where).encode(into, list(results))
-    if before.contents.get(into) == content:
+    # Each of them has been read back already.
+    entry = Entry(Exactly(before.codec, where).encode(into, list(results)), before.codec)
+    if before.by_key.get(into) == entry:
         return EMPTY_PATCH
-    patch = Patch({into: content})
+    patch = Patch({into: entry})
     if state_type.fields is not None:
-        _require_readable(apply(before, patch), None, state_type, where, before.contents.keys() - {into})
+        _require_readable(apply(before, patch), None, state_type, where, before.by_key.keys() - {into})
     return patch
 
 
@@ -367,28 +341,26 @@ def _entries_left(left: S, returned: object, state_type: StateType[S], where: st
 
 
 def _difference(before: Entries, after: Mapping[str, Any], where: str) -> Patch:
-    codec, known, atoms_before = before.codec, before.contents, before._atoms  # noqa: SLF001  as above
-    exactly = _Exactly(codec, where)
-    contents: dict[str, Content] = {}
-    atoms: dict[str, Any] = {}
+    codec, known = before.codec, before.by_key
+    exactly = Exactly(codec, where)
+    entries: dict[str, Entry] = {}
     for key, value in after.items():
-        if key in atoms_before and type(value) in _ATOMS:
-            atom = atoms_before[key]
-            if value is atom or (type(value) is type(atom) and value == atom):
-                continue
-        elif value is DELETE:
+        entry = known.get(key)
+        if entry is not None and entry.is_surely(value):
+            continue
+        if value is DELETE:
             raise TypeError(f"{where}: DELETE is for the mapping that a step returns, not for its copy of the state")
         content = exactly.encode(key, value)
-        if known.get(key) == content:
+        if entry is not None and (
+            entry.content == content
+            or (not isinstance(codec, JsonCodec) and exactly.is_read_from(key, value, entry.content))
+        ):
             continue
-        if key in known and not isinstance(codec, JsonCodec) and exactly.is_read_from(key, value, known[key]):
-            continue
-        contents[key] = content
-        exactly.read_back(key, value, content, atoms)
+        entries[key] = exactly.entry(key, value, content)
     removed = known.keys() - after.keys()
-    if not contents and not removed:
+    if not entries and not removed:
         return EMPTY_PATCH
-    return Patch(contents, frozenset(removed), atoms)
+    return Patch(entries, frozenset(removed))
 
 
 def _require_readable(
@@ -410,77 +382,12 @@ def _require_readable(
     return found
 
 
-def _decode(codec: Codec, key: str, content: Content) -> Any:
-    try:
-        return codec.decode(content)
-    except CodecError:
-        return codec.decode(content, child_path("$", key))  # raises again, with the path
-
-
-class _Exactly:
-    """Encodes values and reads them back; errors say where and have the path of the culprit."""
-
-    __slots__ = ("_codec", "_keeps_atoms", "_where")
-
-    def __init__(self, codec: Codec, where: str) -> None:
-        self._codec = codec
-        self._where = where
-        # Of our own codecs it is known that atoms which they encode come back as they were: their tests say so.
-        self._keeps_atoms = type(codec) in {JsonCodec, MsgpackCodec}
-
-    def encode(self, key: str, value: Any) -> Content:
-        if type(key) is not str:
-            kind = type_name(type(key))
-            raise _at(CodecError(f"entry keys are str, not {kind}", path="$", type=kind), self._where)
-        try:
-            return self._codec.encode(value)
-        except CodecError:
-            pass
-        # Once more, to learn the path: making one for each value that passes would cost as much as encoding it.
-        try:
-            return self._codec.encode(value, child_path("$", key))
-        except CodecError as error:
-            raise _at(error, self._where) from error.__cause__
-
-    def read_back(self, key: str, value: Any, content: Content, atoms: dict[str, Any] | None = None) -> Any:
-        """Return what the codec makes of the content, noted in `atoms` where it cannot be changed in place."""
-        if self._keeps_atoms and type(value) in _ATOMS:
-            if atoms is not None:
-                atoms[key] = value
-            return value
-        found = _decode(self._codec, key, content)
-        if type(found) in _ATOMS and type(found) is type(value) and found == value:
-            if atoms is not None:
-                atoms[key] = found
-            return found
-        try:
-            require_equal(value, found, self._codec, child_path("$", key))
-        except CodecError as error:
-            raise _at(error, self._where) from None
-        return found
-
-    def is_read_from(self, key: str, value: Any, content: Content) -> bool:
-        """Tell whether a value is what a content stands for, though its own may differ, as pickles of equals may."""
-        try:
-            self.read_back(key, value, content)
-        except CodecError:
-            return False
-        return True
-
-
-def _at(error: CodecError, where: str) -> CodecError:
-    if not where:
-        return error
-    return CodecError(f"{where}: {error.message}", path=error.path, type=error.type)
-
-
 def _reduced(
     key: str,
-    effects: Sequence[tuple[str, Content | None]],
+    effects: Sequence[tuple[str, Entry | None]],
     base: Entries,
     reducer: Callable[[Any, Any, Any], Any] | None,
-    merged: dict[str, Any],
-) -> Content | None:
+) -> Entry | None:
     steps = tuple(step_id for step_id, _ in effects)
     names = ", ".join(map(repr, steps))
     if reducer is last:
@@ -492,18 +399,17 @@ def _reduced(
             entry=key,
             steps=steps,
         )
-    codec, path = base.codec, child_path("$", key)
 
-    def decoded(content: Content | None) -> Any:
-        if content is None:
+    def decoded(entry: Entry | None) -> Any:
+        if entry is None:
             raise StateConflictError(
                 f"of the steps {names} some removed entry {key!r} and some changed it", entry=key, steps=steps
             )
-        return codec.decode(content, path)
+        return entry.value(key)
 
     value = decoded(effects[0][1])
-    for _, content in effects[1:]:
-        right = decoded(content)
+    for _, entry in effects[1:]:
+        right = decoded(entry)
         try:
             value = reducer(base.value(key), value, right)
         except Exception as error:
@@ -512,7 +418,5 @@ def _reduced(
                 entry=key,
                 steps=steps,
             ) from error
-    exactly = _Exactly(codec, f"the reducer of {key!r}, for the steps {names}")
-    result = exactly.encode(key, value)
-    exactly.read_back(key, value, result, merged)
-    return result
+    exactly = Exactly(base.codec, f"the reducer of {key!r}, for the steps {names}")
+    return exactly.entry(key, value, exactly.encode(key, value))

@@ -114,7 +114,7 @@ def test_only_what_differs_is_in_the_patch() -> None:
     before = entries({"a": 1, "b": [1, {"x": 2.0}], "c": "text"})
     state = before.values()
     patch = effect_of(before, state, {"a": 1, "b": [1, {"x": 2.0}], "c": "other"}, DICT, "price")
-    assert (dict(patch.contents), patch.removed) == ({"c": '"other"'}, frozenset())
+    assert (patch.entries, patch.removed) == (entries({"c": "other"}).by_key, frozenset())
     assert effect_of(before, before.values(), None, DICT, "price").is_empty
 
 
@@ -124,6 +124,51 @@ def test_values_that_only_compare_equal_are_different(before: Any, after: Any) -
     found = effect({"x": before}, lambda state: {"x": after})["x"]
     assert type(found) is type(after)
     assert repr(found) == repr(after)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ([1], [True]),
+        ([1], [1.0]),
+        ([0.0], [-0.0]),
+        ([[1]], [(1,)]),
+        ({"a": [1], "b": 2}, {"b": 2, "a": [1]}),
+        ([b"x"], [b"y"]),
+        ([(1, 2)], [[1, 2]]),
+    ],
+)
+def test_values_deep_inside_that_only_compare_equal_are_different(before: Any, after: Any) -> None:
+    """Also in the second step in a row that gets the same value, and the order of a mapping counts."""
+    start = entries({"x": before, "n": 0})
+    start.values()
+    for _ in range(2):
+        patch = effect_of(start, start.values(), {"x": after, "n": 1}, DICT, "price")
+        assert patch.entries.keys() == {"x", "n"}
+        require_equal(after, apply(start, patch).values()["x"], JSON)
+        assert repr(apply(start, patch).values()["x"]) == repr(after)
+
+
+class Texts(list[str]):
+    """A list that is not quite one."""
+
+
+@pytest.mark.parametrize("before, after", [(["a"], Texts("a")), ([["a"]], [Texts("a")]), ([b"x"], [bytearray(b"x")])])
+def test_a_value_of_another_type_is_refused_where_an_equal_one_was(before: Any, after: Any) -> None:
+    start = entries({"x": before})
+    assert before == after
+    with pytest.raises(CodecError, match=r"step 'price'.*\$\.x"):
+        effect_of(start, start.values(), {"x": after}, DICT, "price")
+
+
+@pytest.mark.parametrize("value", [["a"], [{"a": 1.5, "b": [None]}], [b"x"], [(1, 2)], ["\x01"], [{"$milepost": 1}]])
+def test_every_value_that_is_handed_out_is_the_callers_own(value: Any) -> None:
+    """However often it was handed out before, and whatever became of it."""
+    start = entries({"x": value})
+    for _ in range(3):
+        found = start.values()["x"]
+        require_equal(value, found, JSON)
+        found.append("changed")
 
 
 def test_not_a_number_is_no_change() -> None:
@@ -388,9 +433,9 @@ def test_the_effect_laid_on_the_start_is_the_end(
     end = apply(start, patch)
     assert end == Entries.of(left, codec) or codec.name == "pickle"
     require_equal(left, end.values(), codec)
-    assert not kept & patch.contents.keys()
+    assert not kept & patch.entries.keys()
     if codec.name != "pickle":
-        again = from_record(JSON.decode(JSON.encode(to_record(patch, codec))), codec)
+        again = from_record(JSON.decode(JSON.encode(to_record(patch))), codec)
         assert again == patch
         assert apply(start, again) == end
         assert end.digest() == Entries.of(dict(reversed(left.items())), codec).digest()
@@ -583,7 +628,7 @@ def test_an_attribute_that_is_no_field_is_refused() -> None:
     left = before.state_as(state_type)
     assert left.total == 1.0
     left.prices.append(2.0)
-    assert set(effect_of(before, left, None, state_type, "price").contents) == {"prices"}
+    assert set(effect_of(before, left, None, state_type, "price").entries) == {"prices"}
     left.discount = 3.0  # type: ignore[attr-defined]
     with pytest.raises(StateSchemaError, match=r"step 'price'.*no fields 'discount'"):
         effect_of(before, left, None, state_type, "price")
