@@ -326,14 +326,7 @@ def encode_metadata(metadata: Mapping[str, Any]) -> str:
         CodecError: It holds something that JSON has no word for.
     """
     try:
-        return json.dumps(
-            dict(metadata),
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            sort_keys=True,
-            default=_refuse_metadata,
-        )
+        return _write_metadata(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:
         # The text of json's own errors names types and at most the float nan, never other values.
         raise CodecError(
@@ -344,6 +337,11 @@ def encode_metadata(metadata: Mapping[str, Any]) -> str:
 
 def _refuse_metadata(value: object) -> Any:
     raise TypeError(f"a {type(value).__name__} is not")
+
+
+_write_metadata = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, default=_refuse_metadata
+).encode
 
 
 def load_request(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Container, Mapping
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_origin
 
 import typing_extensions
 
@@ -52,26 +52,30 @@ def read_state(
             checkpoint_id=checkpoint_id,
         )
 
-    if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
-        return cast("T", state)
-    if typing_extensions.is_typeddict(kind):
-        declared = _declared_keys(cast("Any", kind))
-        state = _lifted(state, declared.conversions)
-        _check(state, declared, refuse, unchecked)
-        return cast("T", state)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(state, kind, refuse, unchecked)
-    if hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
-        return _read_model(state, kind, refuse)
-    raise TypeError(f"a state is read as dict, TypedDict, dataclass or pydantic model, not as {kind!r}")
+    return cast("T", _reader_of(cast("Any", kind))(state, kind, refuse, unchecked))
 
 
 class _Refuse(typing.Protocol):
     def __call__(self, problem: str) -> StateSchemaError: ...
 
 
+_Reader: TypeAlias = Callable[[dict[str, Any], Any, _Refuse, Container[str]], Any]
+
 _KINDS_MAX: Final = 256
-"""Types whose hints are kept: reading them again would cost more than checking a state."""
+"""Types of which is kept how they are read: to find that out again would cost more than checking a state."""
+
+
+@functools.lru_cache(_KINDS_MAX)
+def _reader_of(kind: Any) -> _Reader:
+    if kind is dict or get_origin(kind) is dict or kind is Mapping or get_origin(kind) is Mapping:
+        return _read_dict
+    if typing_extensions.is_typeddict(kind):
+        return _read_typed_dict
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass
+    if hasattr(kind, "model_validate") and hasattr(kind, "model_fields"):
+        return _read_model
+    raise TypeError(f"a state is read as dict, TypedDict, dataclass or pydantic model, not as {kind!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,8 +141,19 @@ def _lifted(state: dict[str, Any], conversions: Mapping[str, Conversion]) -> dic
     return {name: conversions[name].lift(value) if name in conversions else value for name, value in state.items()}
 
 
-def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse, unchecked: Container[str]) -> T:
-    declared = _declared_fields(cast("Any", kind))
+def _read_dict(state: dict[str, Any], _kind: Any, _refuse: _Refuse, _unchecked: Container[str]) -> dict[str, Any]:
+    return state
+
+
+def _read_typed_dict(state: dict[str, Any], kind: Any, refuse: _Refuse, unchecked: Container[str]) -> dict[str, Any]:
+    declared = _declared_keys(kind)
+    state = _lifted(state, declared.conversions)
+    _check(state, declared, refuse, unchecked)
+    return state
+
+
+def _read_dataclass(state: dict[str, Any], kind: Any, refuse: _Refuse, unchecked: Container[str]) -> Any:
+    declared = _declared_fields(kind)
     state = _lifted(state, declared.conversions)
     _check(state, declared, refuse, unchecked)
     if not declared.set_later:
@@ -149,13 +164,12 @@ def _read_dataclass(state: dict[str, Any], kind: type[T], refuse: _Refuse, unche
     return made
 
 
-def _read_model(state: dict[str, Any], kind: type[T], refuse: _Refuse) -> T:
-    model = cast("Any", kind)
-    if unknown := sorted(state.keys() - model.model_fields.keys()):
+def _read_model(state: dict[str, Any], kind: Any, refuse: _Refuse, _unchecked: Container[str]) -> Any:
+    if unknown := sorted(state.keys() - kind.model_fields.keys()):
         raise refuse(f"it has the unknown entries {', '.join(map(repr, unknown))}")
     try:
         # Entries have Python names, never aliases.
-        return cast("T", model.model_validate(state, by_alias=False, by_name=True))
+        return kind.model_validate(state, by_alias=False, by_name=True)
     except ValueError as error:
         # Not chained: pydantic's own message quotes the values.
         if not hasattr(error, "errors"):

@@ -140,6 +140,10 @@ class NextEvent:
     """A reading of the clock; None: without end. One that is past asks what has happened already."""
 
 
+POLL: Final = NextEvent(float("-inf"))
+"""Asks for what has happened already."""
+
+
 Effect: TypeAlias = (
     AcquireLease
     | LoadHead

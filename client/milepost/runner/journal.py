@@ -18,7 +18,7 @@ from milepost.errors import (
     UnavailableError,
 )
 from milepost.runner.context import logger
-from milepost.runner.events import AppendRecords, Drain, Effect, Enqueue, Flow, NextEvent, SaveCheckpoint, Sleep
+from milepost.runner.events import POLL, AppendRecords, Drain, Effect, Enqueue, Flow, NextEvent, SaveCheckpoint, Sleep
 from milepost.runner.notices import Notices
 from milepost.runner.patches import Entries
 from milepost.runner.run_state import RunState
@@ -315,7 +315,7 @@ class Journal:
             Exception: What ended the lease.
         """
         notices = self._notices
-        while (event := (yield NextEvent(float("-inf")))) is not None:
+        while (event := (yield POLL)) is not None:
             notices.note(event)
         while notices.is_paused and notices.gone is None:
             if notices.is_overdue:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from milepost.errors import LeaseLostError, StepTimeoutError
 from milepost.runner.attempt import Attempt
 from milepost.runner.context import ChildOutageError, ChildWaitsError, RunFrame, StepCancelledError, logger
-from milepost.runner.events import AttemptEnded, CancelAttempt, Flow, NextEvent, StartAttempt
+from milepost.runner.events import POLL, AttemptEnded, CancelAttempt, Flow, NextEvent, StartAttempt
 from milepost.runner.notices import Notices
 from milepost.runner.patches import Entries
 from milepost.runner.run_state import FailureKind
@@ -28,7 +28,6 @@ __all__ = ["Branch", "Stage"]
 
 BranchStatus: TypeAlias = Literal["ready", "running", "backoff", "finished", "failed", "dropped"]
 NEVER: Final = float("inf")
-PAST: Final = float("-inf")
 
 
 class Branch:
@@ -176,7 +175,7 @@ class Stage:
                 self._ended(event)
                 # Whatever else has finished is kept with it by one call. A notice is acted on before the end of an
                 # attempt that it ended.
-                event = yield NextEvent(PAST)
+                event = yield POLL
             if event is not None:
                 self._notices.note(event)
             if self._next_moment() < NEVER:
