@@ -42,7 +42,7 @@ class EncodedValue:
     Takes the place of a value in a state that is saved. It is encoded and digested once, however often it is saved.
     """
 
-    __slots__ = ("_content", "_digest", "codec_name")
+    __slots__ = ("_content", "_digest", "_uncompressed", "codec_name")
 
     def __init__(self, content: str | bytes, codec_name: str) -> None:
         if isinstance(content, str):
@@ -50,6 +50,7 @@ class EncodedValue:
         else:
             self._content = _Content(content, is_json=codec_name == "json")
         self._digest: bytes | None = None
+        self._uncompressed: pb.Value | None = None
         self.codec_name = codec_name
 
     @property
@@ -62,6 +63,15 @@ class EncodedValue:
         if self._digest is None:
             self._digest = _digest(self._content, self.codec_name)
         return self._digest
+
+    def uncompressed(self) -> pb.Value:
+        """Return what a store that compresses nothing is sent: always the same object, which is not to be changed.
+
+        So an in-memory store holds a value once, however many checkpoints it is in.
+        """
+        if self._uncompressed is None:
+            self._uncompressed = _value(self._content, self.codec_name, None)
+        return self._uncompressed
 
     @override
     def __repr__(self) -> str:
@@ -134,6 +144,7 @@ def encode_state(
     """
     contents: dict[str, _Content] = {}
     digests: dict[str, bytes] = {}
+    values: dict[str, pb.Value] = {}
     size_bytes = 0
     codec_name = codec.name
     for key, value in state.items():
@@ -141,12 +152,14 @@ def encode_state(
         if type(value) is EncodedValue and value.codec_name == codec_name:
             encoded = value.content
             digests[key] = value.digest()
+            if compress_over_bytes is None:
+                values[key] = value.uncompressed()
         else:
             encoded = _encode(value, codec, child_path("$", key))
             digests[key] = _digest(encoded, codec_name)
         contents[key] = encoded
         size_bytes += key_bytes + len(encoded.content)
-    return EncodedState(digests, size_bytes, contents, codec_name, compress_over_bytes)
+    return EncodedState(digests, size_bytes, contents, codec_name, compress_over_bytes, values)
 
 
 def encode_value(

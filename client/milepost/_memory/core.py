@@ -142,9 +142,9 @@ class MemoryCore(Coordination):
         if parent is None and parent_id and existing is not None and item.completed_steps:
             steps = resolve_again(existing, steps)
         row = dataclasses.replace(draft, parent_id=parent_id, steps=steps)
-        row = dataclasses.replace(row, digest=digest_content(row, entries_digest=draft.digest))
+        digest = digest_content(row, entries_digest=draft.digest)
         if existing is not None and workflow is not None:
-            if row.digest == existing.digest:
+            if digest == existing.digest:
                 return self._saved(workflow, existing, replayed=True, lease_token=item.lease_token)
             if not item.replace:
                 raise self._error(
@@ -184,7 +184,7 @@ class MemoryCore(Coordination):
             workflow.heads[item.scope] = sequence
         else:
             sequence, create_time = existing.sequence, existing.create_time
-        row = dataclasses.replace(row, sequence=sequence, create_time=create_time)
+        row = dataclasses.replace(row, sequence=sequence, create_time=create_time, digest=digest)
         workflow.rows[sequence] = row
         workflow.sequences[item.scope, item.checkpoint_id] = sequence
         if existing is None:

@@ -159,7 +159,7 @@ class Journal:
             MilepostError: It is not stored, or that cannot be known.
         """
         arguments = self._arguments(status, records, [*self._unsaved_signals, *signals], releases=releases)
-        may_queue = status is Status.RUNNING and not records and not releases and self._after != "start"
+        may_queue = status is Status.RUNNING and not records and not releases and not isinstance(self._after, str)
         if may_queue and self._settings.durability == "pipelined":
             item = SaveItem(workflow_id=self._workflow_id, **arguments)
             if not (yield Enqueue(item, is_optional)):
@@ -216,7 +216,7 @@ class Journal:
             "state": self.entries.encoded() if self._takes_encoded else self.entries.values(),
             "current_step": self.last_step,
             "after": self._after,
-            "checkpoint_id": self.state.first if self._after == "start" else self._environment.new_id(),
+            "checkpoint_id": self.state.first if isinstance(self._after, str) else self._environment.new_id(),
             "status": status,
             "metadata": self.state.to_metadata(),
             "scope": self._scope,

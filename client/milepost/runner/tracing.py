@@ -27,6 +27,7 @@ __all__ = ["attempt_span", "load_span", "queue_span", "run_span", "save_span", "
 _NAME: Final = "milepost.runner"
 _TRACEPARENT: Final = "traceparent"
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
+_OFF: Final = frozenset({trace.ProxyTracerProvider, trace.NoOpTracerProvider})
 # Entered and left without any effect, by whoever likes, at the same time too.
 _NOTHING: Final[AbstractContextManager[None]] = contextlib.nullcontext()
 
@@ -50,7 +51,7 @@ _UNTRACED: Final[AbstractContextManager[RunSpan]] = contextlib.nullcontext(RunSp
 
 
 def _is_on() -> bool:
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
+    return type(trace.get_tracer_provider()) not in _OFF
 
 
 def run_span(workflow: str, workflow_id: str, scope: str, run_id: str) -> AbstractContextManager[RunSpan]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from milepost import _compression
 from milepost._state import (
     DigestMemory,
+    EncodedValue,
     decode_state,
     decode_value,
     digest_values,
@@ -141,6 +142,26 @@ def test_only_what_is_sent_is_compressed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_size_is_that_of_keys_and_encodings() -> None:
     assert encode_state({"ä": "x", "b": None}).size_bytes == 2 + 3 + 1 + 4
+
+
+@pytest.mark.parametrize("over", [None, 100])
+@pytest.mark.parametrize("codec", [JSON, MSGPACK])
+def test_a_value_that_is_encoded_already_is_saved_like_any_other(codec: Codec, over: int | None) -> None:
+    state = {"a": [1, {"x": LONG}], "b": "text"}
+    plain = encode_state(state, codec, compress_over_bytes=over)
+    already = {key: EncodedValue(codec.encode(value), codec.name) for key, value in state.items()}
+    encoded = encode_state(already, codec, compress_over_bytes=over)
+    assert (encoded.values, encoded.digests, encoded.size_bytes) == (plain.values, plain.digests, plain.size_bytes)
+
+
+def test_a_store_that_compresses_nothing_holds_an_encoded_value_once() -> None:
+    """However many checkpoints of a long run it is in."""
+    kept = EncodedValue(JSON.encode([LONG]), "json")
+    first, second = (
+        encode_state({"a": kept, "number": number}, compress_over_bytes=None).values for number in range(2)
+    )
+    assert first["a"] is second["a"]
+    assert decode_state(second) == {"a": [LONG], "number": 1}
 
 
 @pytest.mark.parametrize(
