@@ -18,7 +18,9 @@ LOWEST := grpcio==1.76.0 protobuf==6.31.1 lmdb==3.0.0 grpcio-health-checking==1.
 	opentelemetry-api==1.20.0 click==8.1.0 msgspec==0.19.0 langgraph-checkpoint==4.1.0
 
 # $(call make_venv,folder,what for,pip arguments): make or update an environment and mark it done. pip writes to a log,
-# which is shown if it fails, so that stdout stays with the command the environment is for.
+# which is shown if it fails, so that stdout stays with the command the environment is for. A comma that is none of
+# make's is $(,).
+, := ,
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "milepost needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
@@ -51,7 +53,7 @@ test-slow: .venv/.stamp ## Run the slow tests: kills, faults, big stores, long r
 test-compat: .venv-lowest/.stamp ## Run tests/compat on the lowest and on the newest libraries we promise to support
 	@echo "test-compat: lowest: $(LOWEST)"
 	@.venv-lowest/bin/python -m pytest tests/compat tests/langgraph/test_conformance.py -q $(ARGS)
-	$(call make_venv,.venv-newest,milepost[server] on the newest releases,--upgrade --upgrade-strategy eager --group test --group langgraph -e '.[server,langgraph]')
+	$(call make_venv,.venv-newest,milepost[server] on the newest releases,--upgrade --upgrade-strategy eager --group test --group langgraph -e '.[server$(,)langgraph]')
 	@echo "test-compat: newest: $$(.venv-newest/bin/python -m pip list --format=freeze 2>/dev/null | grep -E '^(grpcio|protobuf|lmdb)=' | tr '\n' ' ')"
 	@.venv-newest/bin/python -m pytest tests/compat tests/langgraph/test_conformance.py -q $(ARGS)
 
@@ -127,12 +129,12 @@ clean: ## Remove environments, caches and build output; DATA stays
 	@touch $@
 
 .venv-bench/.stamp: pyproject.toml
-	$(call make_venv,.venv-bench,milepost and the savers to compare it with,--group langgraph --group bench --group bench-langgraph -e '.[server,zstd,langgraph]')
+	$(call make_venv,.venv-bench,milepost and the savers to compare it with,--group langgraph --group bench --group bench-langgraph -e '.[server$(,)zstd$(,)langgraph]')
 
 .venv-gen/.stamp: pyproject.toml
 	$(call make_venv,.venv-gen,the code generators,--group gen)
 
 .venv-lowest/.stamp: pyproject.toml Makefile
-	$(call make_venv,.venv-lowest,milepost[server] on its lowest supported libraries,--group test -e '.[server,langgraph]' langgraph-checkpoint-conformance==0.0.2 $(LOWEST))
+	$(call make_venv,.venv-lowest,milepost[server] on its lowest supported libraries,--group test -e '.[server$(,)langgraph]' langgraph-checkpoint-conformance==0.0.2 $(LOWEST))
 
 .PHONY: help run test test-fast test-slow test-compat check $(CHECKS:%=check-%) fmt gen bench bench-langgraph conformance-langgraph demo clean
