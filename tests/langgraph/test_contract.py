@@ -272,7 +272,7 @@ async def test_what_cannot_be_serialised_is_told_with_its_channel_and_place(half
         await put(half, config_of("t"), values)
     assert told.value.path == "[1]['socket']"
     config = await put(half, config_of("t"), {"x": 1})
-    with pytest.raises(CodecError, match=r"task 'task' writes to channel 'orders'.*Opaque"):
+    with pytest.raises(CodecError, match=r"task 'task' writes: channel 'orders'.*Opaque"):
         await half.aput_writes(config, [("x", 1), ("orders", [Opaque()])], "task")
     found = await half.aget_tuple(config)
     assert found is not None

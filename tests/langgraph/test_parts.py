@@ -13,15 +13,17 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from milepost import CodecError
 from milepost.adapters.langgraph import MilepostSaver, encoding
+from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.known import CHECKPOINTS_PER_SCOPE_MAX, KnownChannel, KnownCheckpoint, KnownCheckpoints
 from milepost.adapters.langgraph.put import Fence, PutDraft
 from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost.v1.checkpoint_pb2 import COMPRESSION_UNSPECIFIED
 from tests.support.langgraph_checkpoints import config_of, make_checkpoint, metadata_of
 
 
 def known(checkpoint_id: str, **channels: str) -> KnownCheckpoint:
     found = {
-        name: KnownChannel(version, encoding.Typed("bytes", version.encode()).digest)
+        name: KnownChannel(version, encoding.Encoded("bytes", version.encode(), COMPRESSION_UNSPECIFIED, 0).digest)
         for name, version in channels.items()
     }
     return KnownCheckpoint(checkpoint_id, b"d" * 32, found, {}, 1, "")
@@ -32,6 +34,7 @@ def draft(
 ) -> pb.SaveRequest:
     checkpoint = make_checkpoint(values, versions, checkpoint_id="c2")
     made = PutDraft(
+        Address.of(config_of("t", "", "c1")),
         config_of("t", "", "c1"),
         checkpoint,
         metadata_of(),

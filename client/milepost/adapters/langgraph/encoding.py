@@ -25,81 +25,93 @@ LEAVES_SEARCHED_MAX: Final = 10_000
 """How many parts of a value are tried to find the one that cannot be serialised."""
 
 
-class Typed(NamedTuple):
-    """A value as the serializer made it."""
+class Encoded(NamedTuple):
+    """A value as it is sent and stored."""
 
     kind: str
+    """The serializer's word for its bytes."""
     content: bytes
+    compression: pb.Compression.ValueType
+    size_bytes: int
+    """Of what the serializer made, before it was compressed; as it is stored, where it was read."""
+
+    @classmethod
+    def of(cls, value: pb.Value) -> Encoded:
+        """Return a value that was read."""
+        is_json = value.HasField("json")
+        content = value.json.encode() if is_json else value.data
+        return cls("json" if is_json else value.codec, content, value.compression, len(content))
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that stand for it."""
-        return blake2b(self.content, digest_size=DIGEST_BYTES, key=self.kind.encode()[:64]).digest()
+        """16 bytes that stand for it. Costs a look at all of it."""
+        kind = self.kind.encode()[:64]
+        return blake2b(self.content, digest_size=DIGEST_BYTES, key=kind, salt=bytes((self.compression,))).digest()
+
+    def write_to(self, value: pb.Value) -> None:
+        """Fill a value of a request."""
+        value.data = self.content
+        value.codec = self.kind
+        value.compression = self.compression
 
 
-def dump(serde: SerializerProtocol, value: object, what: str) -> Typed:
-    """Serialise one value.
+def encode(
+    serde: SerializerProtocol, value: object, where: str, channel: str, compress_over_bytes: int | None
+) -> Encoded:
+    """Serialise one value, and compress it where that pays.
 
     Args:
         serde: The serializer.
         value: What to serialise.
-        what: Where it belongs, for the error: "channel 'messages'".
+        where: What it belongs to, for the error.
+        channel: Its channel, for the error; or `HEADER_KEY`.
+        compress_over_bytes: Values larger than this may be compressed.
 
     Raises:
         CodecError: It has no serialised form; `path` tells where in the value.
     """
     try:
-        return Typed(*serde.dumps_typed(value))
+        kind, content = serde.dumps_typed(value)
     # A serializer may raise anything at all for what it cannot take.
     except Exception as error:
         path, found = _find_unserializable(serde, value)
         raise CodecError(
-            f"{what} cannot be serialized: {path or 'its value'} is a {type(found).__qualname__} "
+            f"{where}: {_part(channel)} cannot be serialized: {path or 'its value'} is a {type(found).__qualname__} "
             f"({type(error).__name__}: {error})",
             path=path,
             type=type(found).__qualname__,
         ) from error
+    frame = _compression.compress(content, compress_over_bytes)
+    if frame is None:
+        return Encoded(kind, content, pb.COMPRESSION_UNSPECIFIED, len(content))
+    return Encoded(kind, frame, pb.COMPRESSION_ZSTD, len(content))
 
 
-def load(serde: SerializerProtocol, value: pb.Value, what: str) -> Any:
-    """Read one value.
+def decode(serde: SerializerProtocol, value: pb.Value, where: str, channel: str) -> Any:
+    """Read one value; the names are for the error.
 
     Raises:
         CodecError: The serializer cannot read it; or it is damaged or compressed in a way this process cannot undo.
     """
-    typed = to_typed(value, what)
+    kind, content, compression, _ = Encoded.of(value)
+    if compression == pb.COMPRESSION_ZSTD:
+        content = _compression.decompress(content, f"{where}: {_part(channel)}")
+    elif compression != pb.COMPRESSION_UNSPECIFIED:
+        what = f"{where}: {_part(channel)}"
+        raise CodecError(f"{what} is compressed in a way this client does not know ({compression})", path=what)
     try:
-        return serde.loads_typed(typed)
+        return serde.loads_typed((kind, content))
     except Exception as error:
+        what = f"{where}: {_part(channel)}"
         raise CodecError(
-            f"{what} cannot be read: it was serialized as {typed.kind!r} ({type(error).__name__}: {error})",
+            f"{what} cannot be read: it was serialized as {kind!r} ({type(error).__name__}: {error})",
             path=what,
-            type=typed.kind,
+            type=kind,
         ) from error
 
 
-def to_value(typed: Typed, compress_over_bytes: int | None) -> pb.Value:
-    """Return a value as it is sent."""
-    frame = _compression.compress(typed.content, compress_over_bytes)
-    if frame is not None:
-        return pb.Value(data=frame, codec=typed.kind, compression=pb.COMPRESSION_ZSTD)
-    return pb.Value(data=typed.content, codec=typed.kind)
-
-
-def to_typed(value: pb.Value, what: str) -> Typed:
-    """Return a stored value as the serializer made it."""
-    match value.WhichOneof("content"):
-        case "json":
-            return Typed("json", value.json.encode())
-        case "data":
-            content = value.data
-        case _:
-            raise CodecError(f"{what} has no content", path=what, type="")
-    if value.compression == pb.COMPRESSION_ZSTD:
-        content = _compression.decompress(content, what)
-    elif value.compression != pb.COMPRESSION_UNSPECIFIED:
-        raise CodecError(f"{what} is compressed in a way this client does not know ({value.compression})", path=what)
-    return Typed(value.codec, content)
+def _part(channel: str) -> str:
+    return "its header" if channel == HEADER_KEY else f"channel {channel!r}"
 
 
 def entry_key(channel: str) -> str:
@@ -143,13 +155,17 @@ def filter_to_json(wanted: Mapping[str, Any]) -> str:
         raise CodecError(f"a filter is plain JSON: {error}", path="filter") from None
 
 
+# Made once: `json.dumps` would make one for each call.
+_to_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def _to_json(value: object) -> str:
     if isinstance(value, Mapping):
         # json would quietly turn other keys into text, and then no filter on them would match as written.
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"a key of type {type(key).__name__}")
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _to_text(value)
 
 
 def step_name(names: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from milepost import _calls, _compression
 from milepost._calls import Method
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
-from milepost.adapters.langgraph.encoding import HEADER_KEY
+from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
 from milepost.adapters.langgraph.known import KnownChannel, KnownCheckpoint, KnownCheckpoints
 from milepost.adapters.langgraph.put import NO_FENCE, Fence, PutDraft, is_given_once
 from milepost.adapters.langgraph.walks import DeltaWalk
@@ -73,6 +73,7 @@ class Exchanges:
         address = Address.of(config)
         scope = (address.thread_id, address.scope)
         draft = PutDraft(
+            address,
             config,
             checkpoint,
             metadata,
@@ -109,31 +110,27 @@ class Exchanges:
             return
         address = Address.of(config)
         sizes: dict[str, int] = {}
-        records: list[checkpoint_pb2.Record] = []
-        for position, (channel, value) in enumerate(writes):
-            index = WRITES_IDX_MAP.get(channel, position)
-            what = f"thread {address.thread_id!r}: what task {task_id!r} writes to channel {channel!r}"
-            typed = encoding.dump(self.serde, value, what)
-            sizes[channel] = sizes.get(channel, 0) + len(typed.content)
-            records.append(
-                checkpoint_pb2.Record(
-                    task_id=task_id,
-                    index=index,
-                    path=task_path,
-                    name=channel,
-                    value=encoding.to_value(typed, self.compress_over_bytes),
-                    # Each write by itself: one list may hold results, of which the first wins, and a resume value.
-                    overwrite=index < 0,
-                )
-            )
         request = pb.AppendRecordsRequest(
             namespace=self.namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
             checkpoint_id=address.checkpoint_id,
-            records=records,
             lease_token=fence.lease_token,
         )
+        where = f"thread {address.thread_id!r}, what task {task_id!r} writes"
+        for position, (channel, value) in enumerate(writes):
+            index = WRITES_IDX_MAP.get(channel, position)
+            encoded = encoding.encode(self.serde, value, where, channel, self.compress_over_bytes)
+            sizes[channel] = sizes.get(channel, 0) + encoded.size_bytes
+            record = request.records.add(
+                task_id=task_id,
+                index=index,
+                path=task_path,
+                name=channel,
+                # Each write by itself: one list may hold results, of which the first wins, and a resume value.
+                overwrite=index < 0,
+            )
+            encoded.write_to(record.value)
         try:
             yield _calls.APPEND_RECORDS, request
         except LimitExceededError as error:
@@ -209,7 +206,7 @@ class Exchanges:
         loaded = yield from self.load(at, entry_keys=list(keys), with_records=False)
         state = {} if loaded is None else loaded.state
         return {
-            channel: encoding.load(self.serde, state[key], f"{_where(found)}: channel {channel!r}")
+            channel: encoding.decode(self.serde, state[key], _where(found), channel)
             for key, channel in keys.items()
             if key in state
         }
@@ -329,12 +326,10 @@ class Exchanges:
 
     def read(self, found: checkpoint_pb2.Checkpoint) -> CheckpointTuple:
         """Return a checkpoint, loaded with state and records, as LangGraph sees it."""
-        header = self._header(found)
+        header, where, state = self._header(found), _where(found), found.state
         values = {
-            (channel := encoding.channel_name(key)): encoding.load(
-                self.serde, found.state[key], f"{_where(found)}: channel {channel!r}"
-            )
-            for key in sorted(found.state)
+            (channel := encoding.channel_name(key)): encoding.decode(self.serde, state[key], where, channel)
+            for key in sorted(state)
             if key != HEADER_KEY
         }
         metadata = header.get("metadata")
@@ -361,20 +356,15 @@ class Exchanges:
                 scope=found.scope,
                 checkpoint_id=found.checkpoint_id,
             )
-        header: dict[str, Any] = encoding.load(self.serde, found.state[HEADER_KEY], f"{_where(found)}: its header")
+        header: dict[str, Any] = encoding.decode(self.serde, found.state[HEADER_KEY], _where(found), HEADER_KEY)
         return header
 
     def _writes(self, found: checkpoint_pb2.Checkpoint, channels: Iterable[str] | None = None) -> list[PendingWrite]:
         """Return the writes beside a checkpoint, in the server's order: (path, task_id, index)."""
         wanted = None if channels is None else frozenset(channels)
+        where = f"{_where(found)}, what a task wrote"
         return [
-            (
-                record.task_id,
-                record.name,
-                encoding.load(
-                    self.serde, record.value, f"{_where(found)}: what task {record.task_id!r} wrote to {record.name!r}"
-                ),
-            )
+            (record.task_id, record.name, encoding.decode(self.serde, record.value, where, record.name))
             for record in found.records
             if wanted is None or record.name in wanted
         ]
@@ -441,7 +431,7 @@ def _known(found: checkpoint_pb2.Checkpoint, checkpoint: Checkpoint) -> KnownChe
             channel = encoding.channel_name(key)
             version = versions.get(channel)
             # Where the version will do as proof, the bytes are not worth another look.
-            digest = b"" if is_given_once(version) else encoding.to_typed(value, _where(found)).digest
+            digest = b"" if is_given_once(version) else Encoded.of(value).digest
             channels[channel] = KnownChannel(version, digest)
     # A copy: LangGraph goes on with the checkpoint that it was handed, and changes this in place.
     seen = {node: dict(versions) for node, versions in checkpoint["versions_seen"].items()}

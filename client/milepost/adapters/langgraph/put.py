@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
-from milepost.adapters.langgraph.encoding import HEADER_KEY, Typed
+from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
 from milepost.adapters.langgraph.known import KnownChannel, KnownCheckpoint, Version
 from milepost.v1 import checkpoint_store_pb2 as pb
 
@@ -42,6 +42,7 @@ class PutDraft:
 
     def __init__(
         self,
+        address: Address,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
@@ -56,7 +57,8 @@ class PutDraft:
         """Plan a put.
 
         Args:
-            config: Names the parent.
+            address: The parent.
+            config: What names it, and more that is kept with the metadata.
             checkpoint: What to store.
             metadata: Stored beside it.
             new_versions: Channels that were written, as far as LangGraph says so.
@@ -69,28 +71,29 @@ class PutDraft:
         Raises:
             CodecError: A channel's value cannot be serialised; names the channel.
         """
-        self.address = Address.of(config)
+        self._where = f"thread {address.thread_id!r}, checkpoint {checkpoint['id']!r}"
         self._checkpoint = checkpoint
         self._values: Mapping[str, Any] = checkpoint["channel_values"]
         self._versions: Mapping[str, Version] = checkpoint["channel_versions"]
         self._serde = serde
         self._compress_over_bytes = compress_over_bytes
-        self._typed: dict[str, Typed] = {}
-        parent_id = self.address.checkpoint_id
+        self._encoded: dict[str, Encoded] = {}
+        self._digests: dict[str, bytes] = {}
+        parent_id = address.checkpoint_id
         all_metadata = get_serializable_checkpoint_metadata(config, metadata)
         metadata_json, is_exact = encoding.metadata_to_json(all_metadata)
         header: dict[str, Any] = {"checkpoint": {k: v for k, v in checkpoint.items() if k != "channel_values"}}
         if not is_exact:
             header["metadata"] = all_metadata
-        self._header = self._dump(header, "its header")
+        self._header = self._encode(header, HEADER_KEY)
         run_id = all_metadata.get("run_id")
         self.request = pb.SaveRequest(
             namespace=namespace,
-            workflow_id=self.address.thread_id,
-            scope=self.address.scope,
+            workflow_id=address.thread_id,
+            scope=address.scope,
             checkpoint_id=checkpoint["id"],
             parent_id=parent_id,
-            current_step=self._step(base),
+            current_step=_step(parent_id, checkpoint, base),
             metadata=metadata_json,
             definition=DEFINITION,
             run_id=run_id if isinstance(run_id, str) and len(run_id.encode()) <= RUN_ID_BYTES_MAX else "",
@@ -121,7 +124,7 @@ class PutDraft:
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of what was serialised, by channel."""
-        return {channel: len(typed.content) for channel, typed in self._typed.items()}
+        return {channel: encoded.size_bytes for channel, encoded in self._encoded.items()}
 
     def in_full(self) -> pb.SaveRequest:
         """Turn the request into one that needs no base, because its base is gone or was replaced."""
@@ -139,7 +142,7 @@ class PutDraft:
         channels = {
             channel: KnownChannel(
                 self._versions.get(channel),
-                self._kept[channel].digest if channel in self._kept else self._typed[channel].digest,
+                self._kept[channel].digest if channel in self._kept else self._digest(channel),
             )
             for channel in self._values
         }
@@ -157,37 +160,41 @@ class PutDraft:
         version = self._versions.get(channel)
         if channel not in new_versions and version == stored.version and is_given_once(version):
             return True
-        return self._channel(channel).digest == stored.digest
+        return self._digest(channel) == stored.digest
 
     def _put_state(self, channels: Iterable[str]) -> None:
         state = self.request.state
         for channel in channels:
-            value = encoding.to_value(self._channel(channel), self._compress_over_bytes)
-            state[encoding.entry_key(channel)].CopyFrom(value)
-        state[HEADER_KEY].CopyFrom(encoding.to_value(self._header, self._compress_over_bytes))
+            self._channel(channel).write_to(state[encoding.entry_key(channel)])
+        self._header.write_to(state[HEADER_KEY])
 
-    def _channel(self, channel: str) -> Typed:
-        typed = self._typed.get(channel)
-        if typed is None:
-            typed = self._typed[channel] = self._dump(self._values[channel], f"channel {channel!r}")
-        return typed
+    def _digest(self, channel: str) -> bytes:
+        digest = self._digests.get(channel)
+        if digest is None:
+            digest = self._digests[channel] = self._channel(channel).digest
+        return digest
 
-    def _dump(self, value: object, part: str) -> Typed:
-        what = f"thread {self.address.thread_id!r}, checkpoint {self._checkpoint['id']!r}: {part}"
-        return encoding.dump(self._serde, value, what)
+    def _channel(self, channel: str) -> Encoded:
+        encoded = self._encoded.get(channel)
+        if encoded is None:
+            encoded = self._encoded[channel] = self._encode(self._values[channel], channel)
+        return encoded
 
-    def _step(self, base: KnownCheckpoint | None) -> str:
-        """Return who ran: the nodes that have seen what they had not at the parent; "" where that is not known."""
-        parent_id = self.address.checkpoint_id
-        before: Mapping[str, Mapping[str, Version]] = {}
-        if parent_id:
-            if base is None or base.checkpoint_id != parent_id:
-                return ""
-            before = base.versions_seen
-        seen = self._checkpoint["versions_seen"]
-        return encoding.step_name(
-            node for node, versions in seen.items() if _is_node(node) and before.get(node) != versions
-        )
+    def _encode(self, value: object, channel: str) -> Encoded:
+        return encoding.encode(self._serde, value, self._where, channel, self._compress_over_bytes)
+
+
+def _step(parent_id: str, checkpoint: Checkpoint, base: KnownCheckpoint | None) -> str:
+    """Return who ran: the nodes that have seen what they had not at the parent; "" where that is not known."""
+    before: Mapping[str, Mapping[str, Version]] = {}
+    if parent_id:
+        if base is None or base.checkpoint_id != parent_id:
+            return ""
+        before = base.versions_seen
+    seen = checkpoint["versions_seen"]
+    return encoding.step_name(
+        node for node, versions in seen.items() if _is_node(node) and before.get(node) != versions
+    )
 
 
 def _channels_told_by_ancestors(metadata: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -21,7 +22,6 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import override
 
 from milepost import TLS, RetryPolicy, _compression
-from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.connections import Connections
 from milepost.adapters.langgraph.exchanges import Exchange, Exchanges
 from milepost.adapters.langgraph.exclusive import Exclusive, carries_lease, presented
@@ -94,8 +94,8 @@ class MilepostSaver(BaseCheckpointSaver[str]):
                 "insecure": insecure,
             },
         )
-        self._compress_over_bytes = compress_over_bytes
         self._known = KnownCheckpoints()
+        self._made = Exchanges(self.namespace, self.serde, self._known, compress_over_bytes)
 
     @property
     def target(self) -> str:
@@ -389,11 +389,14 @@ class MilepostSaver(BaseCheckpointSaver[str]):
 
     @property
     def _exchanges(self) -> Exchanges:
-        # Made anew each time, since LangGraph gives a copy another serializer by setting the attribute.
-        return Exchanges(self.namespace, self.serde, self._known, self._compress_over_bytes)
+        made = self._made
+        if made.serde is not self.serde:
+            # LangGraph gives a copy another serializer by setting the attribute.
+            made = self._made = replace(made, serde=self.serde)
+        return made
 
     def _fence(self, config: RunnableConfig) -> Fence:
-        return self._fence_of(Address.of(config).thread_id)
+        return self._fence_of(str(config["configurable"]["thread_id"]))
 
     def _fence_of(self, thread_id: str) -> Fence:
         return presented(self._connections, thread_id)
