@@ -22,6 +22,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from google.rpc import code_pb2
 
 from milepost.cli.app import cli as client_cli
 from milepost.runner.settings import Settings
@@ -305,7 +306,9 @@ def test_every_error_is_documented_as_it_is() -> None:
     reasons = [name for name, _ in error_reason_pb2.ErrorReason.items() if not name.endswith("UNSPECIFIED")]
 
     assert [row[0] for row in rows] == reasons
-    assert {row[0]: row[1] for row in rows} == {reason: code.name for reason, code in STATUS_CODES.items()}
+    assert {row[0]: row[1] for row in rows} == {
+        reason: code_pb2.Code.Name(code) for reason, code in STATUS_CODES.items()
+    }
     assert {row[0]: row[2].strip("-") for row in rows} == {
         reason: ", ".join(keys_of) for reason, keys_of in metadata_keys().items()
     }

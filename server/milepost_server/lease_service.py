@@ -21,6 +21,7 @@ from milepost_server.model import (
     Answer,
     Command,
     DeleteWorkflowCommand,
+    EncodedBatchSaveAnswer,
     EncodedSaveAnswer,
     LeaseAnswer,
     LeaseState,
@@ -121,9 +122,9 @@ class LeaseService:
         if not self._lines:
             return
         for command, outcome in zip(commands, outcomes, strict=True):
-            key = _ended_lease(command, outcome)
-            if key is not None and key in self._lines and not isinstance(outcome, StoreError):
-                self._lines[key][0].set()
+            for key in _ended_leases(command, outcome):
+                if key in self._lines:
+                    self._lines[key][0].set()
 
     def on_failure(self) -> None:
         """Do nothing: who waits tries again when the lease in the way expires, and is then told."""
@@ -195,15 +196,17 @@ class LeaseService:
             _logger.warning("the lease of a caller who has gone stays until it expires: %s", error)
 
 
-def _ended_lease(command: Command, outcome: Answer | StoreError) -> _Key | None:
-    """Return whose lease a command may have ended."""
-    if isinstance(outcome, EncodedSaveAnswer):
-        return (outcome.namespace, outcome.workflow_id) if outcome.release_lease else None
+def _ended_leases(command: Command, outcome: Answer | StoreError) -> Sequence[_Key]:
+    """Return whose leases a command may have ended."""
+    if isinstance(outcome, StoreError):
+        return ()
+    if isinstance(outcome, EncodedSaveAnswer | EncodedBatchSaveAnswer):
+        return [(each.namespace, each.workflow_id) for each in outcome.stored if each.release_lease]
     if isinstance(command, ReleaseLeaseCommand | DeleteWorkflowCommand) or (
         isinstance(command, SaveCommand) and command.release_lease
     ):
-        return (command.namespace, command.workflow_id)
-    return None
+        return ((command.namespace, command.workflow_id),)
+    return ()
 
 
 def _draining() -> UnavailableError:

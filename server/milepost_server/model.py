@@ -578,6 +578,10 @@ class ProbeAnswer(msgspec.Struct, frozen=True, array_like=True):
     """The mark is on disk."""
 
 
+ItemKey = tuple[str, str, str, str]
+"""What names an item of a batch to those that build on it: (namespace, workflow_id, scope, checkpoint_id)."""
+
+
 class RefusedItem(msgspec.Struct, frozen=True):
     """An item of a batch that was malformed; what it is named matters to those that build on it."""
 
@@ -588,6 +592,25 @@ class RefusedItem(msgspec.Struct, frozen=True):
     checkpoint_id: str
 
 
+class BatchSaveCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Store one slice of the checkpoints of a BatchSave, in order, each or not. Made where it is run."""
+
+    items: tuple[SaveCommand | RefusedItem, ...]
+    first_number: int = 0
+    """The number of the slice's first item within its call."""
+    failed: dict[ItemKey, int] = {}
+    """What failed in earlier slices of the call and has not been stored since, with the numbers of the items."""
+    size_bytes: int = 0
+
+
+class BatchSaveAnswer(msgspec.Struct, frozen=True):
+    """What became of each item of a slice."""
+
+    outcomes: tuple[SaveAnswer | StoreError, ...]
+    failed: dict[ItemKey, int]
+    """As in the command, after this slice."""
+
+
 class EncodedSaveCommand(msgspec.Struct, frozen=True, array_like=True):
     """A Save as it came: decoded and checked where it is run, right before."""
 
@@ -595,10 +618,9 @@ class EncodedSaveCommand(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-class EncodedSaveAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to an encoded Save as it goes out, and what those who listen for commits want to know of it."""
+class StoredSave(msgspec.Struct, frozen=True, array_like=True):
+    """What those who listen for commits want to know of a Save that came encoded and was stored."""
 
-    body: bytes
     namespace: str
     workflow_id: str
     scope: str
@@ -609,14 +631,41 @@ class EncodedSaveAnswer(msgspec.Struct, frozen=True, array_like=True):
     definition: str
     current_step: str
     status: int
-    is_replayed: bool
     is_replaced: bool
     release_lease: bool
+
+
+class EncodedSaveAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to an encoded Save as it goes out."""
+
+    body: bytes
+    stored: tuple[StoredSave, ...]
+    """One, or none for a replay."""
+
+
+class EncodedBatchSaveCommand(msgspec.Struct, frozen=True, array_like=True):
+    """One slice of a BatchSave, its items as they came. Its other fields are those of `BatchSaveCommand`."""
+
+    items: tuple[bytes, ...]
+    size_bytes: int
+    first_number: int = 0
+    failed: dict[ItemKey, int] = {}
+
+
+class EncodedBatchSaveAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The results of a slice as they go out, one after the other."""
+
+    body: bytes
+    stored: tuple[StoredSave, ...]
+    """Of the items that were stored by this call, in order."""
+    failed: dict[ItemKey, int]
 
 
 Command = (
     SaveCommand
     | EncodedSaveCommand
+    | BatchSaveCommand
+    | EncodedBatchSaveCommand
     | AppendRecordsCommand
     | DeleteWorkflowCommand
     | DeleteIdsCommand
@@ -634,6 +683,8 @@ Command = (
 Answer = (
     SaveAnswer
     | EncodedSaveAnswer
+    | BatchSaveAnswer
+    | EncodedBatchSaveAnswer
     | AppendRecordsAnswer
     | DeleteWorkflowAnswer
     | BulkAnswer

@@ -19,6 +19,7 @@ from milepost_server.model import (
     CheckpointFilter,
     CheckpointRow,
     EntryRef,
+    ItemKey,
     LeaseRow,
     LeaseState,
     NewEntry,
@@ -397,6 +398,26 @@ def check_base(command: SaveCommand, base: CheckpointRow) -> None:
             "send the state in full",
             {"base_checkpoint_id": base.checkpoint_id},
         )
+
+
+def failed_predecessor(command: SaveCommand, failed: Mapping[ItemKey, int]) -> int | None:
+    """Return the number of the failed item of the same batch that a Save says it builds on, if there is one."""
+    if not failed:
+        return None
+    for checkpoint_id in (command.parent_id, command.base_checkpoint_id, command.expected_head):
+        key = (command.namespace, command.workflow_id, command.scope, checkpoint_id or "")
+        if checkpoint_id and key in failed:
+            return failed[key]
+    return None
+
+
+def refuse_after_failed(number: int, predecessor: int) -> StoreError:
+    """An item of a batch must not land on what another writer has under the id of the item it was made for."""
+    return PreconditionError(
+        "PREDECESSOR_FAILED",
+        f"item {number} builds on item {predecessor}, which failed; nothing of it was stored",
+        {"index": number, "predecessor_index": predecessor},
+    )
 
 
 def check_parent_is_older(parent_id: str, parent_sequence: int, sequence: int) -> None:

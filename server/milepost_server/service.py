@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from milepost_server.config import QueueConfig
-from milepost_server.errors import PreconditionError, StoreError
+from milepost_server.errors import InvalidFieldError, OutcomeUnknownError, StoreError, UnavailableError
 from milepost_server.lease_service import LeaseService
 from milepost_server.limits import Limits
 from milepost_server.locks import Key, KeyedLocks
@@ -32,6 +32,8 @@ from milepost_server.model import (
     DeleteRunCommand,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedBatchSaveAnswer,
+    EncodedBatchSaveCommand,
     EncodedLoadAnswer,
     EncodedLoadQuery,
     EncodedSaveAnswer,
@@ -40,19 +42,15 @@ from milepost_server.model import (
     EntryHistoryQuery,
     ForkAnswer,
     ForkCommand,
+    ItemKey,
     ListAnswer,
     ListQuery,
     ListSignalsAnswer,
     ListSignalsQuery,
     ListWorkflowsAnswer,
     ListWorkflowsQuery,
-    LoadQuery,
     LongLoad,
     PruneCommand,
-    RefusedItem,
-    SaveAnswer,
-    SaveCommand,
-    Selection,
     SendSignalAnswer,
     SendSignalCommand,
     WorkflowAnswer,
@@ -74,6 +72,13 @@ _T = TypeVar("_T")
 _replace = msgspec.structs.replace
 
 
+class FailedItems(NamedTuple):
+    """Items of a batch that have one error together."""
+
+    item_count: int
+    error: StoreError
+
+
 class CheckpointService:
     """What the store can do, for any front.
 
@@ -81,7 +86,7 @@ class CheckpointService:
         queue: Runs commands and reads; closed by its owner.
         engine: Is only read from here.
         limits: The same that the engine has.
-        config: How many may wait for leases, and watch.
+        config: How many may wait for leases, and watch; how much one commit may take.
         clock_ms: Time of day in milliseconds.
     """
 
@@ -105,6 +110,7 @@ class CheckpointService:
         self._queue = queue
         self._engine = engine
         self._limits = limits
+        self._config = config
         self._clock_ms = clock_ms
         self._locks = KeyedLocks()
         self._forks: set[asyncio.Task[ForkAnswer]] = set()
@@ -135,29 +141,25 @@ class CheckpointService:
         """
         return (await self._run(EncodedSaveCommand(body, len(body)), namespace, EncodedSaveAnswer)).body
 
-    async def batch_save(self, items: Sequence[SaveCommand | RefusedItem]) -> list[SaveAnswer | StoreError]:
-        """Store many checkpoints in order, and return what became of each.
+    async def batch_save(self, items: Sequence[memoryview], *, namespace: str) -> list[bytes | FailedItems]:
+        """Store many checkpoints in order, and return what became of them: encoded results, and what was not run.
 
-        A malformed item keeps its place. An item that builds on a failed earlier
-        one of the same scope (names it as parent, base or expected head) is refused with `PREDECESSOR_FAILED` and
-        not stored.
+        An item that builds on a failed earlier one of the same scope (names it as parent, base or expected head) is
+        refused with `PREDECESSOR_FAILED` and not stored. All are run, also when the caller has gone.
+
+        Args:
+            items: The encoded Saves; each is read and checked where it is run.
+            namespace: Whose turns they take in the queue.
 
         Raises:
             StoreError: Nothing of the whole call was started.
         """
-        outcomes: list[SaveAnswer | StoreError] = [
-            item.error if isinstance(item, RefusedItem) else _NOT_STARTED for item in items
-        ]
-        barriers = await self._barriers(items)
-        failed: dict[Key, int] = {}
-        start = 0
-        # All in one go, as a rule: an item whose predecessor was not stored fails in the commit by itself. Only
-        # where an id that later items build on is already taken must its outcome be known before these are started.
-        while start < len(items):
-            end = next((number + 1 for number in barriers if number >= start), len(items))
-            await self._save_range(items, outcomes, failed, start, end)
-            start = end
-        return outcomes
+        return await self._queue.submit_series(
+            self._save_slices(items),
+            namespace=namespace,
+            command_count=len(items),
+            size_bytes=sum(map(len, items)),
+        )
 
     async def append_records(self, command: AppendRecordsCommand) -> AppendRecordsAnswer:
         """Append records to a checkpoint id."""
@@ -397,62 +399,38 @@ class CheckpointService:
         assert isinstance(answer, kind)
         return answer
 
-    async def _barriers(self, items: Sequence[SaveCommand | RefusedItem]) -> list[int]:
-        """Return the numbers of the items that later ones build on and whose ids are stored already."""
-        first_by_id: dict[Key, int] = {}
-        named: dict[Key, int] = {}
-        for number, item in enumerate(items):
-            for key in _predecessors(item):
-                if key in first_by_id:
-                    named[key] = first_by_id[key]
-            first_by_id.setdefault(_key(item), number)
-        if not named:
-            return []
-        engine = self._engine
+    def _save_slices(
+        self, items: Sequence[memoryview]
+    ) -> Generator[Command, Answer | StoreError, list[bytes | FailedItems]]:
+        """Yield the commands of a BatchSave, each of what may be in a commit beside others; take in their outcomes."""
+        results: list[bytes | FailedItems] = []
+        failed: dict[ItemKey, int] = {}
+        start = 0
+        while start < len(items):
+            end = self._slice_end(items, start)
+            taken = tuple(map(bytes, items[start:end]))
+            outcome = yield EncodedBatchSaveCommand(taken, sum(map(len, taken)), start, failed)
+            if isinstance(outcome, StoreError):
+                if isinstance(outcome, InvalidFieldError) and start == 0:
+                    raise outcome
+                # Which ids have failed is not known, so nothing that may build on them is started.
+                results += [FailedItems(end - start, outcome), FailedItems(len(items) - end, _not_started(outcome))]
+                break
+            answer = cast("EncodedBatchSaveAnswer", outcome)
+            results.append(answer.body)
+            failed = answer.failed
+            start = end
+        return results
 
-        def stored() -> list[int]:
-            return [number for key, number in named.items() if _exists(engine, key)]
-
-        return sorted(await self._queue.scan(stored))
-
-    async def _save_range(
-        self,
-        items: Sequence[SaveCommand | RefusedItem],
-        outcomes: list[SaveAnswer | StoreError],
-        failed: dict[Key, int],
-        start: int,
-        end: int,
-    ) -> None:
-        """Run the items of a range and note their outcomes, and which ids failed."""
-        commands: dict[int, SaveCommand] = {}
-        known = dict(failed)
-        for number in range(start, end):
-            item = items[number]
-            predecessor = _failed_predecessor(item, known)
-            if isinstance(item, SaveCommand) and predecessor is None:
-                commands[number] = item
-                known.pop(_key(item), None)
-            else:
-                known[_key(item)] = number
-        if commands:
-            try:
-                found = await self._queue.submit_many(list(commands.values()), namespace=items[start].namespace)
-            except StoreError as error:
-                if start == 0:
-                    raise
-                found = [error] * len(commands)
-            for number, outcome in zip(commands, found, strict=True):
-                outcomes[number] = cast("SaveAnswer | StoreError", outcome)
-        for number in range(start, end):
-            item = items[number]
-            if number in commands and not isinstance(outcomes[number], StoreError):
-                failed.pop(_key(item), None)
-                continue
-            if isinstance(item, SaveCommand):
-                predecessor = _failed_predecessor(item, failed)
-                if predecessor is not None:
-                    outcomes[number] = _predecessor_failed(number, predecessor)
-            failed[_key(item)] = number
+    def _slice_end(self, items: Sequence[memoryview], start: int) -> int:
+        """Return where a slice ends: at half of what one commit may take, so that others come along."""
+        count_max = max(1, self._config.batch_commands_max // 2)
+        left_bytes = self._config.alone_bytes // 2
+        end = start
+        while end < len(items) and end - start < count_max and (end == start or len(items[end]) <= left_bytes):
+            left_bytes -= len(items[end])
+            end += 1
+        return end
 
     async def _fork_slices(self, command: ForkCommand, gone: asyncio.Event) -> ForkAnswer:
         namespace = command.namespace
@@ -486,50 +464,11 @@ def _gate(namespace: str) -> Key:
     return (namespace,)
 
 
-_NOT_STARTED: Final = StoreError("INTERNAL_ERROR", "this item was not started")
-
-
-def _key(item: SaveCommand | RefusedItem) -> Key:
-    return (item.namespace, item.workflow_id, item.scope, item.checkpoint_id)
-
-
-def _predecessors(item: SaveCommand | RefusedItem) -> list[Key]:
-    """Return the checkpoints that an item says it builds on."""
-    if isinstance(item, RefusedItem):
-        return []
-    ids = dict.fromkeys((item.parent_id, item.base_checkpoint_id, item.expected_head))
-    return [(item.namespace, item.workflow_id, item.scope, each) for each in ids if each]
-
-
-def _failed_predecessor(item: SaveCommand | RefusedItem, failed: dict[Key, int]) -> int | None:
-    if not failed:
-        return None
-    return next((failed[key] for key in _predecessors(item) if key in failed), None)
-
-
-def _predecessor_failed(number: int, predecessor: int) -> StoreError:
-    return PreconditionError(
-        "PREDECESSOR_FAILED",
-        f"item {number} builds on item {predecessor}, which failed; nothing of it was stored",
-        {"index": number, "predecessor_index": predecessor},
-    )
-
-
-def _exists(engine: Engine, key: Key) -> bool:
-    namespace, workflow_id, scope, checkpoint_id = key
-    query = LoadQuery(
-        namespace=namespace,
-        workflow_id=workflow_id,
-        scope=scope,
-        checkpoint_id=checkpoint_id,
-        selection=Selection(with_state=False, with_steps=False, with_records=False),
-    )
-    try:
-        engine.load(query)
-    except StoreError as error:
-        # What cannot be read is treated as taken: then its outcome is waited for.
-        return error.reason not in {"WORKFLOW_NOT_FOUND", "CHECKPOINT_NOT_FOUND"}
-    return True
+def _not_started(error: StoreError) -> StoreError:
+    """Return what is told of the items that would have come after a failure of the whole slice before them."""
+    if not isinstance(error, OutcomeUnknownError):
+        return error
+    return UnavailableError("NOT_SERVING", "the storage failed before this item was started; send the same call again")
 
 
 def _hash_list(query: ListQuery) -> bytes:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
 from milepost_server.errors import StoreError
@@ -31,8 +31,15 @@ class StoreQueue(Protocol):
     def submit(self, command: Command, *, namespace: str) -> Future[Answer]:
         """Queue a command."""
 
-    def submit_many(self, commands: Sequence[Command], *, namespace: str) -> Future[list[Answer | StoreError]]:
-        """Queue commands in order, all or none."""
+    def submit_series(
+        self,
+        series: Generator[Command, Answer | StoreError, _T],
+        *,
+        namespace: str,
+        command_count: int,
+        size_bytes: int,
+    ) -> Future[_T]:
+        """Queue a call of several commands, one after the other."""
 
     def load(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint, together with the others that wait."""

@@ -20,6 +20,8 @@ from milepost_server.model import (
     DeleteRunCommand,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedBatchSaveAnswer,
+    EncodedBatchSaveCommand,
     EncodedSaveAnswer,
     EncodedSaveCommand,
     ForkAnswer,
@@ -128,23 +130,22 @@ def _saved(command: SaveCommand, answer: SaveAnswer) -> Iterator[WatchEvent]:
     )
 
 
-def _encoded_saved(command: EncodedSaveCommand, answer: EncodedSaveAnswer) -> Iterator[WatchEvent]:
-    if answer.is_replayed:
-        return
-    yield WatchEvent(
-        WatchKind.REPLACED if answer.is_replaced else WatchKind.SAVED,
-        answer.namespace,
-        answer.workflow_id,
-        answer.incarnation,
-        answer.revision,
-        answer.definition,
-        answer.scope,
-        answer.checkpoint_id,
-        answer.sequence,
-        answer.current_step,
-        answer.status,
-        lease_released=answer.release_lease,
-    )
+def _encoded_saved(command: Command, answer: EncodedSaveAnswer | EncodedBatchSaveAnswer) -> Iterator[WatchEvent]:
+    for stored in answer.stored:
+        yield WatchEvent(
+            WatchKind.REPLACED if stored.is_replaced else WatchKind.SAVED,
+            stored.namespace,
+            stored.workflow_id,
+            stored.incarnation,
+            stored.revision,
+            stored.definition,
+            stored.scope,
+            stored.checkpoint_id,
+            stored.sequence,
+            stored.current_step,
+            stored.status,
+            lease_released=stored.release_lease,
+        )
 
 
 def _appended(command: AppendRecordsCommand, answer: AppendRecordsAnswer) -> Iterator[WatchEvent]:
@@ -233,6 +234,7 @@ def _event(kind: WatchKind, change: WorkflowChange, *, holder: str = "") -> Watc
 _TELLERS: dict[type, Callable[[Any, Any], Iterator[WatchEvent]]] = {
     SaveCommand: _saved,
     EncodedSaveCommand: _encoded_saved,
+    EncodedBatchSaveCommand: _encoded_saved,
     AppendRecordsCommand: _appended,
     SendSignalCommand: _signal_sent,
     AcquireLeaseCommand: _lease_granted,

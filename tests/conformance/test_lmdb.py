@@ -13,12 +13,12 @@ from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import CountRows, ManualClock
 from milepost_server.testing.contracts.base import MakeEngine
 from milepost_server.testing.contracts.persistence import Restart
-from milepost_server.testing.engine_contract import EngineContract, PersistenceContract
+from milepost_server.testing.engine_contract import BatchSaveContract, EngineContract, PersistenceContract
 from milepost_server.testing.engine_machine import DEFAULT_PROFILE, LIMITS, LONG_PROFILE, EngineMachine
 from tests.support.lmdb_stores import LmdbStores, count_table, lmdb_opener
 
 
-class TestLmdbEngine(EngineContract, PersistenceContract):
+class TestLmdbEngine(EngineContract, BatchSaveContract, PersistenceContract):
     @pytest.fixture(params=[0, 1], ids=["format0.9", "format1.0"])
     def stores(
         self, request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, lease_clock: ManualClock

@@ -13,11 +13,11 @@ from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import ManualClock
 from milepost_server.testing.contracts.base import MakeEngine
-from milepost_server.testing.engine_contract import EngineContract
+from milepost_server.testing.engine_contract import BatchSaveContract, EngineContract
 from milepost_server.testing.engine_machine import DEFAULT_PROFILE, LIMITS, LONG_PROFILE, EngineMachine
 
 
-class TestMemoryEngine(EngineContract):
+class TestMemoryEngine(EngineContract, BatchSaveContract):
     @pytest.fixture
     def make_engine(self, clock: ManualClock, lease_clock: ManualClock) -> Iterator[MakeEngine]:
         engines: list[MemoryEngine] = []

@@ -1,10 +1,13 @@
 """The calls that cross to the engine as bytes: their messages, read and written where the engine is.
 
+What the event loop needs of them is read off their outside: a namespace, where the items of a batch begin and end.
+
 Imported by the storage process too, so nothing here may need gRPC or asyncio.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -12,11 +15,16 @@ from google.protobuf.message import DecodeError
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.errors import InvalidFieldError, StoreError
 from milepost_server.grpc_api import convert
+from milepost_server.grpc_api.status import to_item_error
 from milepost_server.limits import Limits
-from milepost_server.model import LoadAnswer, LoadQuery, SaveAnswer, SaveCommand
+from milepost_server.model import LoadAnswer, LoadQuery, RefusedItem, SaveAnswer, SaveCommand
 
 _NAMESPACE_TAG: Final = 0x0A
 """Of the first field, a text, which every writer of messages puts first."""
+_ITEM_TAG: Final = 0x0A
+"""Of the items of a batch."""
+_SIZE_GROUPS_MAX: Final = 4
+"""256 MiB are more than any request has."""
 
 
 class PbCallCodec:
@@ -41,6 +49,28 @@ class PbCallCodec:
         """See `CallCodec`."""
         return convert.save_to_pb(answer).SerializeToString()
 
+    def decode_items(self, bodies: Sequence[bytes], first_number: int) -> tuple[SaveCommand | RefusedItem, ...]:
+        """See `CallCodec`."""
+        return tuple(self._decode_item(body, number) for number, body in enumerate(bodies, first_number))
+
+    def _decode_item(self, body: bytes, number: int) -> SaveCommand | RefusedItem:
+        try:
+            item = pb.SaveRequest.FromString(body)
+        except DecodeError:
+            raise not_a_message(pb.BatchSaveRequest.DESCRIPTOR.full_name, body) from None
+        return convert.batch_item_from_pb(item, number, self._limits)
+
+    def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
+        """See `CallCodec`."""
+        return pb.BatchSaveResponse(
+            results=[
+                pb.BatchSaveResult(error=to_item_error(outcome))
+                if isinstance(outcome, StoreError)
+                else pb.BatchSaveResult(saved=convert.save_to_pb(outcome))
+                for outcome in outcomes
+            ]
+        ).SerializeToString()
+
     def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
         """See `CallCodec`."""
         try:
@@ -54,14 +84,59 @@ class PbCallCodec:
         return convert.load_to_pb(answer, query, convert.ValueWriter(accepted, self._limits)).SerializeToString()
 
 
-def peek_namespace(body: bytes) -> str:
+def split_batch(body: bytes, limits: Limits) -> list[memoryview]:
+    """Return the encoded items of a BatchSave, without looking into them.
+
+    Raises:
+        InvalidFieldError: It has none, or is not such a message.
+        LimitExceededError: It has too many. They are not counted to their end: 16 MiB can hold millions.
+    """
+    view = memoryview(body)
+    items: list[memoryview] = []
+    position = 0
+    while position < len(body) and len(items) <= limits.batch_items_max:
+        start, size_bytes = _item_at(body, position)
+        position = start + size_bytes
+        if not start or position > len(body):
+            items = _split_any(body)
+            break
+        items.append(view[start:position])
+    convert.check_item_count(len(items), limits)
+    return items
+
+
+def _item_at(body: bytes, position: int) -> tuple[int, int]:
+    """Return where the content of the item at a position starts, and its size; (0, 0) where there is none.
+
+    An item is its tag, its size in groups of seven bits, the lowest first, and its content.
+    """
+    if body[position] != _ITEM_TAG:
+        return 0, 0
+    size_bytes = 0
+    for number, byte in enumerate(body[position + 1 : position + 1 + _SIZE_GROUPS_MAX]):
+        size_bytes |= (byte & 0x7F) << 7 * number
+        if byte < 0x80:
+            return position + 2 + number, size_bytes
+    return 0, 0
+
+
+def _split_any(body: bytes) -> list[memoryview]:
+    """Return the encoded items of a BatchSave that has something else beside them, or is none."""
+    try:
+        request = pb.BatchSaveRequest.FromString(body)
+    except DecodeError:
+        raise not_a_message(pb.BatchSaveRequest.DESCRIPTOR.full_name, body) from None
+    return [memoryview(item.SerializeToString()) for item in request.items]
+
+
+def peek_namespace(body: bytes | memoryview) -> str:
     """Return the namespace of a request, read off the front of its bytes, for its turn in the queue.
 
     Not checked: a message that is malformed, or written in an unusual order, takes its turn with the default namespace.
     """
     if len(body) < 2 or body[0] != _NAMESPACE_TAG or body[1] & 0x80:
         return convert.DEFAULT_NAMESPACE
-    return body[2 : 2 + body[1]].decode("utf-8", "replace") or convert.DEFAULT_NAMESPACE
+    return str(body[2 : 2 + body[1]], "utf-8", "replace") or convert.DEFAULT_NAMESPACE
 
 
 def not_a_message(name: str, body: bytes) -> StoreError:

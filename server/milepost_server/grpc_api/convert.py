@@ -209,20 +209,27 @@ def _optional_digest(
     return digest
 
 
-def batch_save_from_pb(request: store_pb.BatchSaveRequest, limits: Limits) -> list[SaveCommand | RefusedItem]:
-    """Translate a batch; an item that is malformed becomes its error, in its place."""
-    count = len(request.items)
+def check_item_count(count: int, limits: Limits) -> None:
+    """Check how many items a batch has."""
     if not count:
         raise InvalidFieldError("items", f"must be 1 to {limits.batch_items_max} items", "none")
     check_count("items", count, limit="batch_items_max", allowed=limits.batch_items_max)
-    items: list[SaveCommand | RefusedItem] = []
-    for number, item in enumerate(request.items):
-        try:
-            items.append(save_from_pb(item, limits, f"items[{number}]."))
-        except StoreError as error:
-            namespace = item.namespace or DEFAULT_NAMESPACE
-            items.append(RefusedItem(error, namespace, item.workflow_id, item.scope, item.checkpoint_id))
-    return items
+
+
+def batch_item_from_pb(item: store_pb.SaveRequest, number: int, limits: Limits) -> SaveCommand | RefusedItem:
+    """Translate an item of a batch; one that is malformed becomes its error."""
+    try:
+        return save_from_pb(item, limits, f"items[{number}].")
+    except StoreError as error:
+        # What is too long is named by nobody, so a part of it will do.
+        return RefusedItem(
+            # Without its traceback, whose frames hold the request.
+            error.with_traceback(None),
+            item.namespace[: limits.namespace_bytes_max + 1] or DEFAULT_NAMESPACE,
+            item.workflow_id[: limits.workflow_id_bytes_max + 1],
+            item.scope[: limits.workflow_id_bytes_max + 1],
+            item.checkpoint_id[: limits.checkpoint_id_bytes_max + 1],
+        )
 
 
 def load_from_pb(request: store_pb.LoadRequest, limits: Limits) -> tuple[LoadQuery, frozenset[int]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -35,6 +35,8 @@ Method = Callable[[Any, Context], Awaitable[Message | bytes | None]]
 Request = Message | bytes
 MarkSpan = Callable[[grpc.StatusCode, str], None]
 """Told the code and the reason of a call that failed, while its span is the current one."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallGate:
@@ -233,7 +235,19 @@ def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_spa
             refusal = internal_error(_logger, "a call ended in an unexpected error", error)
         # Not while an exception is handled: what ends the call would be chained to it, and tracing records chains.
         if mark_span is not None:
-            mark_span(status.status_code(refusal), refusal.reason)
-        return await status.abort(context, refusal)
+            mark_span(status_code(refusal), refusal.reason)
+        return await abort(context, refusal)
 
     return call
+
+
+def status_code(error: StoreError) -> grpc.StatusCode:
+    """Return the gRPC code of an error."""
+    return _CODES[status.STATUS_CODES[error.reason]]
+
+
+async def abort(context: Context, error: StoreError) -> NoReturn:
+    """End a call with an error."""
+    details = status.to_status(error).SerializeToString()
+    # Not `abort_with_status`: OpenTelemetry's interceptor does not see that one.
+    await context.abort(status_code(error), status.clip(error.message), ((status.DETAILS_KEY, details),))

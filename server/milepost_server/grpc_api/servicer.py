@@ -1,6 +1,6 @@
 """The methods of `milepost.v1.CheckpointStore`: message in, service, message out. They decide nothing.
 
-Save and Load, the methods that are called most, do not look into their messages: these cross to the engine as bytes,
+Save, BatchSave and Load, by which most comes, do not look into their messages: these cross to the engine as bytes,
 and are read, checked and written there.
 
 Large messages are translated in a thread, so that one caller's megabytes do not hold up the others. A future of the
@@ -15,13 +15,13 @@ from contextlib import aclosing
 from typing import Final, TypeVar
 
 from milepost.v1 import checkpoint_store_pb2 as pb
-from milepost_server.errors import StoreError
-from milepost_server.grpc_api import convert, status
-from milepost_server.grpc_api.call_codec import peek_namespace
+from milepost_server.grpc_api import convert
+from milepost_server.grpc_api.call_codec import peek_namespace, split_batch
 from milepost_server.grpc_api.convert import ValueWriter
 from milepost_server.grpc_api.handlers import Context
+from milepost_server.grpc_api.status import to_item_error
 from milepost_server.model import DeleteIdsCommand
-from milepost_server.service import CheckpointService
+from milepost_server.service import CheckpointService, FailedItems
 
 _T = TypeVar("_T")
 
@@ -29,7 +29,7 @@ ANSWER_MARGIN_S: Final = 0.1
 """How long before its deadline a call that waits for something gives up, to say so."""
 
 
-ENCODED_METHODS: Final = frozenset({"Save", "Load"})
+ENCODED_METHODS: Final = frozenset({"Save", "BatchSave", "Load"})
 """Methods that take and return bytes."""
 
 
@@ -44,17 +44,18 @@ class CheckpointStoreServicer:
         """Store one checkpoint."""
         return await self._service.save(request, namespace=peek_namespace(request))
 
-    async def BatchSave(self, request: pb.BatchSaveRequest, context: Context) -> pb.BatchSaveResponse:
+    async def BatchSave(self, request: bytes, context: Context) -> bytes:
         """Store many checkpoints."""
-        items = await _translate(request.ByteSize(), lambda: convert.batch_save_from_pb(request, self._limits))
-        outcomes = await self._service.batch_save(items)
-        return pb.BatchSaveResponse(
-            results=[
-                pb.BatchSaveResult(error=status.to_item_error(outcome))
-                if isinstance(outcome, StoreError)
-                else pb.BatchSaveResult(saved=convert.save_to_pb(outcome))
-                for outcome in outcomes
-            ]
+        items = split_batch(request, self._limits)
+        results = await self._service.batch_save(items, namespace=peek_namespace(items[0]))
+        # Results of one list after the other are those of the whole.
+        return b"".join(
+            pb.BatchSaveResponse(
+                results=[pb.BatchSaveResult(error=to_item_error(each.error))] * each.item_count
+            ).SerializeToString()
+            if isinstance(each, FailedItems)
+            else each
+            for each in results
         )
 
     async def Load(self, request: bytes, context: Context) -> bytes:

@@ -2,18 +2,17 @@
 
 Every error carries a `google.rpc.Status` (AIP-193) with `ErrorInfo`, for a field at fault `BadRequest`, where
 waiting helps `RetryInfo`. The client has the counterpart of this table; the reasons are documented in
-`error_reason.proto`.
+`error_reason.proto`. Imported by the storage process too, so nothing here may need gRPC itself.
 """
 
 from __future__ import annotations
 
-from typing import Final, NoReturn, Protocol
+from typing import Final
 
-import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as store_pb
 from milepost.v1 import error_reason_pb2
@@ -26,61 +25,41 @@ TEXT_BYTES_MAX: Final = 1024
 DETAILS_BYTES_MAX: Final = 4096
 """Of the encoded details."""
 
-STATUS_CODES: Final[dict[str, grpc.StatusCode]] = {
-    "INVALID_FIELD": grpc.StatusCode.INVALID_ARGUMENT,
-    "LIMIT_EXCEEDED": grpc.StatusCode.INVALID_ARGUMENT,
-    "STATE_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
-    "PAGE_TOKEN_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
-    "PAGE_TOKEN_MISMATCH": grpc.StatusCode.INVALID_ARGUMENT,
-    "WORKFLOW_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
-    "CHECKPOINT_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
-    "DEFINITION_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
-    "CHECKPOINT_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
-    "WORKFLOW_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
-    "SIGNAL_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
-    "HEAD_MOVED": grpc.StatusCode.ABORTED,
-    "PAGE_EXPIRED": grpc.StatusCode.ABORTED,
-    "DIGEST_MISMATCH": grpc.StatusCode.ABORTED,
-    "LEASE_HELD": grpc.StatusCode.ABORTED,
-    "LEASE_LOST": grpc.StatusCode.ABORTED,
-    "BASE_NOT_FOUND": grpc.StatusCode.FAILED_PRECONDITION,
-    "PARENT_NOT_FOUND": grpc.StatusCode.FAILED_PRECONDITION,
-    "CHECKPOINT_DELETED": grpc.StatusCode.FAILED_PRECONDITION,
-    "DEFINITION_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
-    "PREDECESSOR_FAILED": grpc.StatusCode.FAILED_PRECONDITION,
-    "RECORD_CHECKPOINT_MISSING": grpc.StatusCode.FAILED_PRECONDITION,
-    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "DISK_LOW": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "STORE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "WATCH_TOO_SLOW": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "WATCH_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
-    "NOT_COMMITTED": grpc.StatusCode.UNAVAILABLE,
-    "NOT_SERVING": grpc.StatusCode.UNAVAILABLE,
-    "OUTCOME_UNKNOWN": grpc.StatusCode.UNKNOWN,
-    "RECORD_DAMAGED": grpc.StatusCode.DATA_LOSS,
-    "INTERNAL_ERROR": grpc.StatusCode.INTERNAL,
+STATUS_CODES: Final[dict[str, int]] = {
+    "INVALID_FIELD": code_pb2.INVALID_ARGUMENT,
+    "LIMIT_EXCEEDED": code_pb2.INVALID_ARGUMENT,
+    "STATE_TOO_LARGE": code_pb2.INVALID_ARGUMENT,
+    "PAGE_TOKEN_INVALID": code_pb2.INVALID_ARGUMENT,
+    "PAGE_TOKEN_MISMATCH": code_pb2.INVALID_ARGUMENT,
+    "WORKFLOW_NOT_FOUND": code_pb2.NOT_FOUND,
+    "CHECKPOINT_NOT_FOUND": code_pb2.NOT_FOUND,
+    "DEFINITION_NOT_FOUND": code_pb2.NOT_FOUND,
+    "CHECKPOINT_EXISTS": code_pb2.ALREADY_EXISTS,
+    "WORKFLOW_EXISTS": code_pb2.ALREADY_EXISTS,
+    "SIGNAL_EXISTS": code_pb2.ALREADY_EXISTS,
+    "HEAD_MOVED": code_pb2.ABORTED,
+    "PAGE_EXPIRED": code_pb2.ABORTED,
+    "DIGEST_MISMATCH": code_pb2.ABORTED,
+    "LEASE_HELD": code_pb2.ABORTED,
+    "LEASE_LOST": code_pb2.ABORTED,
+    "BASE_NOT_FOUND": code_pb2.FAILED_PRECONDITION,
+    "PARENT_NOT_FOUND": code_pb2.FAILED_PRECONDITION,
+    "CHECKPOINT_DELETED": code_pb2.FAILED_PRECONDITION,
+    "DEFINITION_MISMATCH": code_pb2.FAILED_PRECONDITION,
+    "PREDECESSOR_FAILED": code_pb2.FAILED_PRECONDITION,
+    "RECORD_CHECKPOINT_MISSING": code_pb2.FAILED_PRECONDITION,
+    "QUEUE_FULL": code_pb2.RESOURCE_EXHAUSTED,
+    "DISK_LOW": code_pb2.RESOURCE_EXHAUSTED,
+    "STORE_FULL": code_pb2.RESOURCE_EXHAUSTED,
+    "QUOTA_EXCEEDED": code_pb2.RESOURCE_EXHAUSTED,
+    "WATCH_TOO_SLOW": code_pb2.RESOURCE_EXHAUSTED,
+    "WATCH_COMPACTED": code_pb2.OUT_OF_RANGE,
+    "NOT_COMMITTED": code_pb2.UNAVAILABLE,
+    "NOT_SERVING": code_pb2.UNAVAILABLE,
+    "OUTCOME_UNKNOWN": code_pb2.UNKNOWN,
+    "RECORD_DAMAGED": code_pb2.DATA_LOSS,
+    "INTERNAL_ERROR": code_pb2.INTERNAL,
 }
-
-
-class Aborts(Protocol):
-    """The part of a call's context that ends it with an error."""
-
-    async def abort(
-        self, code: grpc.StatusCode, details: str = ..., trailing_metadata: tuple[tuple[str, bytes], ...] = ...
-    ) -> NoReturn:
-        """End the call."""
-
-
-def status_code(error: StoreError) -> grpc.StatusCode:
-    """Return the gRPC code of an error."""
-    return STATUS_CODES[error.reason]
-
-
-async def abort(context: Aborts, error: StoreError) -> NoReturn:
-    """End a call with an error."""
-    # Not `abort_with_status`: OpenTelemetry's interceptor does not see that one.
-    await context.abort(status_code(error), clip(error.message), ((DETAILS_KEY, to_status(error).SerializeToString()),))
 
 
 def to_status(error: StoreError) -> status_pb2.Status:
@@ -101,7 +80,7 @@ def to_status(error: StoreError) -> status_pb2.Status:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=status_code(error).value[0], message=message)
+    status = status_pb2.Status(code=STATUS_CODES[error.reason], message=message)
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
@@ -114,7 +93,7 @@ def to_status(error: StoreError) -> status_pb2.Status:
 def to_item_error(error: StoreError) -> store_pb.ItemError:
     """Return the error of one item of a batch."""
     return store_pb.ItemError(
-        code=status_code(error).value[0],
+        code=STATUS_CODES[error.reason],
         reason=error_reason_pb2.ErrorReason.Value(error.reason),
         message=clip(error.message),
         metadata={key: clip(value) for key, value in error.metadata.items()},

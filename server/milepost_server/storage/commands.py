@@ -8,7 +8,7 @@ stub and replay, lease, expected_head, base and parent, limits and quota, write.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -26,6 +26,8 @@ from milepost_server.model import (
     Answer,
     AppendRecordsAnswer,
     AppendRecordsCommand,
+    BatchSaveAnswer,
+    BatchSaveCommand,
     BulkAnswer,
     CheckpointRow,
     Command,
@@ -43,6 +45,7 @@ from milepost_server.model import (
     Record,
     RecordGroupRow,
     RecordOutcome,
+    RefusedItem,
     ReleaseLeaseCommand,
     RenewLeaseCommand,
     SaveAnswer,
@@ -68,7 +71,7 @@ _replace = msgspec.structs.replace
 
 
 def run(txn: WriteTransaction, command: Command, limits: Limits) -> Answer:
-    """Run one command."""
+    """Run one command; a batch of Saves is run by its engine, item by item (`save_items`)."""
     return _COMMANDS[type(command)](txn, command, limits)
 
 
@@ -88,6 +91,30 @@ def save(txn: WriteTransaction, command: SaveCommand, limits: Limits) -> SaveAns
             existing = lookups.get_indexed(txn, workflow, id_row.sequence)
             return _save_existing(txn, command, limits, name, workflow, scope, existing)
     return _save_new(txn, command, limits, name, workflow, scope)
+
+
+def save_items(command: BatchSaveCommand, run_item: Callable[[SaveCommand], Answer | StoreError]) -> BatchSaveAnswer:
+    """Store the items of a batch in order, but those that build on one that failed.
+
+    Args:
+        command: What to store.
+        run_item: Stores one, and returns its answer or its error.
+    """
+    outcomes: list[SaveAnswer | StoreError] = []
+    failed = dict(command.failed)
+    for number, item in enumerate(command.items, command.first_number):
+        key = (item.namespace, item.workflow_id, item.scope, item.checkpoint_id)
+        if isinstance(item, RefusedItem):
+            outcome: Answer | StoreError = item.error
+        else:
+            predecessor = rules.failed_predecessor(item, failed)
+            outcome = run_item(item) if predecessor is None else rules.refuse_after_failed(number, predecessor)
+        if isinstance(outcome, StoreError):
+            failed[key] = number
+        else:
+            failed.pop(key, None)
+        outcomes.append(cast("SaveAnswer | StoreError", outcome))
+    return BatchSaveAnswer(tuple(outcomes), failed)
 
 
 def _save_new(

@@ -19,10 +19,10 @@ import enum
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from milepost_server.config import QueueConfig
 from milepost_server.errors import (
@@ -41,6 +41,8 @@ from milepost_server.model import (
     DeleteIdsCommand,
     DeleteRunCommand,
     DeleteWorkflowCommand,
+    EncodedBatchSaveAnswer,
+    EncodedBatchSaveCommand,
     EncodedLoadAnswer,
     EncodedLoadQuery,
     EncodedSaveAnswer,
@@ -92,76 +94,99 @@ class _State(enum.Enum):
     CLOSING = "draining"
 
 
-class _Group:
-    """The commands of one call: how many are not answered yet, and what the others were."""
-
-    __slots__ = ("future", "open_count", "outcomes")
-
-    def __init__(self, future: asyncio.Future[list[Answer | StoreError]], count: int) -> None:
-        self.future = future
-        self.open_count = count
-        self.outcomes: list[Answer | StoreError | None] = [None] * count
-
-
 class _Pending:
-    """A queued command. It has either a future of its own, or a place in a group."""
+    """A call that waits for its turn, with the command that it comes to."""
 
-    __slots__ = ("captured", "command", "future", "group", "index", "is_last", "size_bytes")
+    __slots__ = ("call_bytes", "captured", "command", "command_count", "future", "namespace", "series", "size_bytes")
 
     def __init__(
         self,
         command: Command,
-        size_bytes: int,
+        namespace: str,
         captured: object | None,
         *,
-        future: asyncio.Future[Answer] | None = None,
-        group: _Group | None = None,
-        index: int = 0,
-        is_last: bool = True,
+        future: asyncio.Future[Any],
+        series: Generator[Command, Answer | StoreError, Any] | None,
+        call_bytes: int,
     ) -> None:
-        self.command = command
-        self.size_bytes = size_bytes
+        self.namespace = namespace
+        self.call_bytes = call_bytes
+        """What the whole call counts, one command or many."""
         self.captured = captured
         self.future = future
-        self.group = group
-        self.index = index
-        self.is_last = is_last
+        self.series = series
+        """Makes its further commands of the outcomes of those before; `None` where it has but one."""
+        self._set_command(command)
+
+    def _set_command(self, command: Command) -> None:
+        self.command = command
+        self.command_count = len(command.items) if isinstance(command, EncodedBatchSaveCommand) else 1
+        """How many commands it counts as."""
+        self.size_bytes = command.size_bytes + self.command_count * COMMAND_OVERHEAD_BYTES
 
     @property
     def is_abandoned(self) -> bool:
         """Nobody waits for it any more (cancelled, or past the deadline), so it need not be started.
 
-        Items of a batch are never dropped: one that another builds on must not be left out.
+        A series is never dropped: its callers were promised that a batch is run to its end.
         """
-        return self.future is not None and self.future.cancelled()
+        return self.series is None and self.future.cancelled()
 
-    def settle(self, outcome: Answer | StoreError) -> None:
-        """Tell the caller. On the event loop only."""
-        if self.future is not None:
-            if self.future.done():
-                return
-            if isinstance(outcome, StoreError):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
-        elif self.group is not None:
-            group = self.group
-            group.outcomes[self.index] = outcome
-            group.open_count -= 1
-            if group.open_count == 0 and not group.future.done():
-                group.future.set_result([each for each in group.outcomes if each is not None])
+    def settle(self, outcome: Answer | StoreError) -> bool:
+        """Tell the caller, or return true: there is another command to run. On the event loop only."""
+        if self.series is None:
+            self._tell(outcome)
+            return False
+        try:
+            self._set_command(self.series.send(outcome))
+        except StopIteration as end:
+            self._tell(end.value)
+            return False
+        except Exception as error:  # noqa: BLE001 - it is the caller's, who would wait for ever
+            self._tell(error)
+            return False
+        return True
+
+    def fail(self, outcome: StoreError) -> None:
+        """Tell the caller of a command's outcome, after which no other is run."""
+        while self.settle(outcome):
+            outcome = _not_serving(_State.FAILED)
+
+    def _tell(self, outcome: Any) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
 
 class _Batch:
     """Commands that were handed over together."""
 
-    __slots__ = ("_context", "_observed", "commands", "is_alone", "is_given_up", "pending", "size_bytes")
+    __slots__ = (
+        "_context",
+        "_observed",
+        "command_count",
+        "commands",
+        "is_alone",
+        "is_given_up",
+        "pending",
+        "size_bytes",
+    )
 
     def __init__(
-        self, pending: Sequence[_Pending], commands: Sequence[Command], size_bytes: int, *, is_alone: bool
+        self,
+        pending: Sequence[_Pending],
+        commands: Sequence[Command],
+        *,
+        command_count: int,
+        size_bytes: int,
+        is_alone: bool,
     ) -> None:
         self.pending = pending
         self.commands = commands
+        self.command_count = command_count
         self.size_bytes = size_bytes
         self.is_alone = is_alone
         self.is_given_up = False
@@ -226,6 +251,8 @@ class Committer:
         self._queues: dict[str, deque[_Pending]] = {}
         self._turns: deque[str] = deque()
         """Namespaces that have something queued, each once; the first is served next."""
+        self._turns_owed: dict[str, int] = {}
+        """Turns that such a namespace lets pass while others wait, since a slice of a batch took them at once."""
         self._queued_calls = 0
         self._queued_bytes = 0
         self._is_planned = False
@@ -288,41 +315,32 @@ class Committer:
             ResourceError: `QUEUE_FULL`; nothing was queued.
             UnavailableError: `NOT_SERVING`; nothing was queued.
         """
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        captured = self._observer.capture() if self._observer is not None else None
-        size_bytes = command.size_bytes + COMMAND_OVERHEAD_BYTES
-        self._admit(namespace, (_Pending(command, size_bytes, captured, future=future),), size_bytes)
-        return future
+        return self._admit(command, namespace, None, command.size_bytes + COMMAND_OVERHEAD_BYTES)
 
-    def submit_many(self, commands: Sequence[Command], *, namespace: str) -> asyncio.Future[list[Answer | StoreError]]:
-        """Queue commands in order, all or none, and return their outcomes to come.
+    def submit_series(
+        self,
+        series: Generator[Command, Answer | StoreError, _T],
+        *,
+        namespace: str,
+        command_count: int,
+        size_bytes: int,
+    ) -> asyncio.Future[_T]:
+        """Queue a call of several commands, and return its result to come.
 
-        They count as one call, and with all their bytes: a batch that is accepted never waits for room half-way.
+        It is one call, and counts with all its bytes until it has ended: once accepted it never waits for room. Other
+        calls come between its commands. All of them are run, also if the returned future is cancelled.
+
+        Args:
+            series: Yields the commands, at least one, each after the outcome of the one before; returns the result.
+            namespace: Whose turns they take.
+            command_count: How many commands the whole call counts as.
+            size_bytes: Size of the whole call.
 
         Raises:
             ResourceError: `QUEUE_FULL`; nothing was queued.
             UnavailableError: `NOT_SERVING`; nothing was queued.
         """
-        future: asyncio.Future[list[Answer | StoreError]] = self._loop.create_future()
-        if not commands:
-            future.set_result([])
-            return future
-        captured = self._observer.capture() if self._observer is not None else None
-        group = _Group(future, len(commands))
-        last = len(commands) - 1
-        pending = [
-            _Pending(
-                command,
-                command.size_bytes + COMMAND_OVERHEAD_BYTES,
-                captured,
-                group=group,
-                index=index,
-                is_last=index == last,
-            )
-            for index, command in enumerate(commands)
-        ]
-        self._admit(namespace, pending, sum(each.size_bytes for each in pending))
-        return future
+        return self._admit(next(series), namespace, series, size_bytes + command_count * COMMAND_OVERHEAD_BYTES)
 
     def load(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint off the event loop and off the writer, together with the others that wait.
@@ -372,23 +390,42 @@ class Committer:
         await self._loads.close()
         await self._scans.close()
 
-    def _admit(self, namespace: str, pending: Sequence[_Pending], size_bytes: int) -> None:
+    def _admit(
+        self,
+        command: Command,
+        namespace: str,
+        series: Generator[Command, Answer | StoreError, Any] | None,
+        call_bytes: int,
+    ) -> asyncio.Future[Any]:
         config = self._config
         if self._state is not _State.SERVING:
             raise _not_serving(self._state)
         if self._queued_calls >= config.calls_max:
             raise _queue_full("queue.calls_max", config.calls_max, self._queued_calls + 1, "calls")
         # A call that is alone always fits, whatever its overhead adds to a request of the largest size.
-        if self._queued_bytes + size_bytes > config.bytes_max and self._queued_calls:
-            raise _queue_full("queue.bytes_max", config.bytes_max, self._queued_bytes + size_bytes, "bytes")
-        waiting = self._queues.get(namespace)
-        if waiting is None:
-            waiting = self._queues[namespace] = deque()
-            self._turns.append(namespace)
-        waiting.extend(pending)
+        if self._queued_bytes + call_bytes > config.bytes_max and self._queued_calls:
+            raise _queue_full("queue.bytes_max", config.bytes_max, self._queued_bytes + call_bytes, "bytes")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        captured = self._observer.capture() if self._observer is not None else None
         self._queued_calls += 1
-        self._queued_bytes += size_bytes
+        self._queued_bytes += call_bytes
+        pending = _Pending(command, namespace, captured, future=future, series=series, call_bytes=call_bytes)
+        self._queue(pending)
         self._plan()
+        return future
+
+    def _queue(self, pending: _Pending) -> None:
+        """Have a call wait for its turn."""
+        waiting = self._queues.get(pending.namespace)
+        if waiting is None:
+            waiting = self._queues[pending.namespace] = deque()
+            self._turns.append(pending.namespace)
+        waiting.append(pending)
+
+    def _forget(self, pending: _Pending) -> None:
+        """Count a call no more."""
+        self._queued_calls -= 1
+        self._queued_bytes -= pending.call_bytes
 
     def _execute_here(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
         """Run a batch in the writer thread."""
@@ -473,33 +510,40 @@ class Committer:
     def _take(self) -> list[_Pending]:
         """Return the next batch: namespaces in turn, within each the oldest first.
 
-        What is under way counts against its bounds, since it may become one commit with it.
+        What is under way counts against its bounds, since it may become one commit with it. A slice of a batch takes as
+        many turns as it has commands.
         """
         config = self._config
         batch: list[_Pending] = []
         commands_left = config.batch_commands_max - self._under_way_commands
-        under_way_bytes = self._under_way_bytes
+        bytes_left = config.batch_bytes_max - self._under_way_bytes
         is_first = not self._under_way
-        while self._turns and len(batch) < commands_left:
+        while self._turns and commands_left > 0:
             namespace = self._turns[0]
+            if self._turns_owed.get(namespace) and len(self._turns) > 1:
+                self._turns_owed[namespace] -= 1
+                self._turns.rotate(-1)
+                continue
             waiting = self._queues[namespace]
             pending = waiting[0]
             is_alone = pending.size_bytes > config.alone_bytes
-            if not is_first and (is_alone or under_way_bytes + pending.size_bytes > config.batch_bytes_max):
+            if not is_first and (is_alone or pending.size_bytes > bytes_left or pending.command_count > commands_left):
                 break
             waiting.popleft()
-            self._queued_bytes -= pending.size_bytes
-            if pending.is_last:
-                self._queued_calls -= 1
+            if pending.series is None:
+                self._forget(pending)
             self._turns.popleft()
             if waiting:
                 self._turns.append(namespace)
+                self._turns_owed[namespace] = pending.command_count - 1
             else:
                 del self._queues[namespace]
+                self._turns_owed.pop(namespace, None)
             if pending.is_abandoned:
                 continue
             batch.append(pending)
-            under_way_bytes += pending.size_bytes
+            commands_left -= pending.command_count
+            bytes_left -= pending.size_bytes
             is_first = False
             if is_alone:
                 break
@@ -507,16 +551,22 @@ class Committer:
 
     def _hand_over(self, pending: Sequence[_Pending], commands: Sequence[Command]) -> None:
         """Have commands run; those without anybody who waits are the sweeper's."""
+        command_count = sum(each.command_count for each in pending) or len(commands)
         size_bytes = sum(each.size_bytes for each in pending)
-        batch = _Batch(pending, commands, size_bytes, is_alone=size_bytes > self._config.alone_bytes)
+        batch = _Batch(
+            pending,
+            commands,
+            command_count=command_count,
+            size_bytes=size_bytes,
+            is_alone=size_bytes > self._config.alone_bytes,
+        )
         if self._observer is not None:
-            # The items of one call share what was captured; a link to it is wanted once.
-            captured = {id(each.captured): each.captured for each in pending if each.captured is not None}
-            batch.observe(self._observer.committing(list(captured.values()), len(commands)))
+            captured = [each.captured for each in pending if each.captured is not None]
+            batch.observe(self._observer.committing(captured, command_count))
         if not pending:
             self._is_sweeping = True
         self._under_way.append(batch)
-        self._under_way_commands += len(commands)
+        self._under_way_commands += command_count
         self._under_way_bytes += size_bytes
         self._commands.execute(commands).add_done_callback(partial(self._on_done, batch))
 
@@ -533,7 +583,7 @@ class Committer:
             # Batches are answered in the order in which they were handed over.
             oldest = self._under_way.popleft()
             assert oldest is batch
-            self._under_way_commands -= len(batch.commands)
+            self._under_way_commands -= batch.command_count
             self._under_way_bytes -= batch.size_bytes
             self._answer(batch, self._outcomes(batch, future, error))
             self._hand_over_all()
@@ -565,8 +615,12 @@ class Committer:
             self._note_swept(outcomes[0])
             return
         for pending, outcome in zip(batch.pending, outcomes, strict=True):
-            pending.settle(outcome)
-            if not self._is_sweep_wanted and _leaves_trash(pending.command, outcome):
+            command = pending.command
+            if pending.settle(outcome):
+                self._queue(pending)
+            elif pending.series is not None:
+                self._forget(pending)
+            if not self._is_sweep_wanted and _leaves_trash(command, outcome):
                 self._is_sweep_wanted = True
 
     # The sweeper's turns.
@@ -628,6 +682,7 @@ class Committer:
         queued = [pending for waiting in self._queues.values() for pending in waiting]
         self._queues.clear()
         self._turns.clear()
+        self._turns_owed.clear()
         self._queued_calls = 0
         self._queued_bytes = 0
         self._under_way.clear()
@@ -637,9 +692,9 @@ class Committer:
         for batch in under_way:
             batch.is_given_up = True
             for pending in batch.pending:
-                pending.settle(_outcome_unknown())
+                pending.fail(_outcome_unknown())
         for pending in queued:
-            pending.settle(_not_serving(_State.FAILED))
+            pending.fail(_not_serving(_State.FAILED))
         self._tell_failure()
         self._on_health(False)
 
@@ -696,7 +751,9 @@ class Committer:
 
 def _leaves_trash(command: Command, outcome: Answer | StoreError) -> bool:
     return isinstance(command, _LEAVES_TRASH) or (
-        isinstance(outcome, SaveAnswer | EncodedSaveAnswer) and outcome.is_replaced
+        any(each.is_replaced for each in outcome.stored)
+        if isinstance(outcome, EncodedSaveAnswer | EncodedBatchSaveAnswer)
+        else isinstance(outcome, SaveAnswer) and outcome.is_replaced
     )
 
 

@@ -13,7 +13,11 @@ from typing import Protocol
 from milepost_server.errors import OutcomeUnknownError, StoreError, internal_error
 from milepost_server.model import (
     Answer,
+    BatchSaveAnswer,
+    BatchSaveCommand,
     Command,
+    EncodedBatchSaveAnswer,
+    EncodedBatchSaveCommand,
     EncodedLoadAnswer,
     EncodedLoadQuery,
     EncodedSaveAnswer,
@@ -21,8 +25,10 @@ from milepost_server.model import (
     LoadAnswer,
     LoadQuery,
     LongLoad,
+    RefusedItem,
     SaveAnswer,
     SaveCommand,
+    StoredSave,
 )
 from milepost_server.storage.port import Engine
 
@@ -41,6 +47,16 @@ class CallCodec(Protocol):
 
     def encode_saved(self, answer: SaveAnswer) -> bytes:
         """Write what became of a Save."""
+
+    def decode_items(self, bodies: Sequence[bytes], first_number: int) -> tuple[SaveCommand | RefusedItem, ...]:
+        """Read and check items of a batch, the first of which has a number in it.
+
+        Raises:
+            StoreError: One is no Save at all, so that nothing is known of what it names.
+        """
+
+    def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
+        """Write what became of items of a batch."""
 
     def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
         """Read and check a Load, and which compressions its caller accepts.
@@ -62,7 +78,7 @@ def execute(engine: Engine, codec: CallCodec, commands: list[Command]) -> Sequen
     is_encoded: list[bool] = []
     decoded: list[Command | StoreError] = []
     while commands:
-        is_encoded.append(isinstance(commands[-1], EncodedSaveCommand))
+        is_encoded.append(isinstance(commands[-1], EncodedSaveCommand | EncodedBatchSaveCommand))
         decoded.append(_decoded(codec, commands.pop()))
     runnable = [each for each in decoded if not isinstance(each, StoreError)]
     answers = iter(engine.execute(runnable) if runnable else ())
@@ -89,39 +105,59 @@ def load(engine: Engine, codec: CallCodec, encoded: EncodedLoadQuery, *, is_long
 
 
 def _decoded(codec: CallCodec, command: Command) -> Command | StoreError:
-    if not isinstance(command, EncodedSaveCommand):
-        return command
     try:
-        return codec.decode_save(command.body)
+        if isinstance(command, EncodedSaveCommand):
+            return codec.decode_save(command.body)
+        if isinstance(command, EncodedBatchSaveCommand):
+            first = command.first_number
+            items = codec.decode_items(command.items, first)
+            return BatchSaveCommand(items=items, first_number=first, failed=command.failed)
     except StoreError as error:
         # Without its traceback, whose frames hold the request.
         return error.with_traceback(None)
     except Exception as error:  # noqa: BLE001 - a defect: it must not take the other commands of the batch along
         return internal_error(_logger, "a Save could not be read; nothing of it is stored", error)
+    return command
 
 
 def _encoded(codec: CallCodec, command: Command, outcome: Answer | StoreError) -> Answer | StoreError:
-    if not (isinstance(command, SaveCommand) and isinstance(outcome, SaveAnswer)):
-        return outcome
     try:
-        body = codec.encode_saved(outcome)
+        if isinstance(command, SaveCommand) and isinstance(outcome, SaveAnswer):
+            return EncodedSaveAnswer(codec.encode_saved(outcome), _stored(command, outcome))
+        if isinstance(command, BatchSaveCommand) and isinstance(outcome, BatchSaveAnswer):
+            return _encoded_batch(codec, command, outcome)
     except Exception:
         # A defect. It is stored, but nobody can be told what.
         _logger.exception("the answer to a Save could not be written for an unexpected error")
         return OutcomeUnknownError("the Save was run, but its answer could not be written; the log has the traceback")
-    return EncodedSaveAnswer(
-        body,
-        command.namespace,
-        command.workflow_id,
-        command.scope,
-        outcome.checkpoint_id,
-        outcome.sequence,
-        outcome.incarnation,
-        outcome.revision,
-        outcome.definition,
-        command.current_step,
-        int(command.status),
-        outcome.is_replayed,
-        outcome.is_replaced,
-        command.release_lease,
+    return outcome
+
+
+def _encoded_batch(codec: CallCodec, command: BatchSaveCommand, answer: BatchSaveAnswer) -> EncodedBatchSaveAnswer:
+    stored: list[StoredSave] = []
+    for item, outcome in zip(command.items, answer.outcomes, strict=True):
+        if isinstance(item, SaveCommand) and isinstance(outcome, SaveAnswer):
+            stored += _stored(item, outcome)
+    return EncodedBatchSaveAnswer(codec.encode_results(answer.outcomes), tuple(stored), answer.failed)
+
+
+def _stored(command: SaveCommand, answer: SaveAnswer) -> tuple[StoredSave, ...]:
+    """Return what is told of a Save: nothing of a replay."""
+    if answer.is_replayed:
+        return ()
+    return (
+        StoredSave(
+            command.namespace,
+            command.workflow_id,
+            command.scope,
+            answer.checkpoint_id,
+            answer.sequence,
+            answer.incarnation,
+            answer.revision,
+            answer.definition,
+            command.current_step,
+            int(command.status),
+            answer.is_replaced,
+            command.release_lease,
+        ),
     )

@@ -104,8 +104,9 @@ class StatisticsAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 KINDS: Final[tuple[type, ...]] = (
-    *typing.get_args(model.Command),
-    *typing.get_args(model.Answer),
+    # A batch of Saves crosses encoded; decoded it is only where it is run.
+    *(kind for kind in typing.get_args(model.Command) if kind is not model.BatchSaveCommand),
+    *(kind for kind in typing.get_args(model.Answer) if kind is not model.BatchSaveAnswer),
     model.LoadQuery,
     model.LoadAnswer,
     model.EncodedLoadQuery,

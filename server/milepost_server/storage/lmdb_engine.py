@@ -19,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from milepost_server.model import (
     AcquireLeaseCommand,
     Answer,
     AppendRecordsCommand,
+    BatchSaveCommand,
     Command,
     DefinitionAnswer,
     EntryHistoryAnswer,
@@ -177,7 +179,6 @@ class LmdbEngine:
 
     def _execute_once(self, commands_: Sequence[Command]) -> Sequence[Answer | StoreError]:
         is_disk_low = self._env.free_disk_bytes() < self._low_disk_bytes
-        results: list[Answer | StoreError] = []
         next_id = self._next_id
         parent = self._begin()
         txn = LmdbWriteTransaction(
@@ -190,14 +191,11 @@ class LmdbEngine:
             lease_epoch=self._lease_epoch,
         )
         try:
-            for command in commands_:
-                if is_disk_low and isinstance(command, _GROWING):
-                    results.append(self._disk_low())
-                    continue
-                if self._is_in_reserve and isinstance(command, _GROWING):
-                    results.append(self._store_full())
-                    continue
-                results.append(self._run_in_child(parent, txn, command))
+            run = partial(self._run, parent, txn, is_disk_low)
+            results = [
+                commands.save_items(command, run) if isinstance(command, BatchSaveCommand) else run(command)
+                for command in commands_
+            ]
             if txn.next_id != next_id:
                 txn.enter(parent)
                 txn.write(META_KEY, self._meta_row(txn.next_id))
@@ -216,6 +214,16 @@ class LmdbEngine:
             return self._env.begin_write()
         except lmdb_env.EngineError as error:
             raise StorageFailedError(f"no transaction can be begun: {error}") from error
+
+    def _run(
+        self, parent: lmdb_env.Transaction, txn: LmdbWriteTransaction, is_disk_low: bool, command: Command
+    ) -> Answer | StoreError:
+        if isinstance(command, _GROWING):
+            if is_disk_low:
+                return self._disk_low()
+            if self._is_in_reserve:
+                return self._store_full()
+        return self._run_in_child(parent, txn, command)
 
     def _run_in_child(
         self, parent: lmdb_env.Transaction, txn: LmdbWriteTransaction, command: Command

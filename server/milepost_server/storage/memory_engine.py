@@ -23,6 +23,7 @@ from milepost_server.errors import ResourceError, StoreError, internal_error
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     Answer,
+    BatchSaveCommand,
     CheckpointRow,
     Command,
     DefinitionAnswer,
@@ -626,6 +627,8 @@ class MemoryEngine:
                 raise
 
     def _run(self, txn: MemoryTransaction, command: Command) -> Answer | StoreError:
+        if isinstance(command, BatchSaveCommand):
+            return commands.save_items(command, partial(self._run, txn))
         mark = txn.mark()
         try:
             return commands.run(txn, command, self._limits)

@@ -1,6 +1,6 @@
 """The contract of an engine, told by examples: every engine's own tests inherit it and give it an engine.
 
-    class TestMyEngine(EngineContract, PersistenceContract):
+    class TestMyEngine(EngineContract, BatchSaveContract, PersistenceContract):
         @pytest.fixture
         def make_engine(self, clock, tmp_path): ...      # opens empty engines; its teardown proves them whole
         @pytest.fixture
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from milepost_server.testing.contracts.batches import BatchContract
+from milepost_server.testing.contracts.batches import BatchContract, BatchSaveContract
 from milepost_server.testing.contracts.deleting import DeletingContract
 from milepost_server.testing.contracts.forking import ForkingContract
 from milepost_server.testing.contracts.leases import LeasesContract
@@ -25,7 +25,7 @@ from milepost_server.testing.contracts.saving import SavingContract
 from milepost_server.testing.contracts.signals import SignalsContract
 from milepost_server.testing.contracts.state import StateContract
 
-__all__ = ["EngineContract", "PersistenceContract"]
+__all__ = ["BatchSaveContract", "EngineContract", "PersistenceContract"]
 
 
 class EngineContract(

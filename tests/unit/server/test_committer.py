@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
@@ -23,15 +23,18 @@ from milepost_server.errors import (
 from milepost_server.limits import KIB, MIB
 from milepost_server.model import (
     Answer,
+    BatchSaveCommand,
     Command,
     DeleteWorkflowAnswer,
     DeleteWorkflowCommand,
+    EncodedBatchSaveCommand,
     EncodedLoadAnswer,
     EncodedLoadQuery,
     LoadAnswer,
     LoadQuery,
     ProbeAnswer,
     ProbeCommand,
+    RefusedItem,
     SaveAnswer,
     SaveCommand,
     SweepAnswer,
@@ -57,6 +60,14 @@ class ScriptedCodec:
     def encode_saved(self, answer: SaveAnswer) -> bytes:
         raise NotImplementedError
 
+    def decode_items(self, bodies: Sequence[bytes], first_number: int) -> tuple[SaveCommand | RefusedItem, ...]:
+        return tuple(
+            RefusedItem(PreconditionError("HEAD_MOVED", "moved"), "n", "w", "", body.decode()) for body in bodies
+        )
+
+    def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
+        raise NotImplementedError
+
     def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
         return load_query("w"), frozenset()
 
@@ -68,7 +79,8 @@ class ScriptedCodec:
 class ScriptedEngine:
     """Notes what it is asked, and answers when and what the test says.
 
-    Commands of callers are `DeleteWorkflowCommand`s, told apart by their workflow_id.
+    Commands of callers are `DeleteWorkflowCommand`s, told apart by their workflow_id, and slices of batches, told apart
+    by their first item.
     """
 
     def __init__(self) -> None:
@@ -115,7 +127,12 @@ class ScriptedEngine:
         if isinstance(commands[0], ProbeCommand):
             self.probes += 1
             return [ProbeAnswer()]
-        ids = [cast(DeleteWorkflowCommand, command).workflow_id for command in commands]
+        ids = [
+            f"{command.items[0].checkpoint_id} x{len(command.items)}"
+            if isinstance(command, BatchSaveCommand)
+            else cast(DeleteWorkflowCommand, command).workflow_id
+            for command in commands
+        ]
         self.batches.append(ids)
         self.entered.put(ids)
         if self._is_held:
@@ -375,17 +392,123 @@ async def test_the_queue_is_bounded_by_bytes_but_takes_one_call_of_any_size() ->
         await asyncio.gather(*futures)
 
 
-async def test_a_batch_of_a_thousand_counts_as_one_call_and_is_answered_in_order() -> None:
+Series = Generator[Command, Answer | StoreError, list[Answer | StoreError]]
+
+
+def series_of(*commands: Command) -> Series:
+    """Yield commands one after the other, and return all outcomes."""
+    outcomes: list[Answer | StoreError] = []
+    for each in commands:
+        outcome = yield each
+        outcomes.append(outcome)
+    return outcomes
+
+
+def submit_series(committer: Committer, *names: str, namespace: str = "n") -> asyncio.Future[list[Answer | StoreError]]:
+    return committer.submit_series(
+        series_of(*map(command, names)), namespace=namespace, command_count=len(names), size_bytes=100
+    )
+
+
+def slice_of(name: str, count: int) -> EncodedBatchSaveCommand:
+    return EncodedBatchSaveCommand((name.encode(),) * count, count)
+
+
+async def test_a_series_is_one_call_until_its_end_and_others_come_between_its_commands() -> None:
     engine = ScriptedEngine()
+    engine.hold()
     failure = PreconditionError("HEAD_MOVED", "moved")
-    engine.on_execute = lambda ids: [
-        failure if name == "w7" else DeleteWorkflowAnswer(True, int(name[1:])) for name in ids
-    ]
-    async with running(engine, QueueConfig(calls_max=1, sweep_interval_s=1e6)) as committer:
-        outcomes = await committer.submit_many([command(f"w{number}") for number in range(1_000)], namespace="n")
-    assert len(engine.batches) >= 1_000 / 256
-    assert outcomes[7] is failure
-    assert [cast(DeleteWorkflowAnswer, each).checkpoint_count for each in outcomes[8:]] == list(range(8, 1_000))
+    engine.on_execute = lambda ids: [failure if name == "b" else DELETED for name in ids]
+    async with running(engine, QueueConfig(calls_max=2, sweep_interval_s=1e6)) as committer:
+        series = submit_series(committer, "a", "b", "c")
+        assert await engine.next_batch() == ["a"]
+        other = committer.submit(command("other"), namespace="n")
+        with pytest.raises(ResourceError, match="queue of commands is full: 3 calls"):
+            await committer.submit(command("one too many"), namespace="n")
+        engine.release(1)
+        assert await engine.next_batch() == ["other", "b"]
+        engine.release(1)
+        await other
+        assert await engine.next_batch() == ["c"]
+        # The last command is under way, and still it counts.
+        waiting = committer.submit(command("waiting"), namespace="n")
+        with pytest.raises(ResourceError):
+            await committer.submit(command("one too many"), namespace="n")
+        engine.stop_holding()
+        assert await series == [DELETED, failure, DELETED]
+        await waiting
+        await asyncio.gather(*(committer.submit(command("after"), namespace="n") for _ in range(2)))
+
+
+async def test_a_series_counts_all_its_bytes_until_its_end() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine, QueueConfig(bytes_max=MIB, sweep_interval_s=1e6)) as committer:
+        series = committer.submit_series(
+            series_of(command("a"), command("b")), namespace="n", command_count=2, size_bytes=MIB - 4 * KIB
+        )
+        await engine.next_batch()
+        engine.release(1)
+        await engine.next_batch()
+        with pytest.raises(ResourceError) as refused:
+            await committer.submit(command("large", 4 * KIB), namespace="n")
+        assert refused.value.metadata["limit"] == "queue.bytes_max"
+        engine.stop_holding()
+        await series
+        await committer.submit(command("large", 4 * KIB), namespace="n")
+
+
+async def test_a_slice_counts_as_its_items_in_a_commit_and_in_turns() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        first = committer.submit(command("first"), namespace="n")
+        await engine.next_batch()
+        slices = [committer.submit(slice_of(f"s{number}", 128), namespace="busy") for number in range(4)]
+        small = [committer.submit(command(f"w{number}"), namespace="small") for number in range(300)]
+        engine.release(1)
+        batch = await engine.next_batch()
+        engine.stop_holding()
+        await asyncio.gather(first, *slices, *small)
+    assert batch == ["s0 x128", *(f"w{number}" for number in range(128))]
+
+
+async def test_a_slice_that_does_not_fit_a_commit_waits_for_the_next() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        first = committer.submit(command("first"), namespace="n")
+        await engine.next_batch()
+        slices = [committer.submit(slice_of(f"s{number}", 100), namespace="n") for number in range(3)]
+        engine.stop_holding()
+        await asyncio.gather(first, *slices)
+    assert engine.batches[1:] == [["s0 x100", "s1 x100"], ["s2 x100"]]
+
+
+async def test_what_a_series_raises_reaches_its_caller_and_the_committer_goes_on() -> None:
+    engine = ScriptedEngine()
+
+    def raising() -> Series:
+        yield command("a")
+        raise ZeroDivisionError("as the test says")
+
+    async with running(engine) as committer:
+        with pytest.raises(ZeroDivisionError):
+            await committer.submit_series(raising(), namespace="n", command_count=1, size_bytes=1)
+        assert await committer.submit(command("b"), namespace="n") == DELETED
+
+
+async def test_a_drain_runs_a_series_to_its_end() -> None:
+    engine = ScriptedEngine()
+    engine.hold()
+    async with running(engine) as committer:
+        series = submit_series(committer, "a", "b", "c")
+        await engine.next_batch()
+        closing = asyncio.create_task(committer.close())
+        engine.stop_holding()
+        await closing
+        assert await series == [DELETED] * 3
+    assert engine.batches == [["a"], ["b"], ["c"]]
 
 
 async def test_a_command_whose_caller_has_gone_is_dropped_before_it_starts_and_never_after() -> None:
@@ -403,17 +526,16 @@ async def test_a_command_whose_caller_has_gone_is_dropped_before_it_starts_and_n
     assert engine.batches == [["started"], ["last"]]
 
 
-async def test_items_of_a_batch_run_though_their_caller_has_gone() -> None:
+async def test_the_commands_of_a_series_run_though_its_caller_has_gone() -> None:
     engine = ScriptedEngine()
     engine.hold()
     async with running(engine) as committer:
         first = committer.submit(command("first"), namespace="n")
         await engine.next_batch()
-        group = committer.submit_many([command("a"), command("b")], namespace="n")
-        group.cancel()
+        submit_series(committer, "a", "b").cancel()
         engine.stop_holding()
         await first
-    assert engine.batches == [["first"], ["a", "b"]]
+    assert engine.batches == [["first"], ["a"], ["b"]]
 
 
 async def test_an_error_of_one_command_is_its_own() -> None:
@@ -475,14 +597,17 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
     engine.on_execute, engine.on_reopen = fail, reopen
     async with running(engine, on_health=on_health) as committer:
         batch = [committer.submit(command("a"), namespace="n")]
+        begun = submit_series(committer, "a2", "a3", "a4")
         await engine.next_batch()
         queued = [committer.submit(command(name), namespace="n") for name in "bc"]
-        group = committer.submit_many([command("d"), command("e")], namespace="n")
+        group = submit_series(committer, "d", "e")
         engine.stop_holding()
         outcomes = await asyncio.gather(*batch, *queued, return_exceptions=True)
         assert isinstance(outcomes[0], OutcomeUnknownError)
         assert [cast(StoreError, each).reason for each in outcomes[1:]] == ["NOT_SERVING"] * 2
         assert [cast(StoreError, each).reason for each in await group] == ["NOT_SERVING"] * 2
+        # A series ends with what was under way: its further commands are not started.
+        assert [cast(StoreError, each).reason for each in await begun] == ["OUTCOME_UNKNOWN", *["NOT_SERVING"] * 2]
         await asyncio.to_thread(engine.reopened.get)
         assert health == [False]
         assert not committer.is_serving
@@ -500,7 +625,7 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
         assert (engine.reopens, engine.probes) == (3, 1)
         assert await committer.submit(command("g"), namespace="n") == DELETED
         assert await committer.scan(lambda: 1) == 1
-    assert engine.batches == [["a"], ["g"]]
+    assert engine.batches == [["a", "a2"], ["g"]]
 
 
 async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() -> None:
@@ -668,7 +793,7 @@ class NotingObserver:
         return nullcontext()
 
 
-async def test_an_observer_sees_each_commit_with_the_spans_of_its_calls_once() -> None:
+async def test_an_observer_sees_each_commit_with_the_spans_of_its_calls() -> None:
     engine = ScriptedEngine()
     engine.hold()
     observer = NotingObserver()
@@ -677,12 +802,13 @@ async def test_an_observer_sees_each_commit_with_the_spans_of_its_calls_once() -
         await engine.next_batch()
         rest = [
             committer.submit(command("a"), namespace="n"),
-            committer.submit_many([command("b"), command("c")], namespace="n"),
+            submit_series(committer, "b", "c"),
+            committer.submit(slice_of("s", 3), namespace="n"),
         ]
         engine.stop_holding()
         await asyncio.gather(first, *rest)
     commits = [commit for commit in observer.commits if commit[0]]
-    assert commits == [(["span 1"], 1), (["span 2", "span 3"], 3)]
+    assert commits == [(["span 1"], 1), (["span 2", "span 3", "span 4"], 5), (["span 3"], 1)]
 
 
 class Listener:

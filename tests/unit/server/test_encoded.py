@@ -6,10 +6,13 @@ import pytest
 
 from milepost.v1 import checkpoint_pb2 as checkpoint_pb
 from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost.v1 import error_reason_pb2
 from milepost_server.errors import InvalidFieldError
-from milepost_server.grpc_api.call_codec import PbCallCodec, peek_namespace
+from milepost_server.grpc_api.call_codec import PbCallCodec, peek_namespace, split_batch
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import (
+    EncodedBatchSaveAnswer,
+    EncodedBatchSaveCommand,
     EncodedLoadAnswer,
     EncodedLoadQuery,
     EncodedSaveAnswer,
@@ -19,7 +22,7 @@ from milepost_server.model import (
 )
 from milepost_server.storage import encoded
 from milepost_server.storage.memory_engine import MemoryEngine
-from milepost_server.testing.builders import save
+from milepost_server.testing.builders import Store, is_found, save
 
 CODEC = PbCallCodec(DEFAULT_LIMITS)
 
@@ -51,8 +54,89 @@ def test_encoded_saves_run_in_order_among_others_and_a_malformed_one_fails_alone
     assert invalid.field == "workflow_id"
     assert isinstance(plain, SaveAnswer)
     assert isinstance(last, EncodedSaveAnswer)
-    assert (last.namespace, last.workflow_id, last.sequence, last.current_step) == ("default", "w", 3, "s")
-    assert last.incarnation == first.incarnation
+    [stored] = last.stored
+    assert (stored.namespace, stored.workflow_id, stored.sequence, stored.current_step) == ("default", "w", 3, "s")
+    assert stored.incarnation == first.stored[0].incarnation
+
+
+def batch_of(*requests: pb.SaveRequest, first_number: int = 0) -> EncodedBatchSaveCommand:
+    items = tuple(request.SerializeToString() for request in requests)
+    return EncodedBatchSaveCommand(items, sum(map(len, items)), first_number)
+
+
+def test_the_items_of_a_batch_are_read_where_they_run_and_answered_in_order() -> None:
+    engine = MemoryEngine(limits=DEFAULT_LIMITS)
+    slice_ = batch_of(
+        pb.SaveRequest(workflow_id="w", checkpoint_id="a", current_step="s", release_lease=False),
+        pb.SaveRequest(workflow_id="w", checkpoint_id="b", metadata="{"),
+        pb.SaveRequest(workflow_id="w", checkpoint_id="c", parent_id="b"),
+        pb.SaveRequest(workflow_id="w", checkpoint_id="a", current_step="s"),
+        pb.SaveRequest(workflow_id="w", checkpoint_id="a", current_step="t", on_conflict=pb.ON_CONFLICT_REPLACE),
+        first_number=10,
+    )
+    [answer] = encoded.execute(engine, CODEC, [slice_])
+    assert isinstance(answer, EncodedBatchSaveAnswer)
+    results = pb.BatchSaveResponse.FromString(answer.body).results
+    assert [each.saved.checkpoint_id for each in results] == ["a", "", "", "a", "a"]
+    assert [error_reason_pb2.ErrorReason.Name(each.error.reason) for each in results[1:3]] == [
+        "INVALID_FIELD",
+        "PREDECESSOR_FAILED",
+    ]
+    assert "items[11].metadata" in results[1].error.message
+    assert dict(results[2].error.metadata) == {"index": "12", "predecessor_index": "11"}
+    assert results[3].saved.replayed
+    # The replay changed nothing, so nobody is told of it.
+    assert [(each.checkpoint_id, each.current_step, each.is_replaced) for each in answer.stored] == [
+        ("a", "s", False),
+        ("a", "t", True),
+    ]
+    assert answer.failed == {("default", "w", "", "b"): 11, ("default", "w", "", "c"): 12}
+
+
+def test_a_slice_with_an_item_that_is_no_save_at_all_is_refused_whole_and_alone() -> None:
+    engine = MemoryEngine(limits=DEFAULT_LIMITS)
+    malformed = EncodedBatchSaveCommand((pb.SaveRequest(workflow_id="w").SerializeToString(), b"\xff\xff"), 2)
+    refused, other = encoded.execute(engine, CODEC, [malformed, batch_of(pb.SaveRequest(workflow_id="v"))])
+    assert isinstance(refused, InvalidFieldError)
+    assert "must be a milepost.v1.BatchSaveRequest" in refused.message
+    assert isinstance(other, EncodedBatchSaveAnswer)
+    assert not is_found(Store(engine, lambda engine, what: 0), "w")
+
+
+ITEM = pb.SaveRequest(workflow_id="w", metadata="x" * 300)
+
+
+@pytest.mark.parametrize("count", [1, 2, DEFAULT_LIMITS.batch_items_max])
+def test_a_batch_is_split_into_its_items(count: int) -> None:
+    body = pb.BatchSaveRequest(items=[ITEM] * count).SerializeToString()
+    assert [pb.SaveRequest.FromString(bytes(each)) for each in split_batch(body, DEFAULT_LIMITS)] == [ITEM] * count
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\x10\x07", b"\x12\x02ab", b"\x0a\x80\x80\x80\x80\x00"], ids=["number", "text", "long size"]
+)
+def test_what_a_batch_has_beside_its_items_is_passed_over(rest: bytes) -> None:
+    body = rest + pb.BatchSaveRequest(items=[ITEM]).SerializeToString() + rest
+    items = [pb.SaveRequest.FromString(bytes(each)) for each in split_batch(body, DEFAULT_LIMITS)]
+    assert items == list(pb.BatchSaveRequest.FromString(body).items)
+    assert ITEM in items
+
+
+@pytest.mark.parametrize(
+    "body, what",
+    [
+        (b"", "must be 1 to 1000 items"),
+        (b"\xff\xff", "must be a milepost.v1.BatchSaveRequest"),
+        (b"\x0a", "must be a milepost.v1.BatchSaveRequest"),
+        (b"\x0a\x00\x0a\x05abcd", "must be a milepost.v1.BatchSaveRequest"),
+        (b"\x0a\x00" * 1_001, "1001 items"),
+        (b"\x0a\x00" * 2_000_000, "1001 items"),
+    ],
+    ids=["nothing", "no message", "no size", "cut off", "one too many", "millions"],
+)
+def test_what_is_no_batch_is_refused_before_anything_is_run(body: bytes, what: str) -> None:
+    with pytest.raises(InvalidFieldError, match=what):
+        split_batch(body, DEFAULT_LIMITS)
 
 
 def test_a_load_that_may_look_at_many_rows_is_run_only_where_it_may() -> None:

@@ -100,7 +100,9 @@ def test_every_kind_goes_over_and_back(kind: type[Any], is_full: bool) -> None:
 
 
 def test_every_command_and_answer_is_known() -> None:
-    assert {*typing.get_args(model.Command), *typing.get_args(model.Answer)} <= set(frames.KINDS)
+    kinds = {*typing.get_args(model.Command), *typing.get_args(model.Answer)}
+    # These cross encoded.
+    assert kinds - {model.BatchSaveCommand, model.BatchSaveAnswer} <= set(frames.KINDS)
 
 
 def test_a_filter_keeps_integers_of_any_size() -> None:

@@ -19,11 +19,11 @@ from milepost_server.errors import (
     StoreError,
     UnavailableError,
 )
+from milepost_server.grpc_api.handlers import abort
 from milepost_server.grpc_api.status import (
     DETAILS_BYTES_MAX,
     STATUS_CODES,
     TEXT_BYTES_MAX,
-    abort,
     clip,
     to_item_error,
     to_status,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import cast
 
 import pytest
 
@@ -61,7 +62,9 @@ class Store:
             self.is_back.set()
 
     async def run(self, *commands: Command) -> list[Answer | StoreError]:
-        return await self.committer.submit_many(commands, namespace="default")
+        submitted = [self.committer.submit(each, namespace="default") for each in commands]
+        outcomes = await asyncio.gather(*submitted, return_exceptions=True)
+        return cast(list[Answer | StoreError], outcomes)
 
     def at(self, workflow_id: str = "w") -> tuple[str, int]:
         row = self.engine.get_workflow("default", workflow_id).workflow

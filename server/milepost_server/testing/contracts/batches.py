@@ -8,16 +8,21 @@ from collections.abc import Callable
 
 import pytest
 
-from milepost_server.errors import RecordDamagedError, StoreError
+from milepost_server.errors import InvalidFieldError, RecordDamagedError, StoreError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     Answer,
     AppendRecordsAnswer,
+    BatchSaveAnswer,
+    BatchSaveCommand,
     Command,
     ForkMode,
+    ItemKey,
     ProbeAnswer,
     ProbeCommand,
+    RefusedItem,
     SaveAnswer,
+    SaveCommand,
 )
 from milepost_server.storage import commands
 from milepost_server.storage.port import WriteTransaction
@@ -217,4 +222,100 @@ class BatchContract(ContractBase):
     def test_a_probe_is_answered_and_changes_nothing(self, store: Store) -> None:
         store.run(ProbeCommand(), ProbeAnswer)
         assert not is_found(store, "w")
+        assert {what: store.count(what) for what in COUNTED} == dict.fromkeys(COUNTED, 0)
+
+
+class BatchSaveContract(ContractBase):
+    """The items of one BatchSave. Not for an engine in another process, to which they cross encoded."""
+
+    def batch_save(
+        self,
+        store: Store,
+        *items: SaveCommand | RefusedItem,
+        first_number: int = 0,
+        failed: dict[ItemKey, int] | None = None,
+    ) -> BatchSaveAnswer:
+        command = BatchSaveCommand(items=items, first_number=first_number, failed=failed or {})
+        return store.run(command, BatchSaveAnswer)
+
+    def test_items_are_stored_in_order_and_see_those_before_them(self, store: Store) -> None:
+        answer = self.batch_save(
+            store,
+            save("w", "a", {"x": 1}),
+            save("w", "b", {"y": 1}, base_checkpoint_id="a", expected_head="a"),
+            save("v", "a"),
+        )
+        assert reasons(answer.outcomes) == ["", "", ""]
+        assert answer.failed == {}
+        assert (store.state("w"), store.ids("w"), store.ids("v")) == ({"x": 1, "y": 1}, ["b", "a"], ["a"])
+
+    def test_what_builds_on_a_failed_item_is_refused_and_the_rest_is_stored(self, store: Store) -> None:
+        answer = self.batch_save(
+            store,
+            save("w", "a", expected_head="nobody"),
+            save("w", "b", parent_id="a"),
+            save("w", "c", base_checkpoint_id="b"),
+            save("w", "d", expected_head="c"),
+            save("w", "e"),
+            save("w", "f", parent_id="e"),
+        )
+        assert reasons(answer.outcomes) == ["HEAD_MOVED", *["PREDECESSOR_FAILED"] * 3, "", ""]
+        assert store.ids("w") == ["f", "e"]
+        assert answer.failed == {("default", "w", "", name): number for number, name in enumerate("abcd")}
+
+    def test_an_item_never_lands_on_what_another_writer_has_under_the_id_of_a_failed_one(self, store: Store) -> None:
+        store.save("w", "a", {"x": "of another writer"})
+        answer = self.batch_save(store, save("w", "a", {"x": 1}), save("w", "b", {"y": 1}, base_checkpoint_id="a"))
+        assert reasons(answer.outcomes) == ["CHECKPOINT_EXISTS", "PREDECESSOR_FAILED"]
+        assert store.ids("w") == ["a"]
+
+    def test_a_malformed_item_counts_as_failed(self, store: Store) -> None:
+        store.save("w", "a")
+        malformed = RefusedItem(InvalidFieldError("items[0].metadata", "must be JSON", "{"), "default", "w", "", "a")
+        answer = self.batch_save(store, malformed, save("w", "b", parent_id="a"))
+        assert reasons(answer.outcomes) == ["INVALID_FIELD", "PREDECESSOR_FAILED"]
+
+    def test_an_id_that_is_stored_after_all_is_no_failed_one_any_more(self, store: Store) -> None:
+        answer = self.batch_save(
+            store, save("w", "a", expected_head="nobody"), save("w", "a"), save("w", "b", parent_id="a")
+        )
+        assert reasons(answer.outcomes) == ["HEAD_MOVED", "", ""]
+        assert answer.failed == {}
+
+    def test_a_slice_goes_on_from_the_failures_of_those_before_it(self, store: Store) -> None:
+        store.save("w", "a")
+        answer = self.batch_save(
+            store,
+            save("w", "b", parent_id="a"),
+            save("v", "b", parent_id="a", scope="s"),
+            save("w", "c"),
+            first_number=7,
+            failed={("default", "w", "", "a"): 3},
+        )
+        assert reasons(answer.outcomes) == ["PREDECESSOR_FAILED", "PARENT_NOT_FOUND", ""]
+        refused = answer.outcomes[0]
+        assert isinstance(refused, StoreError)
+        assert refused.metadata == {"index": "7", "predecessor_index": "3"}
+        assert answer.failed == {
+            ("default", "w", "", "a"): 3,
+            ("default", "w", "", "b"): 7,
+            ("default", "v", "s", "b"): 8,
+        }
+
+    def test_the_same_id_elsewhere_is_no_failed_one(self, store: Store) -> None:
+        store.save("w", "p", scope="b")
+        store.save("v", "p")
+        store.save("w", "p", namespace="other")
+        answer = self.batch_save(
+            store,
+            save("w", "p", scope="a", expected_head="nobody"),
+            save("w", "q", scope="b", parent_id="p"),
+            save("v", "q", parent_id="p"),
+            save("w", "q", namespace="other", parent_id="p"),
+        )
+        assert reasons(answer.outcomes) == ["HEAD_MOVED", "", "", ""]
+
+    def test_a_batch_whose_items_all_fail_leaves_nothing(self, store: Store) -> None:
+        answer = self.batch_save(store, save("w", "a", parent_id="nobody"), save("w", "b", parent_id="a"))
+        assert reasons(answer.outcomes) == ["PARENT_NOT_FOUND", "PREDECESSOR_FAILED"]
         assert {what: store.count(what) for what in COUNTED} == dict.fromkeys(COUNTED, 0)
