@@ -37,6 +37,7 @@ Damage = Callable[[lmdb.Transaction, Rows, random.Random], bytes]
 UNSEEN_BY_READS = {
     "namespaces": "the name of a namespace is where every read begins",
     "names": "the name of a workflow is where every read of it begins",
+    "statuses": "a list of workflows with a status shows what is listed under it",
     "ids": "a checkpoint id is looked up here alone",
     "scopes": "a scope other than the root is looked up here alone",
     "order": "a list of a scope shows what is in its order",

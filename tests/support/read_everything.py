@@ -77,6 +77,8 @@ def _reads(engine: Engine) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"load wide-{number}", partial(engine.load, load_query("wide", f"wide-{number}"))
     yield "other namespace", partial(engine.load, load_query("w1", "c1", namespace="other"))
     yield "workflows", partial(engine.list_workflows, list_workflows_query())
+    by_status = list_workflows_query(statuses=frozenset(Status))
+    yield "workflows by status", partial(engine.list_workflows, by_status)
     yield "long workflows", partial(engine.list_workflows, list_workflows_query(prefix="long-"))
 
 

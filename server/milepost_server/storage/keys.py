@@ -8,6 +8,7 @@ one counter for all that has one, so no two owners share a prefix. 0 owns what b
 | 0 | `m` meta · `a` namespaces by name · `t` trash · `d` what is due at a time · `b` forks under construction |
 | namespace | `w` names by workflow_id (see `long_keys`) · `u` checkpoints by run |
 | namespace | `f`, `F` manifests by fingerprint and their pieces |
+| namespace | `k` workflow_ids by status (see `status_index`) |
 | name | `s` scopes by name · `S` scopes by number · `i` checkpoint ids · `l` the lease |
 | incarnation | `W` the workflow · `q` checkpoints by sequence · `o` order within a scope |
 | incarnation | `g` record groups · `r`, `R` records and their pieces |
@@ -47,6 +48,7 @@ TRASH = b"t"
 DUE = b"d"
 BUILDING = b"b"
 NAME = b"w"
+STATUS = b"k"
 RUN = b"u"
 SCOPE = b"s"
 SCOPE_NUMBER = b"S"
@@ -76,6 +78,7 @@ TABLE_NAMES = {
     DUE: "due",
     BUILDING: "building",
     NAME: "names",
+    STATUS: "statuses",
     RUN: "runs",
     SCOPE: "scopes",
     SCOPE_NUMBER: "scope_numbers",

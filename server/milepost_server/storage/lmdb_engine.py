@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from milepost_server.errors import ResourceError, StorageFailedError, StoreError, UnavailableError, internal_error
 from milepost_server.limits import DEFAULT_LIMITS, MIB, Limits
 from milepost_server.model import (
@@ -50,7 +52,7 @@ from milepost_server.model import (
     SendSignalCommand,
     WorkflowAnswer,
 )
-from milepost_server.storage import commands, keys, lmdb_env, queries, records
+from milepost_server.storage import commands, keys, lmdb_env, queries, records, status_index
 from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
@@ -62,8 +64,11 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger(__name__)
+_replace = msgspec.structs.replace
 
 LOW_DISK_DEFAULT_BYTES = 256 * MIB
+UPGRADE_ROWS = 1_000
+"""Rows that one commit brings to the present format."""
 
 _GROWING = (SaveCommand, AppendRecordsCommand, ForkCommand, AcquireLeaseCommand, SendSignalCommand)
 """Commands that are refused while the disk is nearly full; deletes are not among them."""
@@ -96,6 +101,8 @@ class LmdbEngine:
         meta = self._read_meta()
         self._next_id = meta.next_id
         self._lease_epoch = meta.lease_epoch
+        if meta.format < lmdb_env.STORE_FORMAT:
+            self._upgrade(meta)
         self._abandon_forks()
 
     @classmethod
@@ -181,15 +188,7 @@ class LmdbEngine:
         is_disk_low = self._env.free_disk_bytes() < self._low_disk_bytes
         next_id = self._next_id
         parent = self._begin()
-        txn = LmdbWriteTransaction(
-            parent,
-            next_id=next_id,
-            now_ms=self._clock_ms(),
-            limits=self._limits,
-            resolved=self._resolved,
-            timers=self._timers,
-            lease_epoch=self._lease_epoch,
-        )
+        txn = self._write_transaction(parent)
         try:
             run = partial(self._run, parent, txn, is_disk_low)
             results = [
@@ -208,6 +207,17 @@ class LmdbEngine:
         self._commit(parent)
         self._timers.apply(txn.timer_changes)
         return results
+
+    def _write_transaction(self, parent: lmdb_env.Transaction) -> LmdbWriteTransaction:
+        return LmdbWriteTransaction(
+            parent,
+            next_id=self._next_id,
+            now_ms=self._clock_ms(),
+            limits=self._limits,
+            resolved=self._resolved,
+            timers=self._timers,
+            lease_epoch=self._lease_epoch,
+        )
 
     def _begin(self) -> lmdb_env.Transaction:
         try:
@@ -280,6 +290,47 @@ class LmdbEngine:
         for result in results:
             if isinstance(result, StoreError):
                 raise StorageFailedError(f"the store was reopened, but a commit fails: {result}") from result
+
+    def _upgrade(self, meta: MetaRow) -> None:
+        """Bring the rows of an earlier format to the present one, so many in a commit; each says how far it is."""
+        _logger.info("bringing the store from format %d to format %d", meta.format, lmdb_env.STORE_FORMAT)
+        self._env.raise_format()
+        try:
+            while meta.format < lmdb_env.STORE_FORMAT:
+                meta = self._upgrade_slice(meta)
+        except (StoreError, StorageFailedError, lmdb_env.EngineError) as error:
+            raise DataDirError(
+                f"the store in {self._env.data_dir} is on its way to format {lmdb_env.STORE_FORMAT} and cannot get on: "
+                f"{error}; it goes on from there at the next start"
+            ) from error
+        _logger.info("the store has format %d", meta.format)
+
+    def _upgrade_slice(self, meta: MetaRow) -> MetaRow:
+        parent = self._begin()
+        txn = self._write_transaction(parent)
+        try:
+            position = status_index.build_slice(txn, meta.upgraded_to, UPGRADE_ROWS)
+            done = self._meta_row(txn.next_id)
+            done = done if position is None else _replace(done, format=meta.format, upgraded_to=position)
+            txn.write(META_KEY, done)
+        except lmdb_env.MapFullError:
+            parent.abort()
+            return self._grown(meta)
+        except BaseException:
+            parent.abort()
+            raise
+        try:
+            self._commit(parent)
+        except lmdb_env.MapFullError:
+            return self._grown(meta)
+        self._next_id = done.next_id
+        return done
+
+    def _grown(self, meta: MetaRow) -> MetaRow:
+        """Make the map larger, so that a slice of which nothing is stored may be tried again."""
+        if not self._env.grow():
+            raise self._store_full()
+        return meta
 
     def _read_meta(self) -> MetaRow:
         with self._reading() as txn:

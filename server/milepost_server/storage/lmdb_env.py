@@ -31,8 +31,10 @@ import msgspec
 from milepost_server.errors import RecordDamagedError
 from milepost_server.storage import keys, records
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 """Version of the data directory; a server refuses any that it does not know."""
+FORMATS_READ = (1, STORE_FORMAT)
+"""Versions that are opened; an earlier one is brought to the present one."""
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -122,6 +124,8 @@ class MetaRow(msgspec.Struct, frozen=True, array_like=True):
     lease_epoch: int = 0
     """The upper half of every lease token. A restored store has a higher one, so that it repeats none of those that
     were granted after the backup was made."""
+    upgraded_to: tuple[str, str] = ("", "")
+    """How far the rows have been brought to the present format, while `format` is an earlier one."""
 
 
 META_KEY = keys.meta(b"store")
@@ -279,7 +283,8 @@ class LmdbEnv:
                 meta = records.decode(META_KEY, row, MetaRow)
             except RecordDamagedError as error:
                 raise DataDirError(f"the database in {path} is damaged: {error}; restore it from a backup") from error
-            if (meta.format, meta.store_id) != (self.identity.format, self.identity.store_id):
+            # An upgrade raises what IDENTITY says first, so that no earlier server comes near the rows from then on.
+            if meta.store_id != self.identity.store_id or meta.format > self.identity.format:
                 raise DataDirError(
                     f"the database in {path} is not the one that its IDENTITY names; restore both from one backup"
                 )
@@ -290,6 +295,26 @@ class LmdbEnv:
             env.close()
             raise
         return env
+
+    def raise_format(self) -> None:
+        """Have IDENTITY name the present format; the database follows when its rows are in it.
+
+        Raises:
+            DataDirError: The file cannot be written.
+        """
+        if self.identity.format == STORE_FORMAT:
+            return
+        path = self.data_dir / "store"
+        identity = msgspec.structs.replace(self.identity, format=STORE_FORMAT)
+        try:
+            _write_identity(path / "IDENTITY.new", identity)
+            (path / "IDENTITY.new").rename(path / "IDENTITY")
+            _sync(path)
+        except OSError as error:
+            raise DataDirError(
+                f"{path} cannot be brought to format {STORE_FORMAT}: {error}; nothing of it was changed"
+            ) from error
+        self.identity = identity
 
     def reopen(self) -> None:
         """Close and open again, after the environment has failed."""
@@ -449,9 +474,8 @@ def _create_store(data_dir: Path, map_size_bytes: int, lmdb_format: int) -> None
             meta = MetaRow(format=STORE_FORMAT, store_id=identity.store_id)
             txn.put(META_KEY, records.encode(META_KEY, meta))
         env.close()
-        (temporary / "IDENTITY").write_bytes(msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
-        for name in ("data.mdb", "IDENTITY"):
-            _sync(temporary / name)
+        _write_identity(temporary / "IDENTITY", identity)
+        _sync(temporary / "data.mdb")
         _sync(temporary)
         temporary.rename(data_dir / "store")
         _sync(data_dir)
@@ -478,7 +502,7 @@ def check_store(data_dir: Path) -> Identity:
         raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise DataDirError(f"{path / 'IDENTITY'} cannot be read: {error}") from error
-    if identity.format != STORE_FORMAT:
+    if identity.format not in FORMATS_READ:
         raise DataDirError(
             f"{data_dir} has store format {identity.format}, this server knows {STORE_FORMAT}; use the version that "
             "wrote it"
@@ -524,6 +548,11 @@ def _needed_bytes(database: Path, lmdb_format: int) -> int:
             f"{database} is not an LMDB database: neither of its first pages is intact; restore it from a backup"
         )
     return newest[1]
+
+
+def _write_identity(path: Path, identity: Identity) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -25,7 +25,7 @@ from milepost_server.model import (
     Value,
     WorkflowRow,
 )
-from milepost_server.storage import keys, long_keys, pieces, records, sweeper
+from milepost_server.storage import keys, long_keys, pieces, records, status_index, sweeper
 from milepost_server.storage.lease_timers import LeaseTimers, Timer, TimerChanges
 from milepost_server.storage.lmdb_rows import (
     DueKind,
@@ -197,11 +197,29 @@ class LmdbReadTransaction:
         """See `ReadTransaction`."""
         return self.read(keys.workflow(internal_id), WorkflowRow)
 
-    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
+    def workflow_names(
+        self,
+        namespace_id: int,
+        prefix: str,
+        after: str | None,
+        *,
+        statuses: Collection[int] = (),
+        has_pending_signals: bool | None = None,
+    ) -> Iterator[NameRow]:
         """See `ReadTransaction`."""
-        after_bytes = None if after is None else after.encode()
-        for _, key, row in long_keys.walk(self, namespace_id, prefix.encode(), after_bytes):
-            yield records.decode(key, row, NameRow)
+        wanted, after_bytes = prefix.encode(), None if after is None else after.encode()
+        if not statuses and not has_pending_signals:
+            for _, key, row in long_keys.walk(self, namespace_id, wanted, after_bytes):
+                yield records.decode(key, row, NameRow)
+            return
+        found = status_index.walk(
+            self, namespace_id, wanted, after_bytes, statuses=statuses, has_pending_signals=has_pending_signals
+        )
+        for workflow_id in found:
+            name = self.find_name_in(namespace_id, workflow_id.decode())
+            if name is None:
+                raise records.missing(keys.prefix(namespace_id, keys.NAME) + workflow_id)
+            yield name
 
     def find_lease(self, name_id: int) -> LeaseRow | None:
         """See `ReadTransaction`."""
@@ -400,10 +418,13 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self._now_ms = now_ms
         self._limits = limits
         self._resolved = resolved
+        self._groups: dict[int, int | None] = {}
+        """By incarnation: its group in the status index, as far as the command that runs has seen it."""
 
     def enter(self, txn: Transaction) -> None:
         """Let what follows happen in `txn`."""
         self._txn = txn
+        self._groups.clear()
         if self._command_timers != self._timer_changes:
             self._command_timers = dict(self._timer_changes)
 
@@ -571,9 +592,25 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self._append_pieces(key, keys.MANIFEST_PIECE, body)
         self.write(namespace_key, _replace(row, manifest_count=row.manifest_count + 1))
 
+    def get_workflow(self, internal_id: int) -> WorkflowRow | None:
+        """See `ReadTransaction`."""
+        row = super().get_workflow(internal_id)
+        self._groups[internal_id] = status_index.group_of(row)
+        return row
+
     def put_workflow(self, row: WorkflowRow) -> None:
         """See `WriteTransaction`."""
+        self._list_in(status_index.group_of(row), row)
         self.write(keys.workflow(row.internal_id), row)
+
+    def _list_in(self, group: int | None, row: WorkflowRow) -> None:
+        """Have the status index show a workflow in a group, or in none."""
+        if row.internal_id not in self._groups:
+            self.get_workflow(row.internal_id)
+        before = self._groups[row.internal_id]
+        if group != before:
+            status_index.move(self, row, before, group)
+            self._groups[row.internal_id] = group
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """See `WriteTransaction`."""
@@ -761,6 +798,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
 
     def discard_workflow(self, row: WorkflowRow, *, forget_ids: bool) -> None:
         """See `WriteTransaction`."""
+        self._list_in(None, row)
         self.put_trash(TrashRow(TrashKind.WORKFLOW, row.internal_id, forget_ids=forget_ids))
         due_ms = self._now_ms if forget_ids else self._now_ms + self._limits.replay_window_ms
         self.put_due(due_ms, DueRow(DueKind.STUBS, row.name_id, row.namespace_id, row.workflow_id, row.internal_id))

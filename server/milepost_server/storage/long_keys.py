@@ -1,8 +1,9 @@
 """Names of any length in bytewise order, in a store whose keys end at 511 bytes.
 
-A name is kept under its owner's prefix. One longer than a segment goes on under a branch: the row at its first segment,
-marked by one more byte, names the number whose prefix has what follows. A plain name is never as long as a branch row's
-key, so the two cannot meet, and the order of the rows is the order of the names.
+A name is kept under its owner's number and a table: a letter, or a letter and one byte more. One longer than a segment
+goes on under a branch: the row at its first segment, marked by one more byte, names the number that owns what follows,
+in the same table. A plain name is never as long as a branch row's key, so the two cannot meet, and the order of the
+rows is the order of the names.
 """
 
 from __future__ import annotations
@@ -37,22 +38,26 @@ class WritableRows(Rows, Protocol):
         """Remove a row; tell whether there was one."""
 
 
-def find(rows: Rows, owner: int, name: bytes) -> bytes | None:
+def _start(owner: int, table: bytes) -> bytes:
+    return owner.to_bytes(8, "big") + table
+
+
+def find(rows: Rows, owner: int, name: bytes, table: bytes = keys.NAME) -> bytes | None:
     """Return the key under which a name is kept, whether or not it is there; `None` if its branch is missing."""
     while len(name) > SEGMENT_BYTES:
-        branch_key = keys.prefix(owner, keys.NAME) + name[:SEGMENT_BYTES] + BRANCH_MARK
+        branch_key = _start(owner, table) + name[:SEGMENT_BYTES] + BRANCH_MARK
         row = rows.get(branch_key)
         if row is None:
             return None
         owner = records.decode(branch_key, row, NameBranch).branch_id
         name = name[SEGMENT_BYTES:]
-    return keys.prefix(owner, keys.NAME) + name
+    return _start(owner, table) + name
 
 
-def make(rows: WritableRows, owner: int, name: bytes, new_id: Callable[[], int]) -> bytes:
+def make(rows: WritableRows, owner: int, name: bytes, new_id: Callable[[], int], table: bytes = keys.NAME) -> bytes:
     """Return the key under which a name is kept, making the branches that it needs."""
     while len(name) > SEGMENT_BYTES:
-        branch_key = keys.prefix(owner, keys.NAME) + name[:SEGMENT_BYTES] + BRANCH_MARK
+        branch_key = _start(owner, table) + name[:SEGMENT_BYTES] + BRANCH_MARK
         row = rows.get(branch_key)
         if row is None:
             owner = new_id()
@@ -60,23 +65,23 @@ def make(rows: WritableRows, owner: int, name: bytes, new_id: Callable[[], int])
         else:
             owner = records.decode(branch_key, row, NameBranch).branch_id
         name = name[SEGMENT_BYTES:]
-    return keys.prefix(owner, keys.NAME) + name
+    return _start(owner, table) + name
 
 
-def remove(rows: WritableRows, owner: int, name: bytes) -> None:
+def remove(rows: WritableRows, owner: int, name: bytes, table: bytes = keys.NAME) -> None:
     """Remove a name, and the branches that nothing is under any more."""
     branch_keys: list[bytes] = []
     while len(name) > SEGMENT_BYTES:
-        branch_key = keys.prefix(owner, keys.NAME) + name[:SEGMENT_BYTES] + BRANCH_MARK
+        branch_key = _start(owner, table) + name[:SEGMENT_BYTES] + BRANCH_MARK
         row = rows.get(branch_key)
         if row is None:
             return
         branch_keys.append(branch_key)
         owner = records.decode(branch_key, row, NameBranch).branch_id
         name = name[SEGMENT_BYTES:]
-    rows.delete(keys.prefix(owner, keys.NAME) + name)
+    rows.delete(_start(owner, table) + name)
     for branch_key in reversed(branch_keys):
-        start = keys.prefix(owner, keys.NAME)
+        start = _start(owner, table)
         if next(rows.scan(start, start), None) is not None:
             return
         rows.delete(branch_key)
@@ -84,14 +89,14 @@ def remove(rows: WritableRows, owner: int, name: bytes) -> None:
 
 
 def walk(
-    rows: Rows, owner: int, wanted: bytes, after: bytes | None, consumed: bytes = b""
+    rows: Rows, owner: int, wanted: bytes, after: bytes | None, *, table: bytes = keys.NAME, consumed: bytes = b""
 ) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Yield (name, key, row) of the names that start with `wanted`, bytewise, from the first one after `after`."""
-    start = keys.prefix(owner, keys.NAME)
+    start = _start(owner, table)
     bound = max(wanted, after) if after is not None else wanted
     rest = bound[len(consumed) :] if bound.startswith(consumed) else b""
     for key, row in rows.scan(start + rest[:SEGMENT_BYTES], start):
-        segment = key[keys.PREFIX_BYTES :]
+        segment = key[len(start) :]
         if len(segment) > SEGMENT_BYTES:
             name = consumed + segment[:SEGMENT_BYTES]
             if not (name.startswith(wanted) or wanted.startswith(name)):
@@ -101,7 +106,7 @@ def walk(
             if after is not None and name < after[: len(name)]:
                 continue
             branch = records.decode(key, row, NameBranch)
-            yield from walk(rows, branch.branch_id, wanted, after, name)
+            yield from walk(rows, branch.branch_id, wanted, after, table=table, consumed=name)
             continue
         name = consumed + segment
         if not name.startswith(wanted):

@@ -193,7 +193,15 @@ class MemoryTransaction:
         """Return one incarnation."""
         return self._tables.workflows.get(internal_id)
 
-    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
+    def workflow_names(
+        self,
+        namespace_id: int,
+        prefix: str,
+        after: str | None,
+        *,
+        statuses: Collection[int] = (),
+        has_pending_signals: bool | None = None,
+    ) -> Iterator[NameRow]:
         """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
         found = [
             row
@@ -202,7 +210,16 @@ class MemoryTransaction:
             and row.workflow_id.startswith(prefix)
             and (after is None or row.workflow_id.encode() > after.encode())
         ]
+        if statuses or has_pending_signals:
+            found = [row for row in found if self._is_listed(row, statuses, has_pending_signals)]
         return iter(sorted(found, key=lambda row: row.workflow_id.encode()))
+
+    def _is_listed(self, name: NameRow, statuses: Collection[int], has_pending_signals: bool | None) -> bool:
+        workflow = self.get_workflow(name.internal_id)
+        if workflow is None or not rules.is_visible(workflow):
+            return False
+        has_signals = workflow.pending_signal_count > 0
+        return (not statuses or workflow.status in statuses) and has_pending_signals in (None, has_signals)
 
     def find_lease(self, name_id: int) -> LeaseRow | None:
         """Return the newest lease of a name that has not ended."""

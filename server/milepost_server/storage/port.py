@@ -119,8 +119,20 @@ class ReadTransaction(Protocol):
         Time is that of the engine since its start, in which every lease gets its full ttl anew.
         """
 
-    def workflow_names(self, namespace_id: int, prefix: str, after: str | None) -> Iterator[NameRow]:
-        """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`."""
+    def workflow_names(
+        self,
+        namespace_id: int,
+        prefix: str,
+        after: str | None,
+        *,
+        statuses: Collection[int] = (),
+        has_pending_signals: bool | None = None,
+    ) -> Iterator[NameRow]:
+        """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`.
+
+        With `statuses`, or with signals wanted, only those of workflows that readers see and that are so: at the cost
+        of these, not of the others.
+        """
 
     def find_signal_id(self, internal_id: int, signal_id: str) -> SignalIdRow | None:
         """Return what became of a signal_id."""

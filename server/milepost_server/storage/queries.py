@@ -190,7 +190,14 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
     bytes_left = query.bytes_max
     examined = 0
     after = query.after_workflow_id
-    for name in txn.workflow_names(namespace_id, query.prefix, after):
+    names = txn.workflow_names(
+        namespace_id,
+        query.prefix,
+        after,
+        statuses=query.statuses,
+        has_pending_signals=query.has_pending_signals,
+    )
+    for name in names:
         is_full = len(found) == query.page_size or bytes_left <= 0
         if is_full or examined == query.rows_examined_max:
             return ListWorkflowsAnswer(

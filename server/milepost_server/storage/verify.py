@@ -9,6 +9,7 @@ every row's checksum and key; then what rows say of one another. What it proves:
 - every value has the bytes that its digest says, every state the entries, steps, sizes and hashes that its checkpoint
   says;
 - ids, order, runs, heads and counters agree with the checkpoints that are there;
+- every workflow is listed under its status, and nothing else is;
 - every lease is its name's, and its token one that the namespace has given;
 - every pending signal is counted and found by its id; every manifest is what its fingerprint stands for.
 """
@@ -35,7 +36,7 @@ from milepost_server.model import (
     SignalIdRow,
     WorkflowRow,
 )
-from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records
+from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records, status_index
 from milepost_server.storage.lease_timers import LeaseTimers
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
 from milepost_server.storage.lmdb_rows import (
@@ -134,6 +135,8 @@ class _Check:
         self._trash: list[TrashRow] = []
         self._due: list[DueRow] = []
         self._building: set[int] = set()
+        self._listed_count = 0
+        self._is_upgrading = False
         self._resolved: OrderedDict[int, ResolvedState] = OrderedDict()
 
     def run(self) -> None:
@@ -141,6 +144,7 @@ class _Check:
         try:
             meta = self._txn.read_required(META_KEY, MetaRow)
             self._next_id, self._lease_epoch = meta.next_id, meta.lease_epoch
+            self._is_upgrading = meta.format < lmdb_env.STORE_FORMAT
         except StoreError as error:
             self._report.add(error.message)
             return
@@ -155,6 +159,7 @@ class _Check:
         self._check_checkpoints()
         self._check_scopes()
         self._check_workflows()
+        self._check_statuses()
         self._check_records()
         self._check_signals()
         self._check_due()
@@ -232,6 +237,8 @@ class _Check:
         elif table == keys.BUILDING:
             records.unseal(key, row)
             self._building.add(next(keys.numbers_of(key, 1)))
+        elif table == keys.STATUS:
+            self._take_status(key, row)
         elif table == keys.LEASE:
             self._leases[owner] = records.decode(key, row, LeaseRow)
         elif table == keys.SIGNAL:
@@ -260,6 +267,13 @@ class _Check:
         found = long_keys.find(self._txn, name.namespace_id, name.workflow_id.encode())
         if found != key:
             self._report.add(f"name {name.workflow_id!r}: kept under a key that is not its own")
+
+    def _take_status(self, key: bytes, row: bytes) -> None:
+        if len(key) - keys.PREFIX_BYTES - 1 > long_keys.SEGMENT_BYTES:
+            records.decode(key, row, NameBranch)
+        else:
+            records.unseal(key, row)
+            self._listed_count += 1
 
     def _expect_key(self, key: bytes, wanted: bytes) -> None:
         if key != wanted:
@@ -436,6 +450,29 @@ class _Check:
             highest = max((row.sequence for row in rows), default=0)
             if workflow.last_sequence < highest:
                 self._report.add(f"{where}: last_sequence {workflow.last_sequence} is below {highest}")
+
+    def _check_statuses(self) -> None:
+        """Every workflow is listed in the group of its status, and in no other."""
+        listed: set[tuple[int, bytes, str]] = set()
+        for namespace_id in self._namespaces:
+            for table in status_index.all_tables():
+                try:
+                    found = long_keys.walk(self._txn, namespace_id, b"", None, table=table)
+                    listed.update((namespace_id, table, workflow_id.decode()) for workflow_id, _, _ in found)
+                except StoreError as error:
+                    self._report.add(error.message)
+        if len(listed) != self._listed_count:
+            self._report.add(f"status index: {self._listed_count} rows, of which {len(listed)} are in some group")
+        expected = {
+            (name.namespace_id, status_index.table_of(group), name.workflow_id)
+            for name in self._names.values()
+            if (group := status_index.group_of(self._workflows.get(name.internal_id))) is not None
+        }
+        for _, table, workflow_id in sorted(listed - expected):
+            self._report.add(f"workflow {workflow_id!r}: is listed by a status that it has not (group {table[1]})")
+        if not self._is_upgrading:
+            for _, table, workflow_id in sorted(expected - listed):
+                self._report.add(f"workflow {workflow_id!r}: is not listed by its status (group {table[1]})")
 
     def _check_records(self) -> None:
         discarded = {(row.owner_id, row.number, row.digest) for row in self._trash if row.kind == TrashKind.RECORDS}

@@ -508,6 +508,10 @@ class EngineMachine(RuleBasedStateMachine):
             return
         visible = sorted(name for name, workflow in self.model.workflows.items() if workflow.is_visible)
         assert self.store.workflow_ids() == sorted(visible, key=str.encode)
+        for status in (Status.RUNNING, Status.COMPLETED):
+            for has_signals in (None, False, True):
+                found = self.store.workflow_ids(statuses=frozenset({status}), has_pending_signals=has_signals)
+                assert found == self._listed(status, has_signals)
         for workflow_id in WORKFLOW_IDS:
             workflow = self.model.visible(workflow_id)
             assert is_found(self.store, workflow_id) == (workflow is not None)
@@ -516,6 +520,15 @@ class EngineMachine(RuleBasedStateMachine):
             assert left_ms == self.model.remaining_ms(workflow_id, self.lease_clock.now_ms)
             if workflow is not None:
                 self._compare(workflow_id, workflow)
+
+    def _listed(self, status: Status, has_signals: bool | None) -> list[str]:
+        """Return the workflows that have a status, and signals pending or none, in their order."""
+        found = []
+        for workflow_id, workflow in self.model.workflows.items():
+            head = workflow.head("") if workflow.is_visible else None
+            if head is not None and head.content[2] == status and has_signals in (None, bool(workflow.pending)):
+                found.append(workflow_id)
+        return sorted(found, key=str.encode)
 
     def _compare(self, workflow_id: str, workflow: ModelWorkflow) -> None:
         head = workflow.head("")

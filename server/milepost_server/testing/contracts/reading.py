@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS
-from milepost_server.model import CheckpointFilter, EntryVersion, Selection, Status
+from milepost_server.model import CheckpointFilter, EntryVersion, ForkMode, Selection, Status
 from milepost_server.testing.builders import ManualClock, Store, data_value, json_value, record, refused, save
 from milepost_server.testing.contracts.base import ContractBase
 
@@ -454,6 +454,80 @@ class ListWorkflowsContract(ContractBase):
         store.save("b", "a")
         store.save("c", "a", status=Status.WAITING, scope="s")
         assert store.workflow_ids(statuses=frozenset({Status.WAITING})) == ["a"]
+
+    def test_workflows_of_several_statuses_are_listed_in_one_order(self, store: Store) -> None:
+        statuses = [Status.WAITING, Status.RUNNING, Status.COMPLETED, Status.FAILED]
+        for number, workflow_id in enumerate([*LONG_IDS, *SHORT_IDS]):
+            store.save(workflow_id, "a", status=statuses[number % len(statuses)])
+        wanted = frozenset({Status.WAITING, Status.RUNNING})
+        expected = [name for number, name in enumerate([*LONG_IDS, *SHORT_IDS]) if number % len(statuses) < 2]
+        expected.sort(key=str.encode)
+        assert store.workflow_ids(statuses=wanted) == expected
+        for page_size in (1, 2, 3):
+            found: list[str] = []
+            after: str | None = None
+            for _ in range(PAGES_MAX):
+                answer = store.list_workflows(statuses=wanted, page_size=page_size, after_workflow_id=after)
+                found += [each.workflow.workflow_id for each in answer.workflows]
+                after = answer.after_workflow_id
+                if after is None:
+                    break
+            assert found == expected
+        with_prefix = [name for name in expected if name.startswith(LONG_PREFIX)]
+        assert store.workflow_ids(statuses=wanted, prefix=LONG_PREFIX) == with_prefix
+
+    def test_a_workflow_is_listed_by_the_status_that_it_has_now(self, store: Store) -> None:
+        def listed(status: Status) -> list[str]:
+            return store.workflow_ids(statuses=frozenset({status}))
+
+        store.save("w", "a")
+        store.save("w", "b", status=Status.WAITING)
+        assert (listed(Status.RUNNING), listed(Status.WAITING)) == ([], ["w"])
+        store.save("w", "b", status=Status.FAILED, is_replace=True)
+        assert (listed(Status.WAITING), listed(Status.FAILED)) == ([], ["w"])
+        store.delete_ids("w", "b")
+        assert (listed(Status.FAILED), listed(Status.RUNNING)) == ([], ["w"])
+        store.fork("w", "v", mode=ForkMode.ALL_UP_TO)
+        assert listed(Status.RUNNING) == ["v", "w"]
+        store.delete_workflow("w")
+        assert listed(Status.RUNNING) == ["v"]
+        store.save("w", "c", status=Status.COMPLETED)
+        assert (listed(Status.RUNNING), listed(Status.COMPLETED)) == (["v"], ["w"])
+
+    def test_a_failed_save_leaves_a_workflow_listed_as_it_was(self, store: Store) -> None:
+        store.save("w", "a")
+        completed = save("w", "b", status=Status.COMPLETED)
+        refused_one = save("w", "c", status=Status.FAILED, expected_head="nothing")
+        store.engine.execute([refused_one, completed, refused_one])
+        assert store.workflow_ids(statuses=frozenset({Status.COMPLETED})) == ["w"]
+        assert store.workflow_ids(statuses=frozenset({Status.RUNNING, Status.FAILED})) == []
+
+    def test_a_workflow_with_records_alone_is_listed_by_no_status(self, store: Store) -> None:
+        store.append("w", "a", record("task"))
+        assert store.workflow_ids(statuses=frozenset(Status)) == []
+        assert store.workflow_ids(has_pending_signals=True) == []
+
+    def test_workflows_with_pending_signals_are_listed_among_all_and_by_status(self, store: Store) -> None:
+        for workflow_id in "abc":
+            store.save(workflow_id, "a", status=Status.WAITING if workflow_id != "b" else Status.RUNNING)
+        for workflow_id in "ab":
+            store.send(workflow_id, "s")
+        waiting = frozenset({Status.WAITING})
+        assert store.workflow_ids(has_pending_signals=True) == ["a", "b"]
+        assert store.workflow_ids(has_pending_signals=True, statuses=waiting) == ["a"]
+        assert store.workflow_ids(has_pending_signals=False, statuses=waiting) == ["c"]
+        assert store.workflow_ids(has_pending_signals=False) == ["c"]
+        store.save("a", "b", consumed_signals=("s",), status=Status.WAITING)
+        assert store.workflow_ids(has_pending_signals=True) == ["b"]
+        assert store.workflow_ids(has_pending_signals=False, statuses=waiting) == ["a", "c"]
+
+    def test_a_page_by_status_examines_only_what_has_it(self, store: Store) -> None:
+        for number in range(9):
+            store.save(f"a{number}", "a", status=Status.COMPLETED)
+        store.save("z", "a")
+        answer = store.list_workflows(statuses=frozenset({Status.RUNNING}), rows_examined_max=5)
+        assert [each.workflow.workflow_id for each in answer.workflows] == ["z"]
+        assert answer.after_workflow_id is None
 
     def test_workflows_are_filtered_by_labels(self, store: Store) -> None:
         store.save("a", "a", labels={"team": "x", "tier": "1"})

@@ -1,0 +1,74 @@
+"""Counts the rows that an LMDB engine's queries read, where they come out of LMDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from milepost_server.storage.lmdb_env import Cursor, LmdbEnv, Transaction
+
+
+class RowCount:
+    """How many rows were read."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+
+class _CountingCursor:
+    def __init__(self, cursor: Cursor, count: RowCount) -> None:
+        self._cursor = cursor
+        self._count = count
+
+    def __enter__(self) -> _CountingCursor:
+        self._cursor.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._cursor.__exit__(*details)
+
+    def set_range(self, key: bytes) -> bool:
+        return self._cursor.set_range(key)
+
+    def last(self) -> bool:
+        return self._cursor.last()
+
+    def prev(self) -> bool:
+        self._count.rows += 1
+        return self._cursor.prev()
+
+    def key(self) -> bytes:
+        return self._cursor.key()
+
+    def iternext(self, *, keys: bool, values: bool) -> Iterator[tuple[bytes, bytes]]:
+        for item in self._cursor.iternext(keys=keys, values=values):
+            self._count.rows += 1
+            yield item
+
+
+class _CountingTransaction:
+    def __init__(self, txn: Transaction, count: RowCount) -> None:
+        self._txn = txn
+        self._count = count
+
+    def get(self, key: bytes) -> bytes | None:
+        self._count.rows += 1
+        return self._txn.get(key)
+
+    def cursor(self) -> _CountingCursor:
+        return _CountingCursor(self._txn.cursor(), self._count)
+
+    def abort(self) -> None:
+        self._txn.abort()
+
+
+@contextmanager
+def counting_rows() -> Iterator[RowCount]:
+    """Count what is read by queries that begin within the block."""
+    count = RowCount()
+    begin_read = LmdbEnv.begin_read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LmdbEnv, "begin_read", lambda env: _CountingTransaction(begin_read(env), count))
+        yield count
