@@ -39,8 +39,8 @@ class FrameChannel:
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._socket: socket.socket | None = None
-        self._unsent: deque[memoryview] = deque()
-        self._received = bytearray()
+        self._unsent: deque[bytes | bytearray | memoryview] = deque()
+        self._received = frames.FrameBuffer()
 
     def ask(self, items: Sequence[Any]) -> None:
         """Send items, after those that were sent before; how many may wait for answers is bounded by who asks."""
@@ -51,7 +51,7 @@ class FrameChannel:
                 self._loop.add_reader(connection, self._on_readable)
                 self._socket = connection
             is_sending = bool(self._unsent)
-            self._unsent.append(memoryview(frames.pack(items)))
+            self._unsent += frames.pack(items)
             if not is_sending and not self._send():
                 self._loop.add_writer(self._socket, self._on_writable)
         except OSError as error:
@@ -60,7 +60,7 @@ class FrameChannel:
     def detach(self) -> None:
         """Let go of the socket."""
         self._unsent.clear()
-        self._received = bytearray()
+        self._received = frames.FrameBuffer()
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
@@ -72,13 +72,13 @@ class FrameChannel:
         """Send what the socket takes; tell whether that was the rest."""
         assert self._socket is not None
         while self._unsent:
-            frame = self._unsent[0]
+            part = self._unsent[0]
             try:
-                sent = self._socket.send(frame)
+                sent = self._socket.send(part)
             except BlockingIOError:
                 return False
-            if sent < len(frame):
-                self._unsent[0] = frame[sent:]
+            if sent < len(part):
+                self._unsent[0] = memoryview(part)[sent:]
             else:
                 self._unsent.popleft()
         return True
@@ -94,18 +94,9 @@ class FrameChannel:
     def _on_readable(self) -> None:
         assert self._socket is not None
         try:
-            chunk = self._socket.recv(frames.RECEIVE_BYTES)
+            answers = self._received.receive(self._socket)
         except BlockingIOError:
             return
-        except OSError as error:
-            self._fail(error)
-            return
-        if not chunk:
-            self._fail(EOFError("the storage process ended"))
-            return
-        self._received += chunk
-        try:
-            answers, self._received = frames.take_whole(self._received)
         except Exception as error:  # noqa: BLE001 - whatever cannot be read: who asked must not wait for ever
             self._fail(error)
             return

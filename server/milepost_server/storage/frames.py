@@ -1,7 +1,8 @@
 """What goes between the server and its storage process: lists of model values over a socket.
 
-A frame is its length (4 bytes, big-endian) and a MessagePack list; each item is the name of its class and the value.
-Both ends are the same version of the same program, started together, so there is nothing to negotiate.
+A frame is its length (4 bytes, big-endian) and its items, one after the other: the number of the kind (1 byte), the
+length (4 bytes) and the value as MessagePack, or as it is where it consists of bytes alone. Both ends are the same
+version of the same program, started together, so there is nothing to negotiate.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +30,12 @@ from milepost_server.errors import (
 )
 
 _LENGTH = struct.Struct(">I")
-RECEIVE_BYTES: Final = 256 * 1024
+_ITEM = struct.Struct(">BI")
+_ITEM_SPACE = bytes(_ITEM.size)
+RECEIVE_BYTES: Final = 128 * 1024
+"""What a buffer for frames holds; a larger frame has one of its own, as large as it is."""
+COPY_BYTES_MAX: Final = 64 * 1024
+"""A larger body is sent from where it lies, and not copied into a frame first."""
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _encode_json = msgspec.json.Encoder().encode
 
@@ -87,10 +93,11 @@ class DefinitionQuery(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FilteredList(msgspec.Struct, frozen=True, array_like=True):
-    """A list with a filter for metadata, as JSON: MessagePack ends at 64 bits, JSON's integers do not."""
+    """A list with its filter for metadata as JSON: MessagePack ends at 64 bits, JSON's integers do not."""
 
     query: model.ListQuery
     metadata_contains: bytes
+    """Empty where there is no such filter."""
 
 
 class StatisticsQuery(msgspec.Struct, frozen=True, array_like=True):
@@ -112,7 +119,6 @@ KINDS: Final[tuple[type, ...]] = (
     model.EncodedLoadQuery,
     model.EncodedLoadAnswer,
     model.LongLoad,
-    model.ListQuery,
     model.ListAnswer,
     model.ListWorkflowsQuery,
     model.ListWorkflowsAnswer,
@@ -149,29 +155,88 @@ _error_classes: dict[str, type[StoreError]] = {
         RecordDamagedError,
     )
 }
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind) for kind in KINDS}
-_list_decoder = msgspec.msgpack.Decoder(list[tuple[str, msgspec.Raw]])
+_numbers: dict[type, int] = {kind: number for number, kind in enumerate(KINDS)}
+_of_bytes: dict[type, Callable[[bytes], Any]] = {
+    model.EncodedSaveCommand: lambda body: model.EncodedSaveCommand(body, len(body)),
+    model.EncodedLoadQuery: model.EncodedLoadQuery,
+    model.EncodedLoadAnswer: model.EncodedLoadAnswer,
+}
+"""Kinds that are nothing but a `body`."""
 
 
-def pack(items: Sequence[Any]) -> bytearray:
-    """Return the frame of a list; `StoreError`s go as their texts."""
-    frame = bytearray(_LENGTH.size)
-    _encode_into([(type(item).__name__, item) for item in map(_sendable, items)], frame, _LENGTH.size)
-    _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
-    return frame
+def pack(items: Sequence[Any]) -> list[bytes | bytearray]:
+    """Return the frame of a list, in parts to be sent one after the other; `StoreError`s go as their texts."""
+    part = bytearray(_LENGTH.size)
+    parts: list[bytes | bytearray] = [part]
+    for each in items:
+        item = each
+        number = _numbers.get(type(item))
+        if number is None:
+            item = _carrier(item)
+            number = _numbers[type(item)]
+        if type(item) in _of_bytes:
+            body = item.body
+            part += _ITEM.pack(number, len(body))
+            if len(body) <= COPY_BYTES_MAX:
+                part += body
+            else:
+                part = bytearray()
+                parts += (body, part)
+        else:
+            start = len(part)
+            part += _ITEM_SPACE
+            _encode_into(item, part, -1)
+            _ITEM.pack_into(part, start, number, len(part) - start - _ITEM.size)
+    _LENGTH.pack_into(parts[0], 0, sum(map(len, parts)) - _LENGTH.size)
+    return parts
 
 
-def take_whole(received: bytearray) -> tuple[list[Any], bytearray]:
-    """Return the items of all whole frames that were received, in order, and what is left of the bytes."""
-    items: list[Any] = []
-    start = 0
-    while len(received) - start >= _LENGTH.size:
-        end = start + _LENGTH.size + _LENGTH.unpack_from(received, start)[0]
-        if len(received) < end:
-            break
-        items += _decode(memoryview(received)[start + _LENGTH.size : end])
-        start = end
-    return items, received[start:] if start else received
+class FrameBuffer:
+    """Puts frames together from what one connection brings."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(RECEIVE_BYTES))
+        self._filled = 0
+        """How much of it has come and not been read."""
+        self.may_have_more = False
+        """The last receiving filled the buffer, so the connection may have more."""
+
+    def receive(self, connection: socket.socket, flags: int = 0) -> list[Any]:
+        """Receive once, and return the items of all frames that are whole now, in order.
+
+        Raises:
+            BlockingIOError: Nothing has come, and the connection, or `flags`, says not to wait.
+            EOFError: The other end has gone.
+        """
+        try:
+            count = connection.recv_into(self._view[self._filled :], 0, flags)
+        except ConnectionError:
+            count = 0
+        if not count:
+            raise EOFError("the other process has gone")
+        filled = self._filled + count
+        self.may_have_more = filled == len(self._view)
+        items: list[Any] = []
+        start = size_bytes = 0
+        while filled - start >= _LENGTH.size:
+            size_bytes = _LENGTH.size + _LENGTH.unpack_from(self._view, start)[0]
+            if filled - start < size_bytes:
+                break
+            _read_items(self._view[start + _LENGTH.size : start + size_bytes], items)
+            start += size_bytes
+            size_bytes = 0
+        self._keep(start, filled, size_bytes)
+        return items
+
+    def _keep(self, start: int, filled: int, size_bytes: int) -> None:
+        """Move what is left to the front of a buffer that the unfinished frame, of that size if it is known, fits."""
+        left = self._view[start:filled]
+        if size_bytes > len(self._view) or (start and len(self._view) > RECEIVE_BYTES):
+            self._view = memoryview(bytearray(max(size_bytes, RECEIVE_BYTES)))
+            self._view[: len(left)] = left
+        elif start and left:
+            self._view[: len(left)] = bytes(left)
+        self._filled = len(left)
 
 
 class FrameReader:
@@ -183,7 +248,7 @@ class FrameReader:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._received = bytearray()
+        self._buffer = FrameBuffer()
 
     def take(self) -> list[Any]:
         """Wait for a frame, and return its items with those of all others that are there.
@@ -192,23 +257,14 @@ class FrameReader:
             EOFError: The other end has gone.
         """
         items: list[Any] = []
-        flags = 0
-        while True:
+        while not items:
+            items = self._buffer.receive(self._connection)
+        while self._buffer.may_have_more:
             try:
-                chunk = self._connection.recv(RECEIVE_BYTES, flags)
+                items += self._buffer.receive(self._connection, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                if items:
-                    return items
-                flags = 0
-                continue
-            except ConnectionError:
-                chunk = b""
-            if not chunk:
-                raise EOFError("the other process has gone")
-            flags = socket.MSG_DONTWAIT
-            self._received += chunk
-            whole, self._received = take_whole(self._received)
-            items += whole
+                break
+        return items
 
 
 def outcomes_of(items: list[Any]) -> list[Any]:
@@ -229,7 +285,8 @@ def process_lost() -> StorageFailedError:
 
 def send(connection: socket.socket, items: Sequence[Any]) -> None:
     """Send a list."""
-    connection.sendall(pack(items))
+    for part in pack(items):
+        connection.sendall(part)
 
 
 def receive(connection: socket.socket) -> list[Any]:
@@ -239,11 +296,18 @@ def receive(connection: socket.socket) -> list[Any]:
         EOFError: The other end has gone.
     """
     size_bytes = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))[0]
-    return _decode(_receive_exactly(connection, size_bytes))
+    items: list[Any] = []
+    _read_items(memoryview(_receive_exactly(connection, size_bytes)), items)
+    return items
 
 
-def _decode(body: bytearray | memoryview) -> list[Any]:
-    return [_received(_decoders[name].decode(raw)) for name, raw in _list_decoder.decode(body)]
+def _read_items(frame: memoryview, items: list[Any]) -> None:
+    start = 0
+    while start < len(frame):
+        number, size_bytes = _ITEM.unpack_from(frame, start)
+        start += _ITEM.size
+        items.append(_readers[number](frame[start : start + size_bytes]))
+        start += size_bytes
 
 
 def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytearray:
@@ -260,19 +324,22 @@ def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytearray:
     return buffer
 
 
-def _sendable(item: Any) -> Any:
-    if isinstance(item, model.ListQuery) and item.filter.metadata_contains is not None:
-        return FilteredList(_with_metadata(item, None), _encode_json(item.filter.metadata_contains))
+def _carrier(item: Any) -> Any:
+    """Return what stands for an item that has another form on its way."""
+    if isinstance(item, model.ListQuery):
+        contains = item.filter.metadata_contains
+        return FilteredList(_with_metadata(item, None), b"" if contains is None else _encode_json(contains))
     if not isinstance(item, StoreError):
-        return item
+        raise TypeError(f"{type(item).__name__} is none of KINDS")
     return ErrorText(type(item).__name__, item.reason, item.message, item.metadata, item.retry_after_s, item.field)
 
 
-def _received(item: Any) -> Any:
-    if isinstance(item, FilteredList):
-        return _with_metadata(item.query, msgspec.json.decode(item.metadata_contains))
-    if not isinstance(item, ErrorText):
-        return item
+def _filtered_list(item: FilteredList) -> model.ListQuery:
+    contains = item.metadata_contains
+    return _with_metadata(item.query, msgspec.json.decode(contains)) if contains else item.query
+
+
+def _error(item: ErrorText) -> StoreError:
     # Subclasses take fields of their own, of which the parts of this one were made.
     error_class = _error_classes[item.kind]
     error = error_class.__new__(error_class)
@@ -285,3 +352,19 @@ def _received(item: Any) -> Any:
 def _with_metadata(query: model.ListQuery, contains: dict[str, object] | None) -> model.ListQuery:
     replace = msgspec.structs.replace
     return replace(query, filter=replace(query.filter, metadata_contains=contains))
+
+
+def _reader(kind: type) -> Callable[[memoryview], Any]:
+    """Return what makes an item of the bytes of its kind."""
+    of_bytes = _of_bytes.get(kind)
+    if of_bytes is not None:
+        return lambda body: of_bytes(bytes(body))
+    decode: Callable[[memoryview], Any] = msgspec.msgpack.Decoder(kind).decode
+    if kind is ErrorText:
+        return lambda body: _error(decode(body))
+    if kind is FilteredList:
+        return lambda body: _filtered_list(decode(body))
+    return decode
+
+
+_readers: list[Callable[[memoryview], Any]] = [_reader(kind) for kind in KINDS]

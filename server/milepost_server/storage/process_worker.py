@@ -139,11 +139,11 @@ def _serve_commands(engine: Engine, codec: CallCodec, connection: socket.socket)
 
 
 def _serve_queries(engine: Engine, codec: CallCodec, connection: socket.socket) -> None:
+    reader = frames.FrameReader(connection)
     with connection:
         while True:
             try:
-                queries = frames.receive(connection)
-                frames.send(connection, _answers(engine, codec, queries))
+                frames.send(connection, _answers(engine, codec, reader.take()))
             except (EOFError, ConnectionError):
                 return
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import tracemalloc
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -55,6 +57,18 @@ def parts(error: StoreError) -> list[Any]:
     return [getattr(error, name) for name in PARTS]
 
 
+def packed(items: Sequence[Any]) -> bytes:
+    return b"".join(frames.pack(items))
+
+
+def over(items: Sequence[Any]) -> list[Any]:
+    """Return items as they come out at the other end."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames.send(ours, items)
+        return frames.receive(theirs)
+
+
 def sample(kind: msgspec.inspect.Type, *, is_full: bool) -> Any:
     """Make a value of a type: with every part set, or with as few as there may be."""
     match kind:
@@ -96,7 +110,9 @@ TEXTS = (frames.ErrorText, frames.FilteredList)
 @pytest.mark.parametrize("kind", [kind for kind in frames.KINDS if kind not in TEXTS], ids=lambda kind: kind.__name__)
 def test_every_kind_goes_over_and_back(kind: type[Any], is_full: bool) -> None:
     item = sample(msgspec.inspect.type_info(kind), is_full=is_full)
-    assert frames.take_whole(bytearray(frames.pack([item, item])))[0] == [item, item]
+    if isinstance(item, model.EncodedSaveCommand):
+        item = msgspec.structs.replace(item, size_bytes=len(item.body))
+    assert over([item, item]) == [item, item]
 
 
 def test_every_command_and_answer_is_known() -> None:
@@ -105,14 +121,25 @@ def test_every_command_and_answer_is_known() -> None:
     assert kinds - {model.BatchSaveCommand, model.BatchSaveAnswer} <= set(frames.KINDS)
 
 
+def test_what_is_of_no_kind_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(TypeError, match="str is none of KINDS"):
+        frames.pack(["text"])
+
+
 def test_a_filter_keeps_integers_of_any_size() -> None:
     query = list_query("w", filter=CheckpointFilter(metadata_contains={"n": [10**30, -(10**30), 0.1, True, None]}))
-    assert frames.take_whole(bytearray(frames.pack([query])))[0] == [query]
+    assert over([query]) == [query]
+
+
+@pytest.mark.parametrize("contains", [None, {}])
+def test_a_filter_for_nothing_is_not_the_same_as_none(contains: dict[str, object] | None) -> None:
+    query = list_query("w", filter=CheckpointFilter(metadata_contains=contains))
+    assert over([query]) == [query]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_goes_over_with_its_class_and_its_parts(error: StoreError) -> None:
-    received = frames.take_whole(bytearray(frames.pack([error, error])))[0]
+    received = over([error, error])
     assert [type(each) for each in received] == [type(error)] * 2
     assert [parts(each) for each in received] == [parts(error)] * 2
     assert [str(each) for each in received] == [str(error)] * 2
@@ -122,27 +149,88 @@ def test_an_error_goes_over_with_its_class_and_its_parts(error: StoreError) -> N
 def test_every_class_of_error_goes_over(kind: type[StoreError]) -> None:
     error = kind.__new__(kind)
     StoreError.__init__(error, "INTERNAL_ERROR", "text")
-    received = frames.take_whole(bytearray(frames.pack([error])))[0]
+    received = over([error])
     assert type(received[0]) is kind
 
 
-def test_a_frame_is_whole_only_with_its_last_byte() -> None:
-    frame = frames.pack([model.ProbeCommand(), frames.Ready()])
-    for size in range(len(frame)):
-        items, rest = frames.take_whole(bytearray(frame[:size]))
-        assert not items
-        assert rest == frame[:size]
-    items, rest = frames.take_whole(bytearray(frame))
-    assert items == [model.ProbeCommand(), frames.Ready()]
-    assert not rest
+def received(pair: tuple[socket.socket, socket.socket], buffer: frames.FrameBuffer, sent: bytes) -> list[Any]:
+    """Return the items that are whole with these bytes, all of which are received before it returns."""
+    sender = threading.Thread(target=pair[0].sendall, args=(sent,))
+    sender.start()
+    items: list[Any] = []
+    while sender.is_alive():
+        with contextlib.suppress(BlockingIOError):
+            items += buffer.receive(pair[1], socket.MSG_DONTWAIT)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            items += buffer.receive(pair[1], socket.MSG_DONTWAIT)
+    return items
 
 
-def test_frames_that_have_come_are_taken_together_and_a_part_is_left() -> None:
+def test_a_frame_is_whole_only_with_its_last_byte(pair: tuple[socket.socket, socket.socket]) -> None:
+    buffer = frames.FrameBuffer()
+    frame = packed([model.ProbeCommand(), frames.Ready()])
+    for byte in frame[:-1]:
+        assert not received(pair, buffer, bytes([byte]))
+    assert received(pair, buffer, frame[-1:]) == [model.ProbeCommand(), frames.Ready()]
+
+
+def test_frames_that_have_come_are_taken_together_and_a_part_is_left(pair: tuple[socket.socket, socket.socket]) -> None:
     """What is left of the bytes is the start of the next frame."""
-    first, second = frames.pack([model.ProbeCommand()]), frames.pack([frames.Ready(), frames.Postponed()])
-    items, rest = frames.take_whole(first + second + first[:5])
-    assert items == [model.ProbeCommand(), frames.Ready(), frames.Postponed()]
-    assert rest == first[:5]
+    buffer = frames.FrameBuffer()
+    first, second = packed([model.ProbeCommand()]), packed([frames.Ready(), frames.Postponed()])
+    assert received(pair, buffer, first + second + first[:5]) == [
+        model.ProbeCommand(),
+        frames.Ready(),
+        frames.Postponed(),
+    ]
+    assert received(pair, buffer, first[5:]) == [model.ProbeCommand()]
+
+
+SIZES = (0, 1, frames.COPY_BYTES_MAX, frames.COPY_BYTES_MAX + 1, frames.RECEIVE_BYTES, 3 * MIB)
+
+
+@pytest.mark.parametrize("after_bytes", [0, 3, 4, 10])
+@pytest.mark.parametrize("size_bytes", SIZES)
+def test_frames_around_the_sizes_of_buffers_come_whole(
+    pair: tuple[socket.socket, socket.socket], size_bytes: int, after_bytes: int
+) -> None:
+    """Frames of bodies alone, bodies beside others, and texts of that size, and the beginning of what comes next."""
+    buffer = frames.FrameBuffer()
+    body = bytes(range(256)) * (size_bytes // 256 + 1)
+    items: list[Any] = [
+        model.ProbeCommand(),
+        model.EncodedSaveCommand(body[:size_bytes], size_bytes),
+        model.EncodedLoadQuery(body[:size_bytes]),
+        frames.StorageFailed("x" * size_bytes),
+        model.EncodedLoadAnswer(body[:size_bytes]),
+    ]
+    one_by_one = b"".join(packed([each]) for each in items)
+    next_one = packed([frames.StorageFailed("y" * size_bytes), frames.Ready()])
+    assert received(pair, buffer, packed(items) + next_one[:after_bytes]) == items
+    assert received(pair, buffer, next_one[after_bytes:]) == [frames.StorageFailed("y" * size_bytes), frames.Ready()]
+    assert received(pair, buffer, one_by_one) == items
+
+
+def test_a_large_body_is_not_copied_into_its_frame() -> None:
+    body = bytes(frames.COPY_BYTES_MAX + 1)
+    assert any(part is body for part in frames.pack([model.EncodedSaveCommand(body, len(body))]))
+
+
+def test_a_buffer_lets_go_of_a_large_frame(pair: tuple[socket.socket, socket.socket]) -> None:
+    """What it keeps is no larger than it was, also when the next frame has begun."""
+    buffer = frames.FrameBuffer()
+    body = bytes(3 * MIB)
+    tracemalloc.start()
+    try:
+        before_bytes = tracemalloc.get_traced_memory()[0]
+        next_one = packed([frames.Ready()])
+        assert len(received(pair, buffer, packed([model.EncodedSaveCommand(body, len(body))]) + next_one[:2])) == 1
+        kept_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < frames.RECEIVE_BYTES + 64 * 1024
+    assert received(pair, buffer, next_one[2:]) == [frames.Ready()]
 
 
 def test_a_reader_takes_all_frames_that_are_there_and_keeps_the_part_of_the_next(
@@ -150,7 +238,7 @@ def test_a_reader_takes_all_frames_that_are_there_and_keeps_the_part_of_the_next
 ) -> None:
     """So that what came while a commit ran becomes the next one."""
     reader = frames.FrameReader(pair[1])
-    ready, probe = frames.pack([frames.Ready()]), frames.pack([model.ProbeCommand()])
+    ready, probe = packed([frames.Ready()]), packed([model.ProbeCommand()])
     pair[0].sendall(ready + probe + ready[:5])
     assert reader.take() == [frames.Ready(), model.ProbeCommand()]
     pair[0].sendall(ready[5:])
@@ -160,13 +248,24 @@ def test_a_reader_takes_all_frames_that_are_there_and_keeps_the_part_of_the_next
         reader.take()
 
 
+def test_a_reader_takes_all_frames_that_are_there_if_they_are_more_than_its_buffer_holds(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * frames.RECEIVE_BYTES)
+    pair[0].setblocking(False)
+    texts = [frames.StorageFailed("x" * (frames.RECEIVE_BYTES // 3)) for _ in range(7)]
+    for each in texts:
+        frames.send(pair[0], [each])
+    assert frames.FrameReader(pair[1]).take() == texts
+
+
 def test_an_empty_list_is_a_frame(pair: tuple[socket.socket, socket.socket]) -> None:
     frames.send(pair[0], [])
     assert frames.receive(pair[1]) == []
 
 
 def test_frames_come_one_by_one(pair: tuple[socket.socket, socket.socket]) -> None:
-    pair[0].sendall(frames.pack([frames.Ready()]) + frames.pack([frames.StorageFailed("disk")]))
+    pair[0].sendall(packed([frames.Ready()]) + packed([frames.StorageFailed("disk")]))
     assert [frames.receive(pair[1]), frames.receive(pair[1])] == [[frames.Ready()], [frames.StorageFailed("disk")]]
 
 
@@ -180,7 +279,7 @@ def test_a_frame_larger_than_the_buffers_of_a_socket_comes_whole(pair: tuple[soc
 
 @pytest.mark.parametrize("sent_count", [0, 1, 4, 5])
 def test_an_end_within_a_frame_is_the_end(pair: tuple[socket.socket, socket.socket], sent_count: int) -> None:
-    pair[0].sendall(frames.pack([frames.Ready()])[:sent_count])
+    pair[0].sendall(packed([frames.Ready()])[:sent_count])
     pair[0].close()
     with pytest.raises(EOFError):
         frames.receive(pair[1])
