@@ -28,8 +28,8 @@ frame saves 52 to 68 % for 6 µs here and 3 µs at the reader; at 256 bytes 33 t
 in all, less than their share of one call is worth. At 16 KiB it is 55 to 82 % for 34 to 92 µs.
 """
 LEVEL: Final = 1
-"""Against level 3, on 100 KB of random words and of prose: 30 to 45 % less time for frames 6 to 10 % larger; on 2 KB the
-frames are no larger."""
+"""Against level 3, on 100 KB of random words and of prose: 30 to 45 % less time for frames 6 to 10 % larger; on 2 KB
+the frames are no larger."""
 WORTH_RATIO: Final = 0.9
 """A frame is kept only when it has at most this share of the bytes: at least a tenth is saved."""
 DECOMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
