@@ -16,9 +16,8 @@ from benchmarks.http2 import Connection, call_times
 from benchmarks.options import Options
 from benchmarks.processes import real_server, scratch
 from benchmarks.report import Figure, ratio
-from milepost.v1 import checkpoint_store_pb2
 from milepost_server.errors import StoreError
-from milepost_server.grpc_api import convert
+from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.storage.lmdb_engine import LmdbEngine
 
@@ -85,11 +84,11 @@ def _in_turns(
 
 def _build(data_dir: Path, requests: Iterator[bytes], count: int) -> None:
     engine = LmdbEngine.open(data_dir)
+    codec = PbCallCodec(DEFAULT_LIMITS)
     try:
         for start in range(0, count, BUILD_BATCH):
             commands = [
-                convert.save_from_pb(checkpoint_store_pb2.SaveRequest.FromString(request), DEFAULT_LIMITS)
-                for request in itertools.islice(requests, min(BUILD_BATCH, count - start))
+                codec.decode_save(request) for request in itertools.islice(requests, min(BUILD_BATCH, count - start))
             ]
             for answer in engine.execute(commands):
                 if isinstance(answer, StoreError):

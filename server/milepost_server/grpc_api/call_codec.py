@@ -43,7 +43,7 @@ class PbCallCodec:
             request = pb.SaveRequest.FromString(body)
         except DecodeError:
             raise not_a_message(pb.SaveRequest.DESCRIPTOR.full_name, body) from None
-        return convert.save_from_pb(request, self._limits)
+        return convert.save_from_pb(request, self._limits, size_bytes=len(body))
 
     def encode_saved(self, answer: SaveAnswer) -> bytes:
         """See `CallCodec`."""
@@ -58,7 +58,7 @@ class PbCallCodec:
             item = pb.SaveRequest.FromString(body)
         except DecodeError:
             raise not_a_message(pb.BatchSaveRequest.DESCRIPTOR.full_name, body) from None
-        return convert.batch_item_from_pb(item, number, self._limits)
+        return convert.batch_item_from_pb(item, number, self._limits, size_bytes=len(body))
 
     def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
         """See `CallCodec`."""

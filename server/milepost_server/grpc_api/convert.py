@@ -87,13 +87,14 @@ _NO_LABELS: Mapping[str, str] = {}
 # Requests.
 
 
-def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "") -> SaveCommand:
+def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "", *, size_bytes: int) -> SaveCommand:
     """Translate and check a Save.
 
     Args:
         request: As it came.
         limits: Bounds of its fields.
         field: Path of the message within the request, with a final dot, for errors.
+        size_bytes: Its size, encoded. Not asked of the message, which would encode itself once more to tell.
     """
     id_bytes_max = limits.checkpoint_id_bytes_max
     namespace, workflow_id, scope = _address(request, limits, field)
@@ -187,7 +188,7 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "")
         release_lease=release_lease,
         consumed_signals=consumed_signals,
         manifest=manifest,
-        size_bytes=request.ByteSize(),
+        size_bytes=size_bytes,
     )
 
 
@@ -216,10 +217,12 @@ def check_item_count(count: int, limits: Limits) -> None:
     check_count("items", count, limit="batch_items_max", allowed=limits.batch_items_max)
 
 
-def batch_item_from_pb(item: store_pb.SaveRequest, number: int, limits: Limits) -> SaveCommand | RefusedItem:
+def batch_item_from_pb(
+    item: store_pb.SaveRequest, number: int, limits: Limits, *, size_bytes: int
+) -> SaveCommand | RefusedItem:
     """Translate an item of a batch; one that is malformed becomes its error."""
     try:
-        return save_from_pb(item, limits, f"items[{number}].")
+        return save_from_pb(item, limits, f"items[{number}].", size_bytes=size_bytes)
     except StoreError as error:
         # What is too long is named by nobody, so a part of it will do.
         return RefusedItem(

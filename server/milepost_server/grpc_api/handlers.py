@@ -157,7 +157,11 @@ def generic_handler(
     handlers = {}
     for method in service.methods:
         assert not method.client_streaming, method.full_name
-        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        # To gRPC each request is a stream, of which the wrapper reads the only message: the bytes of a unary request it
+        # would hold until the call has ended.
+        make = (
+            grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
+        )
         is_encoded = method.name in encoded_methods
         handlers[method.name] = make(
             _wrap(getattr(servicer, method.name), gate, large_gate, mark_span),
@@ -205,8 +209,12 @@ def _deserializer(
 
 
 def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_span: MarkSpan | None) -> Method:
-    async def call(request: Request | LargeRequest | StoreError, context: Context) -> Message | bytes | None:
+    async def call(_: object, context: Context) -> Message | bytes | None:
         try:
+            request: Any = await context.read()
+            if request is grpc.aio.EOF:
+                # The call has ended: cancelled, or refused by gRPC itself, for its size.
+                raise asyncio.CancelledError
             try:
                 gate.enter()
                 try:
@@ -228,7 +236,7 @@ def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_spa
             if mark_span is not None:
                 mark_span(grpc.StatusCode.CANCELLED, "")
             raise
-        except grpc.aio.AbortError:
+        except grpc.aio.BaseError:
             # It is how gRPC ends a call, and must reach it as it is.
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a call: its caller learns an id, the operator the rest

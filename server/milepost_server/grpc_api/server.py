@@ -49,6 +49,9 @@ def make_grpc_server(
         # Otherwise a second server could share the port and take half of the connections.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.request_bytes_max + RECEIVE_SLACK_BYTES),
+        # No probing for how much a connection can have on its way: it costs pings, and lets each of many connections
+        # fill a window of megabytes. Room for the rest of a large message is made once it is read.
+        ("grpc.http2.bdp_probe", 0),
         (
             "grpc.max_send_message_length",
             limits.request_bytes_max + limits.records_bytes_max + SEND_SLACK_BYTES,
