@@ -245,6 +245,18 @@ def test_a_request_over_the_limit_is_refused_with_the_limit_and_the_connection_g
     stub.Save(save_request(workflow_id))
 
 
+@pytest.mark.parametrize("method", ["Save", "Watch"])
+def test_a_call_that_ends_without_a_request_reaches_no_method(
+    channel: grpc.Channel, stub: Any, request: pytest.FixtureRequest, method: str
+) -> None:
+    """Nobody answers it, as for any server of gRPC; the connection goes on."""
+    call: Any = channel.stream_stream(f"/{SERVICE}/{method}")
+    with pytest.raises(grpc.RpcError) as ended:
+        next(call(iter(()), timeout=0.2))
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    stub.Save(save_request(request.node.name))
+
+
 @pytest.mark.slow
 def test_the_largest_state_comes_back_whole_and_a_small_receiver_is_told(
     server: Any, stub: Any, request: pytest.FixtureRequest
