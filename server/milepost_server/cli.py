@@ -13,7 +13,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -32,7 +33,7 @@ from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.storage.port import Engine
 from milepost_server.storage.process_engine import ProcessEngine
-from milepost_server.storage.verify import verify_store
+from milepost_server.storage.verify import VerifyReport, verify_store
 
 _logger = logging.getLogger("milepost_server")
 
@@ -43,16 +44,38 @@ EXIT_CANNOT: Final = 2
 PROBLEMS_SHOWN_MAX: Final = 100
 
 
-class StartError(Exception):
-    """The server cannot start. The message is one line for the operator."""
+class OutputError(Exception):
+    """What was to be told on stdout could not be. The message is one line for the operator."""
+
+
+STORAGE_GRACE_S: Final = 35.0
+"""How long the storage may take to end after calls in progress were given up; its process is given 30 s of that."""
 
 
 def main() -> None:
     """Run the command line."""
+    _fill_standard_streams()
     cli(prog_name="milepost-server")
 
 
+def _fill_standard_streams() -> None:
+    """See to it that the first three file numbers are taken.
+
+    Where one was closed by whoever started this, the next file that is opened would get it, the database say, and what
+    is written as a last word to stderr would go there.
+    """
+    number = os.open(os.devnull, os.O_RDWR)
+    while number <= 2:
+        os.set_inheritable(number, True)
+        number = os.dup(number)
+    os.close(number)
+    # The interpreter has none for a number that was closed when it started.
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version and exit.")
 def cli() -> None:
     """One durable authority for workflow checkpoints."""
 
@@ -106,8 +129,9 @@ def serve(config_file: Path | None, **flags: Any) -> None:
         config = read_config(named, environment=os.environ, file=config_file)
         telemetry.set_up_logging(config.log_level, config.log_format)
         addresses = [parse_address(text) for text in config.listen]
+        _check_different(addresses)
         _run(config, addresses)
-    except (ConfigError, ListenError, DataDirError, StartError) as error:
+    except (ConfigError, ListenError, DataDirError, OutputError) as error:
         _fail(str(error))
 
 
@@ -120,18 +144,22 @@ def verify(data_dir: Path) -> None:
     """
     try:
         report = verify_store(data_dir)
-    except (DataDirError, OSError) as error:
+        _tell(*_report_lines(data_dir, report))
+    except (DataDirError, OutputError, OSError) as error:
         _fail(str(error))
-    for name, count in sorted(report.counts.items()):
-        click.echo(f"{name}: {count}")
-    for problem in report.problems[:PROBLEMS_SHOWN_MAX]:
-        click.echo(f"problem: {problem}")
-    hidden = len(report.problems) - PROBLEMS_SHOWN_MAX
-    if hidden > 0:
-        click.echo(f"and {hidden} more problems")
-    click.echo(f"{data_dir}: {len(report.problems)} problems" if report.problems else f"{data_dir}: sound")
     if report.problems:
         sys.exit(EXIT_PROBLEMS)
+
+
+def _report_lines(data_dir: Path, report: VerifyReport) -> Iterator[str]:
+    for name, count in sorted(report.counts.items()):
+        yield f"{name}: {count}"
+    for problem in report.problems[:PROBLEMS_SHOWN_MAX]:
+        yield f"problem: {problem}"
+    hidden = len(report.problems) - PROBLEMS_SHOWN_MAX
+    if hidden > 0:
+        yield f"and {hidden} more problems"
+    yield f"{data_dir}: {len(report.problems)} problems" if report.problems else f"{data_dir}: sound"
 
 
 @cli.command()
@@ -140,9 +168,25 @@ def version() -> None:
     click.echo(f"milepost-server {__version__}")
 
 
+def _tell(*lines: str) -> None:
+    """Write lines to stdout."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        # What could not be written would be tried again at the end of the process, and fail it then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise OutputError(f"stdout cannot be written: {error.strerror}") from error
+
+
 def _fail(message: str) -> NoReturn:
     click.echo(f"milepost-server: {message}", err=True)
     sys.exit(EXIT_CANNOT)
+
+
+def _check_different(addresses: list[Address]) -> None:
+    for number, address in enumerate(addresses):
+        if address in addresses[:number] and (address.port or address.path):
+            raise ListenError(f"--listen {address}: it is given twice")
 
 
 def _run(config: ServerConfig, addresses: list[Address]) -> None:
@@ -223,6 +267,7 @@ async def _serve_engine(config: ServerConfig, addresses: list[Address], engine: 
             gc.set_threshold(config.gc_threshold, *gc.get_threshold()[1:])
             await stop.wait()
             _logger.info("draining, for %g s at most", config.drain_delay_s + config.drain_grace_s)
+            _limit_drain(config.drain_delay_s + config.drain_grace_s + STORAGE_GRACE_S)
         finally:
             await front.drain(
                 delay_s=config.drain_delay_s if fronts else 0.0, grace_s=config.drain_grace_s if fronts else 0.0
@@ -247,9 +292,21 @@ def _install_signal_handlers(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, on_signal, number)
 
 
+def _limit_drain(seconds: float) -> None:
+    """End the process if storage that does not answer (a disk that hangs, say) keeps it from ending by itself."""
+
+    def give_up() -> None:
+        _logger.error("the storage does not answer; ending without it. What was acknowledged is on disk")
+        os._exit(EXIT_PROBLEMS)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+
+
 def _announce(config: ServerConfig, bound: list[Address]) -> None:
     for address in bound:
-        print(f"milepost-server listening on {address}", flush=True)
+        _tell(f"milepost-server listening on {address}")
     if not sys.stderr.isatty():
         return
     target = next(f"{'-unix ' if each.path else ''}{each.path or each}" for each in bound)

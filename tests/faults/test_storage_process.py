@@ -157,6 +157,26 @@ def test_calls_meet_their_deadline_while_the_storage_hangs_and_nothing_is_lost(s
     assert verify_store(server.data_dir).problems == []
 
 
+def test_a_server_whose_storage_hangs_ends_when_it_is_told_to_and_loses_nothing(tmp_path: Path) -> None:
+    program = ("-c", "from milepost_server import cli; cli.STORAGE_GRACE_S = 1.0; cli.main()")
+    with KillableServer(tmp_path, program=program) as server:
+        server.start("--drain-grace-s", "0.5")
+        with Client(server.target, timeout_s=0.5, retry=ONCE) as client:
+            client.save("w", state={"x": 1}, checkpoint_id="a")
+            pid = server.storage_pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(MilepostError):
+                    client.save("w", state={"x": 2}, checkpoint_id="b")
+                assert server.end_by(signal.SIGTERM, is_group=False) == 1
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        assert "the storage does not answer" in server.log.read_text()
+        server.start()
+        with Client(server.target) as client:
+            assert client.load("w", checkpoint_id="a").state == {"x": 1}
+
+
 @pytest.mark.parametrize("is_reopened", [False, True], ids=["first", "reopened"])
 def test_a_server_that_is_killed_leaves_no_storage_process_and_can_start_at_once(
     server: KillableServer, health: Health, is_reopened: bool

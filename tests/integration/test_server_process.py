@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -375,8 +376,53 @@ def test_verify_of_no_store_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_version_is_printed() -> None:
-    assert run_cli("version").stdout.startswith("milepost-server ")
+@pytest.mark.parametrize("how", ["version", "--version"])
+def test_version_is_printed(how: str) -> None:
+    assert run_cli(how).stdout.startswith("milepost-server ")
+
+
+def run_shell(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which `$0` is Python; it gets the arguments as `$1` and so on."""
+    whole = ["sh", "-c", command, sys.executable, *arguments]
+    return subprocess.run(whole, check=False, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", "| true"])
+def test_a_stdout_that_cannot_be_written_is_one_clear_line(redirection: str, tmp_path: Path) -> None:
+    """Who starts a server learns by stdout that it serves, so it does not run on without."""
+    # The reader of the pipe has gone before the server, which takes longer to start, writes to it.
+    done = run_shell(
+        f'"$0" -m milepost_server serve --data-dir "$1" --listen 127.0.0.1:0 {redirection}', str(tmp_path / "data")
+    )
+    assert done.stderr.splitlines()[0].startswith("milepost-server: stdout cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_verify_whose_report_cannot_be_written_has_not_checked(start: Any, tmp_path: Path) -> None:
+    start().stop()
+    done = run_shell('"$0" -m milepost_server verify "$1" >/dev/full', str(tmp_path / "data"))
+    assert (done.returncode, done.stderr) == (
+        2,
+        "milepost-server: stdout cannot be written: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 2>&-"])
+def test_no_file_of_the_server_takes_the_place_of_a_standard_stream_that_was_closed(closed: str, start: Any) -> None:
+    """What is written to stderr as a last word would go to the database."""
+    server = start(wrapper=["sh", "-c", f'exec "$0" "$@" {closed}'])
+    standard = [str(Path(f"/proc/{server.pid}/fd/{number}").readlink()) for number in (0, 2)]
+    standard += [str(Path(f"/proc/{child.pid}/fd/2").readlink()) for child in psutil.Process(server.pid).children()]
+    assert all(each == "/dev/null" or each.startswith("pipe:") for each in standard)
+    with open_channel(server.target) as channel:
+        open_stub(channel).Save(save_request("w"), timeout=30)
+    assert server.stop() == 0
+
+
+def test_an_address_given_twice_is_told_as_that(start: Any, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/socket"
+    assert "is given twice" in start_failure(start, listen=[address, address]).stderr
+    assert not (tmp_path / "socket").exists()
 
 
 def test_a_caller_that_goes_away_while_it_is_answered_leaves_no_traceback(start: Any) -> None:

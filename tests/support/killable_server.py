@@ -33,8 +33,9 @@ class KillableServer:
 
     Args:
         directory: Gets the data directory `data`, the socket `s` and the log `server.log`. Its path must be short, for
-        the socket. program: How Python is told what to run. wrapper: What the process is started under, such as
-        strace.
+            the socket.
+        program: How Python is told what to run.
+        wrapper: What the process is started under, such as strace.
     """
 
     def __init__(self, directory: Path, *, program: Sequence[str] = SERVER, wrapper: Sequence[str] = ()) -> None:
