@@ -252,6 +252,7 @@ async def _serve_engine(config: ServerConfig, addresses: list[Address], engine: 
             limits=config.limits,
             concurrent_calls_max=config.concurrent_calls_max,
             large_bytes_max=config.queue.large_bytes_max,
+            large_answers_bytes_max=config.queue.large_answers_bytes_max,
             interceptors=tracing.interceptors if tracing is not None else (),
             mark_span=tracing.mark_span if tracing is not None else None,
         )

@@ -40,6 +40,9 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     large_bytes_max: Annotated[
         int, Meta(ge=1, description="Bytes of requests over 1 MiB that may be in progress; one is always let in.")
     ] = 16 * MIB
+    large_answers_bytes_max: Annotated[
+        int, Meta(ge=1, description="Bytes of answers over 1 MiB on their way to callers; one is always let out.")
+    ] = 256 * MIB
     read_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Short reads that may be queued.")] = 1024
     scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 256
     scan_threads: Annotated[int, Meta(ge=1, le=64, description="Long reads that run at once.")] = 2

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.limits import CEILINGS, MIB
+from tests.support.deaf_caller import unread_load
 from tests.support.raw_calls import SERVICE, open_channel, open_stub, refusal, save_request
 from tests.support.server_process import ServerProcess, StartFailedError
 
@@ -246,6 +248,34 @@ def test_what_a_raised_limit_lets_in_is_answered_too(start: Any) -> None:
         stub = open_stub(channel)
         stub.Save(save_request("w", entries={"a": text}))
         assert stub.Load(pb.LoadRequest(workflow_id="w")).checkpoint.state["a"].json == text
+
+
+@pytest.mark.slow
+def test_large_answers_that_a_caller_does_not_read_are_bounded(start: Any) -> None:
+    """A caller that asks and does not read could have the server hold any number of them."""
+    server = start(environment={"MILEPOST_SERVER__QUEUE__LARGE_ANSWERS_BYTES_MAX": str(16 * MIB)})
+    load = pb.LoadRequest(workflow_id="w")
+    with open_channel(server.target) as channel:
+        stub = open_stub(channel)
+        stub.Save(save_request("w", entries={"a": f'"{"x" * 12 * MIB}"'}))
+        for _ in range(4):
+            # One after the other they are no more than one at a time.
+            stub.Load(load)
+        with unread_load(server.target, load):
+            refused = refusal(stub.Load, load)
+            listed = refusal(stub.List, pb.ListRequest(workflow_id="w", include_state=True))
+            stub.Load(pb.LoadRequest(workflow_id="w", omit_state=True))
+        assert (refused.reason, refused.metadata["limit"]) == ("QUEUE_FULL", "queue.large_answers_bytes_max")
+        assert refused.retry_after_s
+        assert listed.metadata["limit"] == "queue.large_answers_bytes_max"
+        # The server learns that the caller has gone, and lets go of what it was sending.
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                stub.Load(load, timeout=30)
+                break
+            except grpc.RpcError:
+                assert time.monotonic() < deadline
 
 
 # Stopping.

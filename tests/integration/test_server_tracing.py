@@ -75,6 +75,7 @@ async def traced() -> AsyncIterator[Traced]:
         limits=DEFAULT_LIMITS,
         concurrent_calls_max=100,
         large_bytes_max=16 * MIB,
+        large_answers_bytes_max=16 * MIB,
         interceptors=tracing.interceptors,
         mark_span=tracing.mark_span,
     )

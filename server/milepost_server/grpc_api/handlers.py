@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -26,9 +27,9 @@ from milepost_server.limits import MIB, Limits
 _logger = logging.getLogger(__name__)
 
 LARGE_BYTES = MIB
-"""Requests over this size count against `queue.large_bytes_max`."""
+"""Requests and answers over this size count against `queue.large_bytes_max` and `queue.large_answers_bytes_max`."""
 LARGE_BYTES_PER_S = 80 * MIB
-"""How fast large requests are taken to go through, for what their callers are told to wait."""
+"""How fast large messages are taken to go through, for what their callers are told to wait."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[Message | bytes | None]]
@@ -94,13 +95,24 @@ class LargeRequest:
         return message
 
 
-class LargeRequestGate:
-    """Bounds the memory that large requests take: each is there several times over while it is decoded and stored.
+class LargeMessageGate:
+    """Bounds the memory that large messages take.
+
+    Requests count while they are decoded and stored, where each is there several times over; answers until their
+    callers, who may read slowly or not at all, have received them.
 
     Lives on one event loop, where messages are decoded too.
+
+    Args:
+        what: "requests" or "answers", for the refusal.
+        limit: Name of the setting that `bytes_max` is.
+        bytes_max: Bytes of such messages in progress.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, bytes_max: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, limit: str, bytes_max: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
+        self._limit = limit
         self._bytes_max = bytes_max
         self._clock = clock
         self._bytes = 0
@@ -108,18 +120,18 @@ class LargeRequestGate:
         """When the one who is refused next is to come again: each has a turn of its own, or all would come at once."""
 
     def refuse(self, size_bytes: int) -> StoreError | None:
-        """Let a request in and return `None`, or return why not. One that is alone always fits.
+        """Let a message in and return `None`, or return why not. One that is alone always fits.
 
-        Returned and not raised: a traceback would keep the bytes of the request until the next garbage collection.
+        Returned and not raised: a traceback would keep the bytes of the message until the next garbage collection.
         """
         found = self._bytes + size_bytes
         if self._bytes and found > self._bytes_max:
             now_s = self._clock()
             self._next_turn_s = max(self._next_turn_s, now_s) + size_bytes / LARGE_BYTES_PER_S
             return queue_full(
-                f"large requests of {found} bytes would be in progress, at most {self._bytes_max} may be "
-                "(queue.large_bytes_max); try again shortly",
-                limit="queue.large_bytes_max",
+                f"large {self._what} of {found} bytes would be in progress, at most {self._bytes_max} may be "
+                f"({self._limit}); try again shortly",
+                limit=self._limit,
                 allowed=self._bytes_max,
                 found=found,
                 unit="bytes",
@@ -129,7 +141,7 @@ class LargeRequestGate:
         return None
 
     def leave(self, size_bytes: int) -> None:
-        """Note the end of a request that was let in."""
+        """Note the end of a message that was let in."""
         self._bytes -= size_bytes
 
 
@@ -139,7 +151,8 @@ def generic_handler(
     *,
     limits: Limits,
     gate: CallGate,
-    large_gate: LargeRequestGate,
+    large_gate: LargeMessageGate,
+    answer_gate: LargeMessageGate,
     mark_span: MarkSpan | None = None,
     encoded_methods: Collection[str] = (),
 ) -> grpc.GenericRpcHandler:
@@ -151,6 +164,7 @@ def generic_handler(
         limits: Bounds the size of a request.
         gate: Lets calls in.
         large_gate: Lets large requests in.
+        answer_gate: Lets large answers out, and knows them until they have gone.
         mark_span: Corrects the span that the tracing interceptor made, where there is one.
         encoded_methods: Methods that take their requests, and return their answers, as bytes.
     """
@@ -164,18 +178,21 @@ def generic_handler(
         )
         is_encoded = method.name in encoded_methods
         handlers[method.name] = make(
-            _wrap(getattr(servicer, method.name), gate, large_gate, mark_span),
+            _wrap(getattr(servicer, method.name), gate, large_gate, answer_gate, mark_span),
             request_deserializer=_deserializer(
                 None if is_encoded else GetMessageClass(method.input_type), limits, large_gate
             ),
-            response_serializer=None if is_encoded else GetMessageClass(method.output_type).SerializeToString,
+            # A single answer is serialized before, so that its size is known.
+            response_serializer=(
+                GetMessageClass(method.output_type).SerializeToString if method.server_streaming else None
+            ),
         )
     handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(service.full_name, handlers)
     return handler
 
 
 def _deserializer(
-    message_class: type[Message] | None, limits: Limits, large_gate: LargeRequestGate
+    message_class: type[Message] | None, limits: Limits, large_gate: LargeMessageGate
 ) -> Callable[[bytes], Request | LargeRequest | StoreError]:
     """Return a deserializer that never raises: gRPC would answer that as INTERNAL and log a traceback.
 
@@ -208,8 +225,31 @@ def _deserializer(
     return deserialize
 
 
-def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_span: MarkSpan | None) -> Method:
-    async def call(_: object, context: Context) -> Message | bytes | None:
+def _leave(gate: LargeMessageGate, size_bytes: int, _: Context) -> None:
+    gate.leave(size_bytes)
+
+
+def _wrap(
+    method: Method,
+    gate: CallGate,
+    large_gate: LargeMessageGate,
+    answer_gate: LargeMessageGate,
+    mark_span: MarkSpan | None,
+) -> Method:
+    async def answered(request: Request, context: Context) -> bytes | StoreError | None:
+        answer = await method(request, context)
+        encoded = answer.SerializeToString() if isinstance(answer, Message) else answer
+        if encoded is not None and len(encoded) > LARGE_BYTES:
+            size_bytes = len(encoded)
+            refusal = answer_gate.refuse(size_bytes)
+            if refusal is not None:
+                return refusal
+            # Any: the stubs want a class of their own here.
+            on_done: Any = partial(_leave, answer_gate, size_bytes)
+            context.add_done_callback(on_done)
+        return encoded
+
+    async def call(_: object, context: Context) -> bytes | None:
         try:
             request: Any = await context.read()
             if request is grpc.aio.EOF:
@@ -218,11 +258,16 @@ def _wrap(method: Method, gate: CallGate, large_gate: LargeRequestGate, mark_spa
             try:
                 gate.enter()
                 try:
+                    answer: bytes | StoreError | None
                     if isinstance(request, LargeRequest):
-                        return await method(request.take(), context)
-                    if not isinstance(request, StoreError):
-                        return await method(request, context)
-                    refusal = request
+                        answer = await answered(request.take(), context)
+                    elif isinstance(request, StoreError):
+                        answer = request
+                    else:
+                        answer = await answered(request, context)
+                    if not isinstance(answer, StoreError):
+                        return answer
+                    refusal = answer
                 finally:
                     gate.leave()
             finally:

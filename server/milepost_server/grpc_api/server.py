@@ -75,6 +75,7 @@ class GrpcFront:
         limits: Bounds of messages.
         concurrent_calls_max: Calls in progress; one more is refused at once with RESOURCE_EXHAUSTED.
         large_bytes_max: Bytes of large requests in progress.
+        large_answers_bytes_max: Bytes of large answers that have not been received.
         interceptors: Tracing, where it is on.
         mark_span: Corrects the spans of that, see `handlers`.
     """
@@ -86,6 +87,7 @@ class GrpcFront:
         limits: Limits,
         concurrent_calls_max: int,
         large_bytes_max: int,
+        large_answers_bytes_max: int,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         mark_span: handlers.MarkSpan | None = None,
     ) -> None:
@@ -99,7 +101,8 @@ class GrpcFront:
             CheckpointStoreServicer(service),
             limits=limits,
             gate=self._gate,
-            large_gate=handlers.LargeRequestGate(large_bytes_max),
+            large_gate=handlers.LargeMessageGate("requests", "queue.large_bytes_max", large_bytes_max),
+            answer_gate=handlers.LargeMessageGate("answers", "queue.large_answers_bytes_max", large_answers_bytes_max),
             mark_span=mark_span,
             encoded_methods=ENCODED_METHODS,
         )
