@@ -1,4 +1,5 @@
-"""Whether what a store holds makes calls slower: one long workflow, and many workflows, against a store with little.
+"""Whether what a store holds makes calls slower: one long workflow, and many workflows, against a store with little;
+and whether ended workflows make a poll for live ones slower.
 
 The stores are made by the engine itself, in large batches; the calls go through the server, one at a time, in turns.
 """
@@ -16,6 +17,7 @@ from benchmarks.http2 import Connection, call_times
 from benchmarks.options import Options
 from benchmarks.processes import real_server, scratch
 from benchmarks.report import Figure, ratio
+from milepost.v1 import checkpoint_pb2, checkpoint_store_pb2
 from milepost_server.errors import StoreError
 from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.limits import DEFAULT_LIMITS
@@ -27,6 +29,8 @@ VALUE_BYTES = 200
 SMALL_WORKFLOWS = 100
 SMALL_CHECKPOINTS = 10
 TURN_CALLS = 25
+LIVE_WORKFLOWS = 10
+FEW_ENDED = 10
 LONG_WORKFLOW = 0
 """Its number; the many workflows follow it."""
 
@@ -64,6 +68,36 @@ def measure(options: Options) -> Iterator[Figure]:
             detail = f"{statistics.median(little) * 1000:.2f} ms with little"
             for name, runs in ((f"a workflow with {many:,} checkpoints", long), (f"{many:,} workflows", among)):
                 yield ratio(NAME, f"{method}, {name}", runs, little, target=1.2, sense="at most", detail=detail)
+        yield _measure_poll(directory, stack, many, turns)
+
+
+def _measure_poll(directory: Path, stack: contextlib.ExitStack, many: int, turns: int) -> Figure:
+    """Compare what a worker asks now and then, which workflows run, among many ended ones and among few."""
+    poll = checkpoint_store_pb2.ListWorkflowsRequest(statuses=[checkpoint_pb2.STATUS_RUNNING]).SerializeToString()
+    addresses = []
+    for name, ended in (("few-ended", FEW_ENDED), ("many-ended", many)):
+        _build(directory / name, _saves_of_status(0, ended, checkpoint_pb2.STATUS_COMPLETED), ended)
+        running = _saves_of_status(ended, LIVE_WORKFLOWS, checkpoint_pb2.STATUS_RUNNING)
+        _build(directory / name, running, LIVE_WORKFLOWS)
+        addresses.append(stack.enter_context(real_server(directory / name)).address)
+    cases = [(address, itertools.repeat(poll)) for address in addresses]
+    few, among = _in_turns(stack, "ListWorkflows", cases, turns)
+    return ratio(
+        NAME,
+        f"ListWorkflows of {LIVE_WORKFLOWS} running ones, {many:,} ended workflows",
+        among,
+        few,
+        target=1.2,
+        sense="at most",
+        detail=f"{statistics.median(few) * 1000:.2f} ms with {FEW_ENDED}",
+    )
+
+
+def _saves_of_status(first: int, count: int, status: checkpoint_pb2.Status.ValueType) -> Iterator[bytes]:
+    for number in range(first, first + count):
+        yield checkpoint_store_pb2.SaveRequest(
+            workflow_id=payloads.workflow_name(number), checkpoint_id=payloads.new_checkpoint_id(), status=status
+        ).SerializeToString()
 
 
 def _in_turns(

@@ -8,7 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 
-FORMAT = "store-format-1"
+FORMATS = ("store-format-1", "store-format-2")
+"""Folders of all formats, the present one last."""
 LARGE = "".join(f"{number:x}," for number in range(2_000))
 """Long enough to be kept in pieces."""
 
@@ -32,6 +33,6 @@ SAVE_RESPONSE = pb.SaveResponse(
 )
 
 
-def wire_path(name: str) -> Path:
+def wire_path(format_name: str, name: str) -> Path:
     """Return where the bytes of a message are kept."""
-    return Path(__file__).parent / "golden" / FORMAT / f"{name}.bin"
+    return Path(__file__).parent / "golden" / format_name / f"{name}.bin"

@@ -5,21 +5,24 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from google.protobuf.message import Message
 
 from milepost import Client
+from milepost.types import Status
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.storage.verify import verify_store
-from tests.compat.golden_content import FORMAT, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
+from tests.compat.golden_content import FORMATS, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
 from tests.support.raw_calls import open_channel, open_stub, refusal, save_request
 from tests.support.server_process import ServerProcess
 
-GOLDEN = Path(__file__).parent / "golden" / FORMAT / "data"
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_a_golden_store_is_served_whole_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_golden_store_is_served_whole_and_goes_on(format_name: str, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    shutil.copytree(GOLDEN, data_dir)
+    shutil.copytree(GOLDEN / format_name / "data", data_dir)
     assert verify_store(data_dir).problems == []
     with ServerProcess(data_dir) as server:
         with Client(server.target) as client:
@@ -30,6 +33,8 @@ def test_a_golden_store_is_served_whole_and_goes_on(tmp_path: Path) -> None:
             assert client.load("chain", scope="child").state == {"z": None}
             assert client.load("n" * 1_000).state == {}
             assert client.load("forked").state == client.load("chain").state
+            running = [each.workflow_id for each in client.workflows(status=Status.RUNNING)]
+            assert running == ["chain", "forked", "n" * 1_000]
             saved = client.save("chain", state={"x": 2}, current_step="third", after=client.load("chain"))
             assert client.load("chain").state == {"x": 2}
             assert saved.sequence > 3
@@ -47,16 +52,18 @@ def test_a_golden_store_is_served_whole_and_goes_on(tmp_path: Path) -> None:
     assert verify_store(data_dir).problems == []
 
 
-def assert_same(name: str, message: Message) -> None:
-    sent = wire_path(name).read_bytes()
+def assert_same(format_name: str, name: str, message: Message) -> None:
+    sent = wire_path(format_name, name).read_bytes()
     assert type(message).FromString(sent) == message
     assert message.SerializeToString(deterministic=True) == sent
 
 
-def test_a_save_is_sent_in_the_same_bytes() -> None:
-    assert_same("save_request", SAVE_REQUEST)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_save_is_sent_in_the_same_bytes(format_name: str) -> None:
+    assert_same(format_name, "save_request", SAVE_REQUEST)
 
 
-def test_a_save_is_answered_in_the_same_bytes() -> None:
-    assert_same("save_response", SAVE_RESPONSE)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_save_is_answered_in_the_same_bytes(format_name: str) -> None:
+    assert_same(format_name, "save_response", SAVE_RESPONSE)
     assert isinstance(SAVE_RESPONSE, pb.SaveResponse)

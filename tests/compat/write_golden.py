@@ -10,7 +10,7 @@ from pathlib import Path
 
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.testing.builders import Store, record
-from tests.compat.golden_content import FORMAT, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
+from tests.compat.golden_content import FORMATS, LARGE, SAVE_REQUEST, SAVE_RESPONSE, wire_path
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,12 +34,12 @@ def write_store(folder: Path) -> None:
 
 
 def main() -> None:
-    folder = GOLDEN / FORMAT
+    folder = GOLDEN / FORMATS[-1]
     if folder.exists():
         shutil.rmtree(folder)
     write_store(folder / "data")
-    wire_path("save_request").write_bytes(SAVE_REQUEST.SerializeToString(deterministic=True))
-    wire_path("save_response").write_bytes(SAVE_RESPONSE.SerializeToString(deterministic=True))
+    wire_path(FORMATS[-1], "save_request").write_bytes(SAVE_REQUEST.SerializeToString(deterministic=True))
+    wire_path(FORMATS[-1], "save_response").write_bytes(SAVE_RESPONSE.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":
