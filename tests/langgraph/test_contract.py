@@ -64,6 +64,14 @@ async def test_of_results_the_first_stays_and_special_writes_are_replaced(half: 
     assert found.pending_writes == [("task", "__resume__", "yes"), ("task", "x", "first"), ("task", "y", "third")]
 
 
+async def test_of_two_special_writes_in_one_list_the_last_counts(half: Half) -> None:
+    config = await put(half, config_of("t"), {"x": 1})
+    await half.aput_writes(config, [("__resume__", ["one"]), ("x", 1), ("__resume__", ["one", "two"])], "task")
+    found = await half.aget_tuple(config)
+    assert found is not None
+    assert found.pending_writes == [("task", "__resume__", ["one", "two"]), ("task", "x", 1)]
+
+
 async def test_list_without_a_namespace_reads_all_and_an_empty_one_the_root(half: Half) -> None:
     root = await put(half, config_of("t"), {"x": 1})
     nested = await put(half, config_of("t", "child:1"), {"x": 2})

@@ -25,7 +25,17 @@ from milepost.adapters.langgraph import MilepostSaver
 from milepost.testing import LocalServer
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1.checkpoint_store_pb2_grpc import CheckpointStoreStub
-from tests.support.langgraph_graphs import Basic, Graph, delta, fan_out, linear, nested, tool_loop
+from tests.support.langgraph_graphs import (
+    Basic,
+    Graph,
+    asking_side_by_side,
+    asking_twice,
+    delta,
+    fan_out,
+    linear,
+    nested,
+    tool_loop,
+)
 
 DURABILITIES = ("sync", "async", "exit")
 
@@ -104,6 +114,42 @@ def test_an_interrupt_in_a_subgraph_is_resumed(durability: Any, savers: tuple[An
         seen.append((waiting, inside, result, history(graph, thread())))
     assert seen[0] == seen[1]
     assert seen[0][2]["words"] == ["in", "before", "in", "before", "asked:ada", "after", "end"]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_a_node_asks_twice(durability: Any, savers: tuple[Any, ...]) -> None:
+    """The second answer is written with the first, in one list of writes."""
+    seen = []
+    for saver in savers:
+        graph = asking_twice(saver)
+        stops = [
+            graph.invoke({"words": []}, thread(), durability=durability),
+            graph.invoke(Command(resume=1), thread(), durability=durability),
+        ]
+        waiting = snapshot(graph.get_state(thread()))
+        result = graph.invoke(Command(resume=2), thread(), durability=durability)
+        asked = [[each.value for each in stop["__interrupt__"]] for stop in stops]
+        seen.append((asked, waiting, result, history(graph, thread())))
+    assert seen[0] == seen[1]
+    assert seen[0][2]["words"] == ["1", "2"]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_interrupts_in_parallel_branches_are_answered_one_after_the_other(
+    durability: Any, savers: tuple[Any, ...]
+) -> None:
+    seen = []
+    for saver in savers:
+        graph = asking_side_by_side(saver)
+        graph.invoke({"words": ["in"]}, thread(), durability=durability)
+        states = [snapshot(graph.get_state(thread()))]
+        ids = {each.value: each.id for each in graph.get_state(thread()).interrupts}
+        graph.invoke(Command(resume={ids["a?"]: "A"}), thread(), durability=durability)
+        states.append(snapshot(graph.get_state(thread())))
+        result = graph.invoke(Command(resume={ids["b?"]: "B", ids["c?"]: "C"}), thread(), durability=durability)
+        seen.append((states, result, history(graph, thread())))
+    assert seen[0] == seen[1]
+    assert sorted(seen[0][1]["words"]) == ["a:A", "b:B", "c:C", "in", "plain"]
 
 
 def test_time_travel_and_a_fork_leave_the_first_line_as_it_is(savers: tuple[Any, ...]) -> None:

@@ -32,6 +32,33 @@ def linear(saver: BaseCheckpointSaver[Any]) -> Graph:
     return builder.compile(checkpointer=saver)
 
 
+def asking_twice(saver: BaseCheckpointSaver[Any]) -> Graph:
+    """One node with two interrupts, one after the other."""
+
+    def ask(state: Basic) -> Any:
+        return {"words": [str(interrupt("first?")), str(interrupt("second?"))]}
+
+    builder = StateGraph(Basic)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "ask")
+    return builder.compile(checkpointer=saver)
+
+
+def asking_side_by_side(saver: BaseCheckpointSaver[Any]) -> Graph:
+    """Three nodes of one superstep with an interrupt each, and one without."""
+
+    def asking(name: str) -> Any:
+        return lambda state: {"words": [f"{name}:{interrupt(f'{name}?')}"]}
+
+    builder = StateGraph(Basic)
+    builder.add_node("plain", lambda state: {"words": ["plain"]})
+    builder.add_edge(START, "plain")
+    for name in "abc":
+        builder.add_node(name, asking(name))
+        builder.add_edge(START, name)
+    return builder.compile(checkpointer=saver)
+
+
 class Item(TypedDict):
     item: int
 

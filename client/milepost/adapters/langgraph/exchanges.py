@@ -118,8 +118,9 @@ class Exchanges:
             lease_token=fence.lease_token,
         )
         where = f"thread {address.thread_id!r}, what task {task_id!r} writes"
-        for position, (channel, value) in enumerate(writes):
-            index = WRITES_IDX_MAP.get(channel, position)
+        # Special writes have one place each. Of two in a list, as a node's second answer makes them, the last counts.
+        placed = {WRITES_IDX_MAP.get(channel, place): (channel, value) for place, (channel, value) in enumerate(writes)}
+        for index, (channel, value) in placed.items():
             encoded = encoding.encode(self.serde, value, where, channel, self.compress_over_bytes)
             sizes[channel] = sizes.get(channel, 0) + encoded.size_bytes
             record = request.records.add(
