@@ -129,11 +129,13 @@ class Journal:
     def mark(self) -> Callable[[], None]:
         """Return what takes back the steps that are taken in from now on, where the store refuses them."""
         entries, last_step, is_dirty = self.entries, self.last_step, self._is_dirty
-        steps, signals = [*self._unsaved_steps], [*self._unsaved_signals]
+        # Both only grow until they are saved: a copy for each step of a run that saves at its end would be most of it.
+        steps, signals = self._unsaved_steps, self._unsaved_signals
+        step_count, signal_count = len(steps), len(signals)
 
         def back() -> None:
             self.entries, self.last_step, self._is_dirty = entries, last_step, is_dirty
-            self._unsaved_steps, self._unsaved_signals = steps, signals
+            self._unsaved_steps, self._unsaved_signals = steps[:step_count], signals[:signal_count]
 
         return back
 
