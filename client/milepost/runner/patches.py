@@ -1,8 +1,8 @@
 """Entries as a run holds them, and the effect of a step: the entries that it left different.
 
-A run keeps entries encoded. Each step gets values of its own, decoded for it, and what it leaves is encoded, compared
-with what it got, and read back: no live object crosses a step's boundary, and a resumed run cannot differ from one that
-was never interrupted. A value that does not come back equal is an error at the step that made it.
+A run keeps entries encoded. Each step gets values of its own, decoded for it, and what it leaves is compared with what
+it got, encoded where it differs, and read back: no live object crosses a step's boundary, and a resumed run cannot
+differ from one that was never interrupted. A value that does not come back equal is an error at the step that made it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from milepost._refusals import child_path, type_name
 from milepost._state import EncodedValue
 from milepost.codecs import Codec, JsonCodec
 from milepost.errors import CodecError, StateConflictError, StateSchemaError
-from milepost.runner.entry import Content, Entry, Exactly
+from milepost.runner.entry import Entry, Exactly
 from milepost.runner.reducers import last
 from milepost.runner.state_type import DELETE, Replace, StateType
 
@@ -85,11 +85,6 @@ class Entries:
     def by_key(self) -> Mapping[str, Entry]:
         """The entries."""
         return self._entries
-
-    @property
-    def contents(self) -> dict[str, Content]:
-        """The encoded values."""
-        return {key: entry.content for key, entry in self._entries.items()}
 
     def values(self) -> dict[str, Any]:
         """Return all values, decoded for the caller."""
