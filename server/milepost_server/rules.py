@@ -50,14 +50,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def digest_value(value: Value) -> bytes:
     """Return the 32 bytes that stand for a value: kind, compression, codec and bytes as sent."""
-    digest = blake2b(f"{value.kind}:{value.compression}:{value.codec}\0".encode(), digest_size=32)
+    digest = blake2b(b"%d:%d:%b\0" % (value.kind, value.compression, value.codec.encode()), digest_size=32)
     digest.update(value.payload)
     return digest.digest()
 
 
 def new_entry(key: str, value: Value) -> NewEntry:
     """Return an entry as it arrives, with its digest and its size."""
-    size_bytes = len(key.encode()) + len(value.payload) + len(value.codec) + ENTRY_OVERHEAD_BYTES
+    size_bytes = utf8_bytes(key) + len(value.payload) + len(value.codec) + ENTRY_OVERHEAD_BYTES
     return NewEntry(value, digest_value(value), size_bytes)
 
 
@@ -222,16 +222,21 @@ def resolve_content(
             lost_hashes.append(hash_entry(key, old.digest))
         changed[key] = entry
         added_hashes.append(hash_entry(key, entry.digest))
+    removed: tuple[str, ...] = ()
     if command.base_checkpoint_id is None:
-        removed = tuple(key for key in entries if key not in command.entries)
-    else:
+        # Those that were there and those that are new make more than were sent: some have gone.
+        if len(entries) + entry_count - basis.entry_count > len(command.entries):
+            removed = tuple(key for key in entries if key not in command.entries)
+    elif command.removed_keys:
         removed = tuple(key for key in dict.fromkeys(command.removed_keys) if key in entries)
     for key in removed:
         old = entries[key]
         entry_count -= 1
         entries_bytes -= old.size_bytes
         lost_hashes.append(hash_entry(key, old.digest))
-    steps_added = tuple(step for step in dict.fromkeys(command.steps_added) if step not in steps)
+    steps_added = command.steps_added
+    if steps_added:
+        steps_added = tuple(step for step in dict.fromkeys(steps_added) if step not in steps)
     entries_hash = add_to_entries_hash(basis.entries_hash, added_hashes, lost_hashes)
     steps_hash = extend_steps_hash(basis.steps_hash, steps_added)
     return Content(
@@ -244,7 +249,7 @@ def resolve_content(
         entries_bytes=entries_bytes,
         entries_hash=entries_hash,
         step_count=basis.step_count + len(steps_added),
-        steps_bytes=basis.steps_bytes + sum(utf8_bytes(step) + 4 for step in steps_added),
+        steps_bytes=basis.steps_bytes + _steps_bytes(steps_added),
         steps_hash=steps_hash,
         digest=digest_content(command, parent_id=parent_id, entries_hash=entries_hash, steps_hash=steps_hash),
     )
@@ -289,9 +294,14 @@ def stored_bytes(command: SaveCommand, content: Content) -> int:
     return (
         CHECKPOINT_OVERHEAD_BYTES
         + utf8_bytes(command.metadata)
-        + sum(entry.size_bytes for entry in content.changed.values())
-        + sum(utf8_bytes(step) + 4 for step in content.steps_added)
+        + sum([entry.size_bytes for entry in content.changed.values()])
+        + _steps_bytes(content.steps_added)
     )
+
+
+def _steps_bytes(steps: Sequence[str]) -> int:
+    """Return what completed steps cost, with 4 bytes for each on the wire."""
+    return sum([utf8_bytes(step) + 4 for step in steps])
 
 
 def build_row(

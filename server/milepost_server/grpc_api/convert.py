@@ -111,12 +111,18 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "",
     if base_id == "":
         raise InvalidFieldError(f"{field}base_checkpoint_id", f"must be absent or 1 to {id_bytes_max} bytes", '""')
     expected_head = _optional_id(request, "expected_head", limits, field)
-    names = {}
-    for name in ("current_step", "definition", "fingerprint", "run_id"):
-        text = getattr(request, name)
-        if text:
-            check_text(f"{field}{name}", text, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
-        names[name] = text
+    current_step = request.current_step
+    if current_step:
+        check_text(f"{field}current_step", current_step, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
+    definition = request.definition
+    if definition:
+        check_text(f"{field}definition", definition, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
+    fingerprint = request.fingerprint
+    if fingerprint:
+        check_text(f"{field}fingerprint", fingerprint, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
+    run_id = request.run_id
+    if run_id:
+        check_text(f"{field}run_id", run_id, limit="checkpoint_id_bytes_max", bytes_max=id_bytes_max)
 
     status = request.status
     if status and status not in _STATUSES:
@@ -129,12 +135,12 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "",
     release_lease = request.release_lease
     if lease_token or release_lease:
         _check_lease_token(lease_token, is_needed=release_lease, field=field)
-    consumed_signals = tuple(request.consumed_signals)
+    consumed_signals = _texts(request.consumed_signals)
     if consumed_signals:
         _check_consumed_signals(consumed_signals, limits, field)
     manifest = request.manifest
     if manifest:
-        check_manifest(f"{field}manifest", manifest, names["fingerprint"], limits)
+        check_manifest(f"{field}manifest", manifest, fingerprint, limits)
     replaces_digest = _optional_digest(request, "replaces_digest", field)
     if replaces_digest is not None and not is_replace:
         raise InvalidFieldError(f"{field}replaces_digest", "must be absent without ON_CONFLICT_REPLACE", "a digest")
@@ -143,21 +149,22 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "",
         raise InvalidFieldError(f"{field}base_digest", "must be absent without base_checkpoint_id", "a digest")
 
     entries = _entries_from_pb(request.state, limits, field)
-    removed_keys = tuple(request.removed_keys)
+    removed_keys = _texts(request.removed_keys)
     if removed_keys:
         _check_removed_keys(removed_keys, entries, base_id, limits, field)
-    steps = tuple(request.completed_steps_added)
+    steps = _texts(request.completed_steps_added)
     if steps:
         check_steps(f"{field}completed_steps_added", steps, limits)
     metadata = request.metadata
     check_metadata(f"{field}metadata", metadata, limits)
-    labels = dict(request.labels)
-    if labels:
+    labels: dict[str, str] | None = None
+    if sent_labels := request.labels:
+        labels = dict(sent_labels)
         check_labels(f"{field}labels", labels, limits)
     records: tuple[Record, ...] = ()
-    if request.records:
-        records = _records_from_pb(request.records, f"{field}records", limits)
-    history_entries = tuple(request.history_entries)
+    if sent_records := request.records:
+        records = _records_from_pb(sent_records, f"{field}records", limits)
+    history_entries = _texts(request.history_entries)
     if history_entries:
         _check_history_entries(history_entries, limits, field)
     return SaveCommand(
@@ -169,16 +176,16 @@ def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "",
         parent_id=parent_id,
         base_checkpoint_id=base_id,
         base_digest=base_digest,
-        current_step=names["current_step"],
+        current_step=current_step,
         steps_added=steps,
         status=_STATUSES[status] if status else Status.RUNNING,
         entries=entries,
         removed_keys=removed_keys,
         metadata=metadata,
-        labels=labels or None,
-        definition=names["definition"],
-        fingerprint=names["fingerprint"],
-        run_id=names["run_id"],
+        labels=labels,
+        definition=definition,
+        fingerprint=fingerprint,
+        run_id=run_id,
         records=records,
         history_entries=history_entries,
         expected_head=expected_head,
@@ -846,13 +853,19 @@ def _optional_id(request: Any, name: str, limits: Limits, field: str = "") -> st
     return "" if request.HasField(name) else None
 
 
+def _texts(repeated: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of a field that mostly has none: to ask for that is cheaper than to make a tuple of it."""
+    return tuple(repeated) if repeated else ()
+
+
 def _entries_from_pb(state: Mapping[str, pb.Value], limits: Limits, field: str) -> dict[str, NewEntry]:
     entries: dict[str, NewEntry] = {}
     if not state:
         return entries
     check_count(f"{field}state", len(state), limit="entries_max", allowed=limits.entries_max)
     values: dict[str, Value] = {}
-    for key, message in state.items():
+    for key in state:
+        message = state[key]
         path = f"{field}state[{shown(key)}]"
         check_name(path, key, limit="workflow_id_bytes_max", bytes_max=limits.workflow_id_bytes_max)
         value = _value_from_pb(message, path)

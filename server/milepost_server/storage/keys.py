@@ -194,6 +194,12 @@ def piece(head_key: bytes, table: bytes, number: int) -> bytes:
     return head_key[:8] + table + head_key[PREFIX_BYTES:] + _PIECE.pack(number)
 
 
+def pieces(head_key: bytes, table: bytes, count: int) -> list[bytes]:
+    """Return the keys of the pieces of what starts at `head_key`."""
+    start = head_key[:8] + table + head_key[PREFIX_BYTES:]
+    return [start + _PIECE.pack(number) for number in range(count)]
+
+
 def following(start: bytes) -> bytes:
     """Return the first key after all that start with `start`."""
     number = int.from_bytes(start, "big") + 1

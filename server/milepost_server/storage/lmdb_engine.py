@@ -57,6 +57,7 @@ from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
 from milepost_server.storage.port import CommandLane, LoadLane
+from milepost_server.storage.row_cache import RowCache
 
 if TYPE_CHECKING:
     # Not imported at run time: the storage process does without an event loop, and it is large.
@@ -97,6 +98,7 @@ class LmdbEngine:
         self._clock_ms = clock_ms
         self._low_disk_bytes = low_disk_bytes
         self._resolved = ResolvedStates()
+        self._rows = RowCache()
         self._is_in_reserve = False
         meta = self._read_meta()
         self._next_id = meta.next_id
@@ -200,6 +202,7 @@ class LmdbEngine:
                 txn.write(META_KEY, self._meta_row(txn.next_id))
         except BaseException:
             parent.abort()
+            self._rows.clear()
             raise
         finally:
             # Whether the batch is stored or not, no number that it gave is given again in this process.
@@ -215,6 +218,7 @@ class LmdbEngine:
             now_ms=self._clock_ms(),
             limits=self._limits,
             resolved=self._resolved,
+            rows=self._rows,
             timers=self._timers,
             lease_epoch=self._lease_epoch,
         )
@@ -242,38 +246,42 @@ class LmdbEngine:
         txn.enter(child)
         try:
             answer = commands.run(txn, command, self._limits)
-        except StoreError as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nothing of the command may stay
             child.abort()
-            return error
-        except lmdb_env.MapFullError:
-            child.abort()
-            if self._env.can_grow or not (self._is_in_reserve or isinstance(command, _GROWING)):
-                raise
-            return self._store_full()
-        except lmdb_env.DamageErrors as error:
-            # Commands that do not need that page go on.
-            child.abort()
-            return records.damaged(META_KEY, f"LMDB cannot read on: {error}")
-        except lmdb_env.EngineError as error:
-            child.abort()
-            raise _not_committed(error) from error
-        except Exception as error:  # noqa: BLE001 - a defect: it must not take the other commands of the batch along
-            child.abort()
-            what = f"{type(command).__name__} ended in an unexpected error; nothing of it is stored"
-            return internal_error(_logger, what, error)
-        except BaseException:
-            child.abort()
-            raise
+            txn.undo()
+            return self._told_of(command, error)
         child.commit()
         txn.keep_timers()
         return answer
 
+    def _told_of(self, command: Command, error: BaseException) -> StoreError:
+        """Return what is told of a command that has been undone, or raise what ends the whole batch."""
+        match error:
+            case StoreError():
+                return error
+            case lmdb_env.MapFullError():
+                if self._env.can_grow or not (self._is_in_reserve or isinstance(command, _GROWING)):
+                    raise error
+                return self._store_full()
+            case _ if isinstance(error, lmdb_env.DamageErrors):
+                # Commands that do not need that page go on.
+                return records.damaged(META_KEY, f"LMDB cannot read on: {error}")
+            case lmdb_env.EngineError():
+                raise _not_committed(error) from error
+            case Exception():
+                # A defect: it must not take the other commands of the batch along.
+                what = f"{type(command).__name__} ended in an unexpected error; nothing of it is stored"
+                return internal_error(_logger, what, error)
+            case _:
+                raise error
+
     def _commit(self, parent: lmdb_env.Transaction) -> None:
         try:
             parent.commit()
-        except lmdb_env.MapFullError:
-            raise
-        except lmdb_env.EngineError as error:
+        except BaseException as error:
+            self._rows.clear()
+            if isinstance(error, lmdb_env.MapFullError) or not isinstance(error, lmdb_env.EngineError):
+                raise
             if not self._env.is_usable():
                 raise StorageFailedError(f"the commit failed and its outcome is unknown: {error}") from error
             raise _not_committed(error) from error
@@ -282,6 +290,7 @@ class LmdbEngine:
         """See `Engine`."""
         self._env.reopen()
         self._resolved = ResolvedStates()
+        self._rows.clear()
         self._timers.restart()
         meta = self._read_meta()
         self._next_id = max(self._next_id, meta.next_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
@@ -41,6 +41,7 @@ from milepost_server.storage.lmdb_rows import (
     ValueHead,
 )
 from milepost_server.storage.port import NameRow, ResolvedState, StateChange
+from milepost_server.storage.row_cache import RowCache
 
 if TYPE_CHECKING:
     from milepost_server.storage.lmdb_env import Cursor, Transaction
@@ -161,8 +162,7 @@ class LmdbReadTransaction:
             body = tail
         else:
             parts: list[bytes] = []
-            for number in range(len(lengths)):
-                key = keys.piece(head_key, table, number)
+            for key in keys.pieces(head_key, table, len(lengths)):
                 row = self._txn.get(key)
                 if row is None:
                     raise records.missing(key)
@@ -404,10 +404,13 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         now_ms: int,
         limits: Limits,
         resolved: ResolvedStates,
+        rows: RowCache,
         timers: LeaseTimers,
         lease_epoch: int,
     ) -> None:
         super().__init__(txn, timers)
+        self._rows = rows
+        self._has_written = False
         self.next_id = next_id
         self._lease_epoch = lease_epoch
         self._lease_now_ms = timers.now_ms()
@@ -425,8 +428,14 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """Let what follows happen in `txn`."""
         self._txn = txn
         self._groups.clear()
+        self._has_written = False
         if self._command_timers != self._timer_changes:
             self._command_timers = dict(self._timer_changes)
+
+    def undo(self) -> None:
+        """Forget what is known of rows that the command wrote, which was undone."""
+        if self._has_written:
+            self._rows.clear()
 
     def keep_timers(self) -> None:
         """Take what the command did to timers for made."""
@@ -449,39 +458,76 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self.next_id += 1
         return number
 
+    def read(self, key: bytes, kind: type[T]) -> T | None:
+        """Return the value of a row, the same for as long as nothing else is written there."""
+        kept = self._rows.get(key)
+        if kept is not None:
+            return cast("T", kept)
+        row = self._txn.get(key)
+        if row is None:
+            return None
+        value = records.decode(key, row, kind)
+        self._rows.keep(key, value, len(row))
+        return value
+
+    def read_required(self, key: bytes, kind: type[T]) -> T:
+        """Return the value of a row that another leads to."""
+        value = self.read(key, kind)
+        if value is None:
+            raise records.missing(key)
+        return value
+
     def put(self, key: bytes, row: bytes) -> None:
         """Store a row as it is."""
+        self._has_written = True
+        self._rows.forget(key)
         self._txn.put(key, row)
+
+    def put_mark(self, key: bytes) -> None:
+        """Store a row that says all by its key."""
+        self.put(key, records.seal(key, b""))
 
     def write(self, key: bytes, value: object) -> None:
         """Store the row of a value."""
-        self._txn.put(key, records.encode(key, value))
+        self._has_written = True
+        row = records.encode(key, value)
+        self._txn.put(key, row)
+        self._rows.keep(key, value, len(row))
 
-    def append(self, key: bytes, row: bytes) -> None:
-        """Store a row that owns itself: its key comes after all others.
+    def append(self, key: bytes, value: object) -> None:
+        """Store the row of a value that owns itself: its key comes after all others.
 
         Told so, LMDB leaves full pages behind; otherwise it takes the last row of a full page along to the next one.
         """
+        row = records.encode(key, value)
+        self._append(key, row)
+        self._rows.keep(key, value, len(row))
+
+    def _append(self, key: bytes, row: bytes) -> None:
+        self._has_written = True
         if not self._txn.put(key, row, append=True):
             self._txn.put(key, row)
 
     def delete(self, key: bytes) -> bool:
         """Remove a row; tell whether there was one."""
+        self._has_written = True
+        self._rows.forget(key)
         return bool(self._txn.delete(key))
 
     def _append_pieces(self, head_key: bytes, table: bytes, body: bytes) -> None:
         """Store what of a body does not fit its head. To be called after the head is written: its key comes first."""
+        lengths = pieces.plan(len(body))
         position = 0
-        for number, length in enumerate(pieces.plan(len(body))):
-            key = keys.piece(head_key, table, number)
-            self.append(key, records.seal(key, body[position : position + length]))
-            position += length
+        for key, length in zip(keys.pieces(head_key, table, len(lengths)), lengths, strict=True):
+            end = position + length
+            self._append(key, records.seal(key, body[position:end]))
+            position = end
 
     def delete_pieces(self, head_key: bytes, table: bytes, size_bytes: int) -> int:
         """Remove the pieces of a body; return how many there were."""
         count = len(pieces.plan(size_bytes))
-        for number in range(count):
-            self._txn.delete(keys.piece(head_key, table, number))
+        for key in keys.pieces(head_key, table, count):
+            self.delete(key)
         return count
 
     # Names, workflows, scopes, ids.
@@ -538,7 +584,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
 
     def delete_lease(self, name_id: int) -> None:
         """See `WriteTransaction`."""
-        self._txn.delete(keys.prefix(name_id, keys.LEASE))
+        self.delete(keys.prefix(name_id, keys.LEASE))
         self._command_timers[name_id] = None
 
     def schedule_lease_expiry(self, name: NameRow) -> None:
@@ -579,7 +625,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def delete_signal(self, key: bytes) -> int:
         """Remove a pending signal with its pieces; return the rows freed."""
         head = self.read_required(key, SignalHead)
-        self._txn.delete(key)
+        self.delete(key)
         return 1 + self.delete_pieces(key, keys.SIGNAL_PIECE, head.size_bytes)
 
     def put_manifest(self, namespace: str, fingerprint: str, manifest: str) -> None:
@@ -629,29 +675,30 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """See `WriteTransaction`."""
         internal_id = workflow.internal_id
         sequence_key = keys.numbered(internal_id, keys.SEQUENCE, row.sequence)
-        row_id = self.read(sequence_key, int)
+        # A sequence beyond the workflow's last one is new.
+        row_id = self.read(sequence_key, int) if row.sequence <= workflow.last_sequence else None
         if row_id is None:
             row_id = self.new_id()
             order_key = keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence)
             row_key = keys.prefix(row_id, keys.CHECKPOINT)
-            self.append(row_key, records.encode(row_key, row))
+            self.append(row_key, row)
             self.write(sequence_key, row_id)
-            self._txn.put(order_key, records.seal(order_key, b""))
+            self.put_mark(order_key)
         else:
             self.write(keys.prefix(row_id, keys.CHECKPOINT), row)
         if row.run_id:
             run_key = keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence)
-            self._txn.put(run_key, records.seal(run_key, b""))
+            self.put_mark(run_key)
 
     def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """See `WriteTransaction`."""
         internal_id = workflow.internal_id
         sequence_key = keys.numbered(internal_id, keys.SEQUENCE, row.sequence)
-        self._txn.delete(keys.prefix(self.read_required(sequence_key, int), keys.CHECKPOINT))
-        self._txn.delete(sequence_key)
-        self._txn.delete(keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence))
+        self.delete(keys.prefix(self.read_required(sequence_key, int), keys.CHECKPOINT))
+        self.delete(sequence_key)
+        self.delete(keys.ordered(internal_id, keys.ORDER, row.scope_ordinal, row.sequence))
         if row.run_id:
-            self._txn.delete(keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence))
+            self.delete(keys.run(workflow.namespace_id, row.run_id, internal_id, row.sequence))
 
     # States and values.
 
@@ -708,7 +755,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         raw = _encode_body(body)
         key = keys.prefix(node_id, keys.NODE)
         tail = raw[pieces.covered(len(raw)) :]
-        self.append(key, records.encode(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail, family_id)))
+        self.append(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail, family_id))
         self._append_pieces(key, keys.NODE_PIECE, raw)
 
     def _read_head(self, node_id: int) -> NodeHead:
@@ -735,7 +782,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         payload = value.payload
         tail = payload[pieces.covered(len(payload)) :]
         head = ValueHead(1, value.kind, value.codec, value.compression, len(payload), tail, family_id)
-        self.append(key, records.encode(key, head))
+        self.append(key, head)
         self._append_pieces(key, keys.VALUE_PIECE, payload)
         return value_id
 
@@ -751,7 +798,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         if head.holder_count > 1:
             self.write(key, _replace(head, holder_count=head.holder_count - 1))
             return 1
-        self._txn.delete(key)
+        self.delete(key)
         return 1 + self.delete_pieces(key, keys.VALUE_PIECE, head.size_bytes)
 
     # Records.
@@ -791,7 +838,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def discard_records(self, internal_id: int, scope_ordinal: int, checkpoint_id: str) -> None:
         """See `WriteTransaction`."""
         digest = keys.digest_text(checkpoint_id)
-        self._txn.delete(keys.group(internal_id, scope_ordinal, digest))
+        self.delete(keys.group(internal_id, scope_ordinal, digest))
         self.put_trash(TrashRow(TrashKind.RECORDS, internal_id, scope_ordinal, digest))
 
     # What is done at leisure.
@@ -821,9 +868,9 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         """See `WriteTransaction`."""
         key = keys.numbered(keys.STORE, keys.BUILDING, internal_id)
         if is_building:
-            self._txn.put(key, records.seal(key, b""))
+            self.put_mark(key)
         else:
-            self._txn.delete(key)
+            self.delete(key)
 
     def put_trash(self, row: TrashRow) -> None:
         """Put something on the trash."""

@@ -10,6 +10,7 @@ checksums) is told as damage. A body may gain fields at its end; an older row th
 
 from __future__ import annotations
 
+import struct
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -21,6 +22,7 @@ from milepost_server.storage import keys
 ROW_VERSION = 1
 HEADER_BYTES = 5
 _VERSION = bytes([ROW_VERSION])
+_pack_header = struct.Struct(">BI").pack
 
 T = TypeVar("T")
 
@@ -30,8 +32,7 @@ _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
 
 def seal(key: bytes, body: bytes) -> bytes:
     """Return the row of a body."""
-    checksum = crc32(body, crc32(key + _VERSION))
-    return b"%b%b%b" % (_VERSION, checksum.to_bytes(4, "big"), body)
+    return _pack_header(ROW_VERSION, crc32(body, crc32(key + _VERSION))) + body
 
 
 def unseal(key: bytes, row: bytes) -> bytes:
