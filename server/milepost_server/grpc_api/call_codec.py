@@ -47,7 +47,9 @@ class PbCallCodec:
 
     def encode_saved(self, answer: SaveAnswer) -> bytes:
         """See `CallCodec`."""
-        return convert.save_to_pb(answer).SerializeToString()
+        response = pb.SaveResponse()
+        convert.write_saved(response, answer)
+        return response.SerializeToString()
 
     def decode_items(self, bodies: Sequence[bytes], first_number: int) -> tuple[SaveCommand | RefusedItem, ...]:
         """See `CallCodec`."""
@@ -62,14 +64,14 @@ class PbCallCodec:
 
     def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
         """See `CallCodec`."""
-        return pb.BatchSaveResponse(
-            results=[
-                pb.BatchSaveResult(error=to_item_error(outcome))
-                if isinstance(outcome, StoreError)
-                else pb.BatchSaveResult(saved=convert.save_to_pb(outcome))
-                for outcome in outcomes
-            ]
-        ).SerializeToString()
+        response = pb.BatchSaveResponse()
+        for outcome in outcomes:
+            result = response.results.add()
+            if isinstance(outcome, StoreError):
+                result.error.CopyFrom(to_item_error(outcome))
+            else:
+                convert.write_saved(result.saved, outcome)
+        return response.SerializeToString()
 
     def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
         """See `CallCodec`."""

@@ -611,21 +611,24 @@ def prune_from_pb(request: store_pb.PruneWorkflowRequest, limits: Limits) -> Pru
 # Answers.
 
 
-def save_to_pb(answer: SaveAnswer) -> store_pb.SaveResponse:
-    """Translate what became of a Save."""
-    return store_pb.SaveResponse(
-        checkpoint_id=answer.checkpoint_id,
-        sequence=answer.sequence,
-        head_checkpoint_id=answer.head_checkpoint_id,
-        replayed=answer.is_replayed,
-        create_time=timestamp(answer.create_time_ms),
-        revision=answer.revision,
-        digest=answer.digest,
-        parent_id=answer.parent_id,
-        lease_remaining_ms=answer.lease_remaining_ms,
-        pending_signals=pending_signals_to_pb(answer.pending_signals) if answer.pending_signals else None,
-        pending_signal_count=answer.pending_signal_count,
-    )
+def write_saved(message: store_pb.SaveResponse, answer: SaveAnswer) -> None:
+    """Fill an empty message with what became of a Save. By assignment, which takes half as long as a constructor."""
+    message.checkpoint_id = answer.checkpoint_id
+    message.sequence = answer.sequence
+    message.head_checkpoint_id = answer.head_checkpoint_id
+    if answer.is_replayed:
+        message.replayed = True
+    create_time = message.create_time
+    create_time.seconds = answer.create_time_ms // 1000
+    create_time.nanos = answer.create_time_ms % 1000 * 1_000_000
+    message.revision = answer.revision
+    message.digest = answer.digest
+    message.parent_id = answer.parent_id
+    if answer.lease_remaining_ms:
+        message.lease_remaining_ms = answer.lease_remaining_ms
+    if answer.pending_signal_count:
+        message.pending_signals.extend(pending_signals_to_pb(answer.pending_signals))
+        message.pending_signal_count = answer.pending_signal_count
 
 
 def pending_signals_to_pb(pending: Iterable[PendingSignal]) -> list[signal_pb.PendingSignal]:
