@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -75,6 +75,9 @@ class Cursor(Protocol):
 
     def key(self) -> bytes:
         """Return the key."""
+
+    def putmulti(self, items: Sequence[tuple[bytes, bytes]], *, append: bool) -> tuple[int, int]:
+        """Store rows; return how many there were and how many were stored: with `append` only at the very end."""
 
     def iternext(self, *, keys: bool, values: bool) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys and rows from here on."""

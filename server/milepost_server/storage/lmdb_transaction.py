@@ -517,11 +517,21 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     def _append_pieces(self, head_key: bytes, table: bytes, body: bytes) -> None:
         """Store what of a body does not fit its head. To be called after the head is written: its key comes first."""
         lengths = pieces.plan(len(body))
+        if not lengths:
+            return
+        self._has_written = True
+        rows: list[tuple[bytes, bytes]] = []
         position = 0
         for key, length in zip(keys.pieces(head_key, table, len(lengths)), lengths, strict=True):
             end = position + length
-            self._append(key, records.seal(key, body[position:end]))
+            rows.append((key, records.seal(key, body[position:end])))
             position = end
+        with self._txn.cursor() as cursor:
+            _, added_count = cursor.putmulti(rows, append=True)
+        if added_count < len(rows):
+            # Another row comes after them: those of records are kept with their workflow.
+            for key, row in rows:
+                self._txn.put(key, row)
 
     def delete_pieces(self, head_key: bytes, table: bytes, size_bytes: int) -> int:
         """Remove the pieces of a body; return how many there were."""
