@@ -402,7 +402,7 @@ class CheckpointService:
     def _save_slices(
         self, items: Sequence[memoryview]
     ) -> Generator[Command, Answer | StoreError, list[bytes | FailedItems]]:
-        """Yield the commands of a BatchSave, each of what may be in a commit beside others; take in their outcomes."""
+        """Yield the commands of a BatchSave, each of what one commit may take; take in their outcomes."""
         results: list[bytes | FailedItems] = []
         failed: dict[ItemKey, int] = {}
         start = 0
@@ -423,11 +423,11 @@ class CheckpointService:
         return results
 
     def _slice_end(self, items: Sequence[memoryview], start: int) -> int:
-        """Return where a slice ends: at half of what one commit may take, so that others come along."""
-        count_max = max(1, self._config.batch_commands_max // 2)
-        left_bytes = self._config.alone_bytes // 2
+        """Return where a slice ends: at what one commit may take. An item that is larger is a slice of its own."""
+        end_max = min(len(items), start + self._config.batch_commands_max)
+        left_bytes = self._config.alone_bytes
         end = start
-        while end < len(items) and end - start < count_max and (end == start or len(items[end]) <= left_bytes):
+        while end < end_max and (end == start or len(items[end]) <= left_bytes):
             left_bytes -= len(items[end])
             end += 1
         return end

@@ -101,7 +101,7 @@ def test_the_same_id_in_another_scope_is_no_predecessor(stub: Any, request: pyte
 
 
 def test_a_failure_is_known_to_items_of_later_commits(stub: Any, request: pytest.FixtureRequest) -> None:
-    """One commit takes no more than 128 items."""
+    """One commit takes no more than 256 items."""
     items = chain(request.node.name, 400)
     items[5].expected_head = "somebody-else"
     items += [

@@ -24,7 +24,7 @@ from milepost_server.model import Answer, Command, EncodedBatchSaveAnswer, Encod
 from milepost_server.service import CheckpointService, FailedItems
 from milepost_server.storage.memory_engine import MemoryEngine
 
-CONFIG = QueueConfig(batch_commands_max=8, alone_bytes=2 * KIB)
+CONFIG = QueueConfig(batch_commands_max=4, alone_bytes=KIB)
 
 _T = TypeVar("_T")
 
@@ -76,7 +76,7 @@ async def run(queue: ScriptedQueue, *items: bytes) -> list[bytes | FailedItems]:
     return await service.batch_save([memoryview(item) for item in items], namespace="n")
 
 
-async def test_a_slice_has_half_the_commands_of_a_commit_and_tells_the_next_what_failed() -> None:
+async def test_a_slice_has_the_commands_of_a_commit_and_tells_the_next_what_failed() -> None:
     queue = ScriptedQueue(results_of)
     items = [b"a", b"bx", b"c", b"d", b"e", b"fx", b"g", b"h", b"i"]
     assert await run(queue, *items) == [b"abxcd", b"efxgh", b"i"]
@@ -86,7 +86,7 @@ async def test_a_slice_has_half_the_commands_of_a_commit_and_tells_the_next_what
     assert queue.counted == (9, 11)
 
 
-async def test_a_slice_has_half_the_bytes_that_go_beside_others_and_a_larger_item_goes_alone() -> None:
+async def test_a_slice_has_the_bytes_that_go_beside_others_and_a_larger_item_goes_alone() -> None:
     queue = ScriptedQueue(results_of)
     sizes = [600, 424, 1, 3_000, 1, 1_023, 1]
     await run(queue, *(b"i" * size for size in sizes))
