@@ -177,6 +177,9 @@ class IdRow(msgspec.Struct, frozen=True, array_like=True):
     """When it was deleted or pruned; 0 while it is live (or went with its whole workflow)."""
     step_count: int = 0
     """Completed steps that it has, or had: what follows a deleted checkpoint must not silently lose them."""
+    prior: IdRow | None = None
+    """The stub that a fork has taken the place of. It counts until the fork is published, and comes back if it is
+    not."""
 
 
 class CheckpointRow(msgspec.Struct, frozen=True, array_like=True):

@@ -897,13 +897,19 @@ def _copy_checkpoint(
 ) -> int:
     """Copy one checkpoint's rows, sharing its state; return how many records went along."""
     copy = _replace(row, scope_ordinal=scope.ordinal, stored_bytes=0)
+    stub = lookups.find_id(txn, target_name, scope, row.checkpoint_id)
     txn.retain_state(target.family_id, row.node_id)
     txn.put_checkpoint(target, copy)
     txn.put_id(
         target_name.name_id,
         scope.ordinal,
         row.checkpoint_id,
-        IdRow(target.internal_id, row.sequence, step_count=row.step_count),
+        IdRow(
+            target.internal_id,
+            row.sequence,
+            step_count=row.step_count,
+            prior=None if stub is None else _replace(stub, prior=None),
+        ),
     )
     group = txn.find_record_group(source.internal_id, row.scope_ordinal, row.checkpoint_id)
     if group is None:
@@ -915,7 +921,7 @@ def _copy_checkpoint(
 
 
 def abandon_fork(txn: WriteTransaction, command: AbandonForkCommand, limits: Limits) -> BulkAnswer:
-    """Throw away an unpublished target, with the ids it took."""
+    """Throw away an unpublished target, with the ids it took: those that were stubs are stubs again."""
     target = txn.get_workflow(command.target_internal_id)
     name = txn.find_name(target.namespace, target.workflow_id) if target is not None else None
     if target is None or name is None or name.internal_id == target.internal_id:

@@ -78,14 +78,14 @@ def is_live(id_row: IdRow, workflow: WorkflowRow) -> bool:
 
 
 def find_id(txn: ReadTransaction, name: NameRow | None, scope: ScopeRow | None, checkpoint_id: str) -> IdRow | None:
-    """Return what became of an id, unless only a fork knows it that was never published."""
+    """Return what became of an id; of one that a fork has taken which is not published, what was known before."""
     if name is None or scope is None:
         return None
     id_row = txn.find_id(name.name_id, scope.ordinal, checkpoint_id)
     if id_row is None or id_row.internal_id == name.internal_id:
         return id_row
     incarnation = txn.get_workflow(id_row.internal_id)
-    return id_row if incarnation is None or incarnation.revision > 0 else None
+    return id_row if incarnation is None or incarnation.revision > 0 else id_row.prior
 
 
 def find_checkpoint(

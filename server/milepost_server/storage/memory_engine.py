@@ -508,7 +508,9 @@ class MemoryTransaction:
         for id_key, id_row in list(ids.items()):
             if id_row.internal_id != row.internal_id:
                 continue
-            if forget_ids:
+            if forget_ids and id_row.prior is not None:
+                self._put(ids, id_key, id_row.prior)
+            elif forget_ids:
                 self._remove(ids, id_key)
             elif not id_row.deleted_time_ms:
                 self._put(ids, id_key, IdRow(id_row.internal_id, id_row.sequence, self._now_ms, id_row.step_count))

@@ -172,8 +172,16 @@ def _free_workflow(txn: LmdbWriteTransaction, key: bytes, trash: TrashRow, rows_
 def _forget_id(txn: LmdbWriteTransaction, workflow: WorkflowRow, row: CheckpointRow) -> None:
     id_key = keys.checkpoint_id(workflow.name_id, row.scope_ordinal, row.checkpoint_id)
     id_row = txn.read(id_key, IdRow)
-    if id_row is not None and id_row.internal_id == workflow.internal_id:
+    if id_row is None or id_row.internal_id != workflow.internal_id:
+        return
+    name = txn.find_name_in(workflow.namespace_id, workflow.workflow_id)
+    if id_row.prior is None or name is None or name.name_id != workflow.name_id:
         txn.delete(id_key)
+        return
+    # The time at which stubs of its incarnation are forgotten may have passed: it is looked at anew, on its own.
+    deleted_time_ms = id_row.prior.deleted_time_ms or txn.now_ms
+    txn.write(id_key, _replace(id_row.prior, deleted_time_ms=deleted_time_ms))
+    txn.schedule_stub_expiry(name)
 
 
 # What is due.

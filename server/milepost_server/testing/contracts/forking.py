@@ -346,6 +346,61 @@ class ForkSlicesContract(ContractBase):
         long.sweep()
         assert long.save("v", "18").sequence == 1
 
+    @pytest.mark.parametrize("is_deleted_whole", [True, False])
+    def test_an_abandoned_fork_leaves_stubs_as_they_were(self, long: Store, *, is_deleted_whole: bool) -> None:
+        """An id that a fork copied over a stub is refused while the fork is made, and after it was given up."""
+        long.save("v", "18", {"late": 1})
+        if is_deleted_whole:
+            long.delete_workflow("v")
+        else:
+            long.save("v", "17")
+            long.delete_ids("v", "18")
+            long.delete_workflow("v")
+        first = long.fork_slice("w", "v")
+        second = long.fork_slice("w", "v")
+        assert first.position is not None
+        assert second.position is not None
+        with refused("CHECKPOINT_DELETED"):
+            long.save("v", "18", {"late": 1})
+        for position in (first.position, second.position):
+            long.abandon_fork(position[0])
+            with refused("CHECKPOINT_DELETED"):
+                long.save("v", "18", {"late": 1})
+            long.sweep()
+            with refused("CHECKPOINT_DELETED"):
+                long.save("v", "18", {"late": 1})
+        assert long.save("v", "16").sequence == 1
+
+    def test_stubs_that_an_abandoned_fork_left_are_forgotten_in_their_time(
+        self, long: Store, clock: ManualClock
+    ) -> None:
+        long.save("v", "18")
+        long.delete_workflow("v")
+        clock.advance(DEFAULT_LIMITS.replay_window_ms - 1)
+        answer = long.fork_slice("w", "v")
+        assert answer.position is not None
+        clock.advance(1)
+        long.sweep()
+        long.abandon_fork(answer.position[0])
+        long.sweep()
+        clock.advance(DEFAULT_LIMITS.replay_window_ms)
+        long.sweep()
+        assert long.count("names") == 1
+        assert long.save("v", "18").sequence == 1
+
+    def test_a_published_fork_that_is_deleted_is_forgotten_with_what_was_there_before(
+        self, store: Store, clock: ManualClock
+    ) -> None:
+        store.save("v", "a")
+        store.delete_workflow("v")
+        store.save("w", "a")
+        store.fork("w", "v")
+        store.delete_workflow("v")
+        store.delete_workflow("w")
+        clock.advance(DEFAULT_LIMITS.replay_window_ms)
+        store.sweep()
+        assert {what: store.count(what) for what in ("ids", "names")} == {"ids": 0, "names": 0}
+
     def test_a_published_fork_cannot_be_abandoned(self, store: Store) -> None:
         store.save("w", "a")
         workflow = store.fork("w", "v").workflow
