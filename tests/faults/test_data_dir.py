@@ -19,6 +19,7 @@ import pytest
 from milepost_server.storage import lmdb_env
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
+from milepost_server.testing.builders import ManualClock
 from tests.support.fault_engines import OpenEngine, open_on, store_on
 from tests.support.killable_server import SERVER, KillableServer
 from tests.support.small_disk import mounted_tmpfs, require_mounts
@@ -302,3 +303,21 @@ def test_a_refused_start_leaves_the_lock_free(tmp_path: Path) -> None:
 
     assert store_on(engine).load("w").row.checkpoint_id == "c19"
     engine.close()
+
+
+def test_copies_of_a_store_give_no_incarnation_twice(tmp_path: Path) -> None:
+    """Also where clocks say the same: a copy works beside its origin, or a backup after a clock was set back."""
+    clock = ManualClock()
+    engine = open_on(tmp_path / "origin", clock_ms=clock)
+    store_on(engine).save("before", "a")
+    engine.close()
+    shutil.copytree(tmp_path / "origin", tmp_path / "copy")
+    incarnations = []
+    for name in ("origin", "copy"):
+        engine = open_on(tmp_path / name, clock_ms=clock)
+        store = store_on(engine)
+        store.save("w", "a")
+        store.fork("w", "v")
+        incarnations += [store.get_workflow("w").incarnation, store.get_workflow("v").incarnation]
+        engine.close()
+    assert len(set(incarnations)) == 4

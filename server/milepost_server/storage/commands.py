@@ -811,7 +811,7 @@ def _create_building(
         namespace=command.namespace,
         workflow_id=command.target_workflow_id,
         family_id=source.family_id,
-        incarnation=_incarnation(internal_id, txn.now_ms),
+        incarnation=_incarnation(txn, internal_id),
         create_time_ms=txn.now_ms,
         last_sequence=first.sequence,
         definition=source.definition,
@@ -965,7 +965,7 @@ def _create_workflow(
         namespace=namespace,
         workflow_id=workflow_id,
         family_id=internal_id,
-        incarnation=_incarnation(internal_id, txn.now_ms),
+        incarnation=_incarnation(txn, internal_id),
         create_time_ms=txn.now_ms,
     )
     txn.put_name(name)
@@ -978,9 +978,12 @@ def _create_scope(txn: WriteTransaction, name: NameRow, scope: str) -> ScopeRow:
     return row
 
 
-def _incarnation(internal_id: int, now_ms: int) -> str:
-    """Name an incarnation: internal ids are never given twice in a store, the time tells restored stores apart."""
-    return f"{now_ms:x}-{internal_id:x}"
+def _incarnation(txn: WriteTransaction, internal_id: int) -> str:
+    """Name an incarnation: internal ids are never given twice in a store, chance tells its copies and backups apart.
+
+    A time would not: clocks are set back, and copies of a store may be at work at once.
+    """
+    return f"{internal_id:x}-{txn.random_bytes().hex()}"
 
 
 _COMMANDS: dict[type, Callable[[Any, Any, Limits], Answer]] = {

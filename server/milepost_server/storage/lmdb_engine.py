@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -91,12 +92,14 @@ class LmdbEngine:
         clock_ms: Callable[[], int],
         lease_clock_ms: Callable[[], int],
         low_disk_bytes: int,
+        random_bytes: Callable[[int], bytes],
     ) -> None:
         self._env = env
         self._timers = LeaseTimers(lease_clock_ms)
         self._limits = limits
         self._clock_ms = clock_ms
         self._low_disk_bytes = low_disk_bytes
+        self._random_bytes = random_bytes
         self._resolved = ResolvedStates()
         self._rows = RowCache()
         self._is_in_reserve = False
@@ -120,6 +123,7 @@ class LmdbEngine:
         low_disk_bytes: int = LOW_DISK_DEFAULT_BYTES,
         lmdb_format: int = 0,
         server_pid: int | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> LmdbEngine:
         """Open the store of a data directory, or create it in an empty one.
 
@@ -133,6 +137,7 @@ class LmdbEngine:
             low_disk_bytes: Free disk space below which saves are refused with DISK_LOW.
             lmdb_format: For a new store: 0 for LMDB 0.9's file format, 1 for that of LMDB 1.0.
             server_pid: The process to name to whoever finds the directory in use; this one, if not given.
+            random_bytes: Draws so many bytes, for what must differ between copies of a store.
 
         Raises:
             DataDirError: The directory is in use, not writable, foreign, damaged or of another format.
@@ -146,7 +151,12 @@ class LmdbEngine:
         )
         try:
             return cls(
-                env, limits=limits, clock_ms=clock_ms, lease_clock_ms=lease_clock_ms, low_disk_bytes=low_disk_bytes
+                env,
+                limits=limits,
+                clock_ms=clock_ms,
+                lease_clock_ms=lease_clock_ms,
+                low_disk_bytes=low_disk_bytes,
+                random_bytes=random_bytes,
             )
         except StoreError as error:
             env.close()
@@ -221,6 +231,7 @@ class LmdbEngine:
             rows=self._rows,
             timers=self._timers,
             lease_epoch=self._lease_epoch,
+            random_bytes=self._random_bytes,
         )
 
     def _begin(self) -> lmdb_env.Transaction:
@@ -337,6 +348,7 @@ class LmdbEngine:
 
     def _grown(self, meta: MetaRow) -> MetaRow:
         """Make the map larger, so that a slice of which nothing is stored may be tried again."""
+        self._rows.clear()
         if not self._env.grow():
             raise self._store_full()
         return meta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
@@ -407,12 +407,14 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         rows: RowCache,
         timers: LeaseTimers,
         lease_epoch: int,
+        random_bytes: Callable[[int], bytes],
     ) -> None:
         super().__init__(txn, timers)
         self._rows = rows
         self._has_written = False
         self.next_id = next_id
         self._lease_epoch = lease_epoch
+        self._random_bytes = random_bytes
         self._lease_now_ms = timers.now_ms()
         self._timer_changes: dict[int, Timer | None] = {}
         """Of the commands that were made."""
@@ -457,6 +459,10 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         number = self.next_id
         self.next_id += 1
         return number
+
+    def random_bytes(self) -> bytes:
+        """See `WriteTransaction`."""
+        return self._random_bytes(8)
 
     def read(self, key: bytes, kind: type[T]) -> T | None:
         """Return the value of a row, the same for as long as nothing else is written there."""

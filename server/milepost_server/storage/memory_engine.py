@@ -10,6 +10,7 @@ whole. `memory_check` proves that what is stored fits together.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -343,6 +344,10 @@ class MemoryTransaction:
         number = self._tables.last_id[None] + 1
         self._put(self._tables.last_id, None, number)
         return number
+
+    def random_bytes(self) -> bytes:
+        """Return 8 random bytes."""
+        return os.urandom(8)
 
     def intern_namespace(self, namespace: str, count_max: int) -> int:
         """Return the number of a namespace, giving it one if need be."""

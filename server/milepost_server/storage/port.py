@@ -203,6 +203,9 @@ class WriteTransaction(ReadTransaction, Protocol):
     def new_id(self) -> int:
         """Return a number that has never been given before, from 1."""
 
+    def random_bytes(self) -> bytes:
+        """Return 8 random bytes."""
+
     def intern_namespace(self, namespace: str, count_max: int) -> int:
         """Return the number of a namespace, giving it one if need be. Raises `QUOTA_EXCEEDED` past `count_max`."""
 
