@@ -96,16 +96,25 @@ class WatchService:
 
     def on_commit(self, commands: Sequence[Command], outcomes: Sequence[Answer | StoreError]) -> None:
         """Keep and tell what a commit has changed."""
-        for command, outcome in zip(commands, outcomes, strict=True):
-            for event in events_of(command, outcome):
-                self._ring.append(event)
-                if self._watch_count:
-                    self._tell(event)
+        try:
+            for command, outcome in zip(commands, outcomes, strict=True):
+                for event in events_of(command, outcome):
+                    self._ring.append(event)
+                    if self._watch_count:
+                        self._tell(event)
+        except Exception:
+            # A defect, which the queue logs. Nobody is to go on as if the rest of the commit had not been.
+            self._lose("the server failed to tell of a change")
+            raise
 
     def on_failure(self) -> None:
         """End every watch: what the last batch changed may be stored, and is told to nobody."""
+        self._lose("the storage has failed")
+
+    def _lose(self, why: str) -> None:
+        """Let nobody pass over what is not told: end every watch, and let none go on from before."""
         self._ring.clear()
-        self._end_all(UnavailableError("NOT_SERVING", "the storage has failed; watch again from the last revision"))
+        self._end_all(UnavailableError("NOT_SERVING", f"{why}; watch again from the last revision"))
 
     def _tell(self, event: WatchEvent) -> None:
         for key in ((event.namespace, event.workflow_id), (event.namespace, "")):

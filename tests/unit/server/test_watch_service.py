@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 import pytest
 
+from milepost_server import watch_service
 from milepost_server.config import QueueConfig
 from milepost_server.errors import StorageFailedError, StoreError
 from milepost_server.limits import DEFAULT_LIMITS
-from milepost_server.model import Answer, Command, PruneCommand, Status, SweepCommand
+from milepost_server.model import Answer, Command, PruneCommand, SendSignalCommand, Status, SweepCommand
 from milepost_server.service import CheckpointService
 from milepost_server.storage.committer import Committer
 from milepost_server.storage.memory_engine import MemoryEngine
@@ -29,7 +30,7 @@ from milepost_server.testing.builders import (
     save,
     send_signal,
 )
-from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery
+from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery, events_of
 
 LONG_S = 30.0
 CONFIG = QueueConfig(watches_max=3, watch_events_kept_max=20, watch_events_waiting_max=5)
@@ -365,9 +366,10 @@ async def save_all(store: Store, last: int) -> None:
 # Bounds and ends.
 
 
-async def test_a_reader_that_is_too_slow_reads_what_waited_and_then_the_end() -> None:
+@pytest.mark.parametrize("workflow_id", ["w", ""], ids=["workflow", "namespace"])
+async def test_a_reader_that_is_too_slow_reads_what_waited_and_then_the_end(workflow_id: str) -> None:
     async with open_store() as store:
-        async with store.watch() as slow, store.watch() as quick:
+        async with store.watch(workflow_id) as slow, store.watch() as quick:
             await slow.next()
             await quick.next()
             for number in range(7):
@@ -417,6 +419,30 @@ async def test_a_batch_of_unknown_outcome_ends_watches_so_that_none_misses_it() 
             assert (await reader.end()).reason == "WATCH_COMPACTED"
         async with store.watch() as reader:
             assert (await reader.next()).checkpoint_id == "b"
+
+
+async def test_a_change_that_could_not_be_told_ends_watches_so_that_none_misses_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def events(command: Command, outcome: Answer | StoreError) -> Iterator[WatchEvent]:
+        if type(command) is SendSignalCommand:
+            raise RuntimeError("broken on purpose")
+        return events_of(command, outcome)
+
+    monkeypatch.setattr(watch_service, "events_of", events)
+    async with open_store() as store:
+        await store.run(save("w", "a"))
+        at = store.at()
+        async with store.watch("") as reader:
+            assert (await reader.next()).kind is WatchKind.STARTED
+            await store.run(save("w", "b"))
+            await store.run(send_signal("w", "s"))
+            await store.run(save("w", "c"))
+            assert await reader.take(1) == [("SAVED", 2)]
+            assert (await reader.end()).reason == "NOT_SERVING"
+        async with store.watch(after=at) as reader:
+            assert (await reader.end()).reason == "WATCH_COMPACTED"
+    assert "a listener of commits failed" in caplog.text
 
 
 async def test_values_are_not_kept_by_events() -> None:
