@@ -14,7 +14,7 @@ def share_arena() -> None:
     """Have all threads allocate from one arena.
 
     Large messages are allocated and freed by several threads. With an arena for each, what one freed another does not
-    find: the peak under large saves was a fifth higher.
+    find: the peak under large saves was a tenth higher.
     """
     libc = _glibc()
     if libc is not None:

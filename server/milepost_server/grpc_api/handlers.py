@@ -1,4 +1,4 @@
-"""What every call of ours passes through: decoding, the mapping of errors, the marking of spans.
+"""What every call of ours passes through: reading and decoding, the mapping of errors, the marking of spans.
 
 The methods of a servicer are wrapped once, when they are registered, so a call pays for no interceptor. Outermost
 first: the tracing interceptor (if there is one), this wrapper, the method. Nothing that goes wrong inside reaches a

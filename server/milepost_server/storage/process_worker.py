@@ -50,7 +50,7 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 ANSWER_BYTES_MAX = 8 * MIB
-"""Size of the loads that one frame answers, about: the server holds a frame several times over while it reads it."""
+"""Size of the loads that one frame answers, about: the server holds a frame twice while it reads it."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
