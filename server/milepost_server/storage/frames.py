@@ -32,7 +32,7 @@ from milepost_server.errors import (
 _LENGTH = struct.Struct(">I")
 _ITEM = struct.Struct(">BI")
 _ITEM_SPACE = bytes(_ITEM.size)
-RECEIVE_BYTES: Final = 128 * 1024
+RECEIVE_BYTES: Final = 64 * 1024
 """What a buffer for frames holds; a larger frame has one of its own, as large as it is."""
 COPY_BYTES_MAX: Final = 64 * 1024
 """A larger body is sent from where it lies, and not copied into a frame first."""
