@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
+from math import isinf, isnan
+from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar, get_args
 
 from milepost.codecs import Codec
 from milepost.errors import (
@@ -67,7 +67,7 @@ from milepost.runner.run_state import (
     resume_record,
     started_record,
 )
-from milepost.runner.settings import LEASE_WAIT_MAX_S, Environment, Settings
+from milepost.runner.settings import LEASE_WAIT_MAX_S, Environment, Settings, require_number
 from milepost.runner.stage import NEVER, Branch, Stage
 from milepost.runner.step import Step
 from milepost.runner.workflow import Workflow
@@ -106,8 +106,13 @@ class Order(Generic[S]):
     """The root's deadline, for a child, in seconds since 1970."""
 
     def __post_init__(self) -> None:
-        if self.deadline_s is not None and not isfinite(self.deadline_s):
-            raise ValueError(f"deadline_s is {self.deadline_s!r}; it must be a finite number of seconds, or None")
+        for name in ("deadline_s", "lease_wait_s"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            require_number(name, value)
+            if isnan(value) or (name == "deadline_s" and isinf(value)):
+                raise ValueError(f"{name} is {value!r}; it must be a number of seconds, or None")
 
 
 class _SuspendedError(Exception):
@@ -427,6 +432,8 @@ class Engine(Generic[S]):
             state.waiting_for = ""
         unfinished = (step for step in self._definition.steps.values() if step.id not in self._frontier.completed)
         self._known = KnownProgress(records, unfinished)
+        if records.are_copied:
+            self._the_journal.leave_head()
 
     def _use(self, state: RunState, entries: Entries, head: Checkpoint | None, *, as_it_is: bool = False) -> None:
         manifest = self._definition.manifest
@@ -899,6 +906,10 @@ class Engine(Generic[S]):
     # Resolving.
 
     def _resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None) -> Flow[None]:
+        if resolution not in get_args(Resolution):
+            raise ValueError(
+                f"a step is resolved as {', '.join(map(repr, get_args(Resolution)))}, not as {resolution!r}"
+            )
         if step_id not in self._definition.steps:
             raise ValueError(f"workflow {self._workflow.name!r} has no step {step_id!r}")
         if step_id in self._frontier.completed:

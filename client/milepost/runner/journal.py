@@ -91,7 +91,8 @@ class Journal:
         self._unsaved_steps: list[str] = []
         self._unsaved_signals: list[str] = []
         self._is_dirty = False
-        self._is_under_another_definition = after is not None and after.fingerprint != fingerprint
+        # A head that was saved under another definition says what was begun under that one.
+        self._leaves_head = after is not None and after.fingerprint != fingerprint
         self._is_queued = False
         self._owed: dict[str, Any] | None = None
 
@@ -115,8 +116,12 @@ class Journal:
         self._is_dirty = True
 
     def begin_records(self) -> None:
-        """Note that records are about to be kept: they say what was begun under the definition of their checkpoint."""
-        self._is_dirty = self._is_dirty or self._is_under_another_definition
+        """Note that records are about to be kept, where the head is the place for them."""
+        self._is_dirty = self._is_dirty or self._leaves_head
+
+    def leave_head(self) -> None:
+        """Note that records are to be kept beside a checkpoint of its own, not beside this head."""
+        self._leaves_head = True
 
     def finish(self, step_ids: Iterable[str], entries: Entries, *, last_step: str, signals: Iterable[str] = ()) -> None:
         """Take in steps that are finished, and the state they left."""
@@ -245,7 +250,7 @@ class Journal:
         self.status = status
         self._unsaved_steps = []
         self._unsaved_signals = []
-        self._is_dirty = self._is_under_another_definition = False
+        self._is_dirty = self._leaves_head = False
         self._manifest = ""
 
     def _take(self, saved: Saved) -> None:

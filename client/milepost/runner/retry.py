@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from milepost.runner.settings import require_number
+
 __all__ = ["NO_RETRY", "Retry"]
 
 
@@ -46,6 +48,7 @@ class Retry:
             ("jitter", 0.0, 1.0),
         ):
             value = getattr(self, name)
+            require_number(f"Retry: {name}", value)
             if not least <= value <= most or math.isinf(value):
                 range_ = f"{least:g} to {most:g}" if math.isfinite(most) else f"at least {least:g}, and finite"
                 raise ValueError(f"Retry: {name} is {value!r}; it must be {range_}")

@@ -28,8 +28,6 @@ STARTED: Final = "started:"
 FAILURE: Final = "failure:"
 RESUME: Final = "resume:"
 LEFT: Final = "left:"
-TEXT_CHARACTERS_MAX: Final = 2_000
-"""Of a failure's text; the rest is cut."""
 
 FailureKind: TypeAlias = Literal[
     "error", "timeout", "abandoned", "deadline", "unknown", "crash_limit", "too_large", "final"
@@ -140,6 +138,8 @@ class HeadRecords:
     failures: tuple[Failure, ...] = ()
     resumes: frozenset[str] = frozenset()
     """Runs that went on from here and have not said that they left."""
+    are_copied: bool = False
+    """There are some of the workflow that this one is a fork of: in their place none of its own can be kept."""
 
 
 def read_head_records(records: Iterable[Record], workflow_id: str) -> HeadRecords:
@@ -149,9 +149,11 @@ def read_head_records(records: Iterable[Record], workflow_id: str) -> HeadRecord
     failures: list[Failure] = []
     resumes: set[str] = set()
     left: set[str] = set()
+    are_copied = False
     for record in records:
         value = record.value
         if not isinstance(value, Mapping) or value.get("workflow") != workflow_id:
+            are_copied = are_copied or record.task_id.startswith((BRANCH, STARTED))
             continue
         kind, _, task = record.task_id.partition(":")
         match f"{kind}:":
@@ -178,7 +180,7 @@ def read_head_records(records: Iterable[Record], workflow_id: str) -> HeadRecord
                 left.add(task)
             case _:
                 pass  # Somebody else's.
-    return HeadRecords(branches, started, tuple(failures), frozenset(resumes - left))
+    return HeadRecords(branches, started, tuple(failures), frozenset(resumes - left), are_copied)
 
 
 def branch_record(workflow_id: str, task: str, step: str, left: object) -> Record:
@@ -198,7 +200,7 @@ def failure_record(workflow_id: str, task: str, failure: Failure) -> Record:
         "item_key": failure.item_key or "",
         "kind": failure.kind,
         "type": failure.type,
-        "text": failure.text[:TEXT_CHARACTERS_MAX],
+        "text": failure.text,
         "attempts": failure.attempts,
         "time": failure.time,
     }

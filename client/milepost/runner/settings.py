@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import random
 import socket
@@ -19,8 +20,16 @@ Durability: TypeAlias = Literal["sync", "pipelined", "exit"]
 
 LEASE_WAIT_MAX_S: Final = 60.0
 """The longest wait for a lease that a store takes in one call."""
+TEXT_CHARACTERS_MAX: Final = 2_000
+"""Of what an exception said; the rest is cut."""
 MOVED_CLOCK_CHECK_S: Final = 0.01
 """How often a wait looks at a clock that a test moves."""
+
+
+def require_number(what: str, value: object) -> None:
+    """Raise TypeError where a value cannot be compared with numbers, before a comparison says so less clearly."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
 
 
 def _holder() -> str:
@@ -60,6 +69,8 @@ class Settings:
     """What others see as the holder of the lease."""
 
     def __post_init__(self) -> None:
+        for name in ("lease_ttl_s", "outage_limit_s", "grace_s"):
+            require_number(name, getattr(self, name))
         for name in ("lease_ttl_s", "outage_limit_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0 and finite")
@@ -68,8 +79,8 @@ class Settings:
         if not 0 <= self.grace_s < float("inf"):
             raise ValueError(f"grace_s is {self.grace_s!r}; it must be at least 0 and finite")
         for name in ("max_concurrency", "crash_limit", "queue_items_max"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be an int of at least 1")
         for name, allowed in (
             ("on_change", ("fail", "compatible", "force")),
             ("durability", ("sync", "pipelined", "exit")),
@@ -84,13 +95,16 @@ class Settings:
         return min(3.0, self.lease_ttl_s / 10)
 
     def quoted(self, error: BaseException) -> str:
-        """Return what may be stored of what an exception said: always something, whatever it or `redact` does."""
+        """Return what may be stored of what an exception said: always something, whatever it or `redact` does.
+
+        Never more than `TEXT_CHARACTERS_MAX`, since it goes into records, logs and other errors.
+        """
         try:
             text = str(error)
             if self.redact is not None:
                 text = self.redact(text)
             # Texts of the operating system may hold what is no Unicode.
-            return text.encode("utf-8", "backslashreplace").decode("utf-8")
+            return text.encode("utf-8", "backslashreplace").decode("utf-8")[:TEXT_CHARACTERS_MAX]
         except Exception as problem:  # noqa: BLE001  a failure is stored even where its text cannot be told
             return f"(its text cannot be told: {type(problem).__name__})"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, TypedDict, T
 from typing_extensions import override
 
 from milepost.runner.retry import NO_RETRY, Retry
+from milepost.runner.settings import require_number
 from milepost.types import CANCEL_SIGNAL
 
 if TYPE_CHECKING:
@@ -151,8 +152,16 @@ class Step(Generic[S_contra]):
                 raise ValueError(f"step {self.id!r}: {name} is {value!r}; it must be an int of at least 1")
         if not isinstance(self.retry, Retry):
             raise TypeError(f"step {self.id!r}: retry must be a Retry, not {type(self.retry).__name__}")
+        if self.timeout_s is not None:
+            require_number(f"step {self.id!r}: timeout_s", self.timeout_s)
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
             raise ValueError(f"step {self.id!r}: timeout_s is {self.timeout_s!r}; it must be above 0 and finite")
+        for name in ("checkpoint", "at_most_once"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"step {self.id!r}: {name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("key", "repeat_while"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"step {self.id!r}: {name} must be a function, not {getattr(self, name)!r}")
         for name in ("for_each", "into", "waits_for"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):

@@ -182,12 +182,20 @@ class Workflow(Generic[S]):
         """
 
         def add(function: Any) -> Any:
+            if not callable(function):
+                raise TypeError(
+                    f"workflow {self._name!r}: a step is a function, not {type(function).__name__}; "
+                    "options are named: step(id=…)"
+                )
             named = dict(options)
             step_id = named.pop("id", None)
             if step_id is None:
                 step_id = getattr(function, "__name__", None)
                 if step_id is None or step_id == "<lambda>":
                     raise TypeError(f"workflow {self._name!r}: a step of this kind needs id=…, for it has no name")
+            if unknown := named.keys() - StepOptions.__annotations__.keys():
+                names = ", ".join(sorted(map(repr, unknown)))
+                raise TypeError(f"workflow {self._name!r}, step {step_id!r}: there is no option {names}")
             self.add_step(Step(step_id, function, **named))
             return function
 
@@ -239,6 +247,8 @@ class Workflow(Generic[S]):
             ValueError: The definition has a fault, or an option is out of range.
             TypeError: That is no store, or it lacks leases or records, which `unfenced=True` would accept.
         """
+        if unknown := options.keys() - BindOptions.__annotations__.keys():
+            raise TypeError(f"workflow {self._name!r}: bind has no option {', '.join(sorted(map(repr, unknown)))}")
         settings = Settings(**options)
         _ = self.definition
         save = getattr(store, "save", None)

@@ -191,16 +191,25 @@ def test_steps_without_a_timeout_run_in_the_callers_thread() -> None:
     assert threads[0] == threading.get_ident() != threads[1]
 
 
-@pytest.mark.parametrize("deadline_s", [float("nan"), float("inf")])
-def test_a_deadline_is_a_finite_time(memory_world: World, deadline_s: float) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deadline_s": float("nan")},
+        {"deadline_s": float("inf")},
+        {"deadline_s": "60"},
+        {"lease_wait_s": float("nan")},
+        {"lease_wait_s": "60"},
+    ],
+)
+def test_times_are_numbers_and_a_deadline_is_finite(memory_world: World, options: dict[str, Any]) -> None:
     workflow = Workflow("order", dict[str, Any])
 
     @workflow.step
     def never(state: State) -> None:
         raise AssertionError
 
-    with pytest.raises(ValueError, match="deadline_s"):
-        memory_world.bind(workflow).run("o", {}, deadline_s=deadline_s)
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+        memory_world.bind(workflow).run("o", {}, **options)
 
 
 @pytest.mark.parametrize("is_nested", [False, True])

@@ -420,3 +420,19 @@ def test_a_step_that_was_resolved_as_failed_is_not_run_because_another_was_resol
     assert sorted(calls) == ["a", "b"]
     bound.resolve("o", "a", "done")
     assert bound.run("o").status == "completed"
+
+
+def test_a_resolution_that_does_not_exist_changes_nothing(world: World) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(at_most_once=True)
+    def charge(state: State) -> State:
+        raise OSError("no")
+
+    bound = world.bind(workflow)
+    with pytest.raises(StepFailedError):
+        bound.run("o", {})
+    with pytest.raises(ValueError, match="'retry', 'done', 'fail', not as 'skip'"):
+        bound.resolve("o", "charge", "skip")
+    with pytest.raises(StepOutcomeUnknownError):
+        bound.run("o")

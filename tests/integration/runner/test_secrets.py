@@ -104,3 +104,20 @@ def test_a_failure_is_stored_whatever_its_text(memory_world: World, error: Excep
     assert SECRET not in str(caught.value)
     (record,) = memory_world.records("o", "failure:")
     assert record.value["text"] == told
+
+
+def test_what_an_error_says_is_cut_wherever_it_is_quoted(memory_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """In records, logs, notes and messages: an exception may quote a whole document."""
+    caplog.set_level(logging.DEBUG)
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(retry=Retry(attempts=2, initial_s=0.001))
+    def charge(state: State) -> None:
+        raise ValueError("x" * 1_000_000)
+
+    with pytest.raises(StepFailedError) as caught:
+        memory_world.bind(workflow, record_error_text=True).run("o", {})
+    (record,) = memory_world.records("o", "failure:")
+    assert len(record.value["text"]) == 2_000
+    assert len(str(caught.value)) < 2_200
+    assert max(len(line.getMessage()) for line in caplog.records) < 2_200

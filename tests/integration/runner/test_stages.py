@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from milepost.errors import InputMismatchError, LimitExceededError, StateConflictError, StepFailedError
+from milepost.errors import (
+    InputMismatchError,
+    LimitExceededError,
+    StateConflictError,
+    StepFailedError,
+    StepOutcomeUnknownError,
+)
 from milepost.runner import Workflow, add, append
 from milepost.testing import SimulatedCrash, crash_after, crash_before_save
 from milepost.types import Status
@@ -449,3 +455,38 @@ def test_a_fork_takes_along_nothing_that_happened_after_its_checkpoint(world: Wo
     bound.fork("o", "o2")
     assert bound.resume("o2").state == {"good": 1, "bad": 1}
     assert sorted(calls) == ["bad", "bad", "good", "good"]
+
+
+def test_a_fork_of_a_workflow_in_the_middle_of_a_stage_keeps_marks_of_its_own(world: World) -> None:
+    """In place of those of its origin: its finished branches do not run again, and no mark of another stands."""
+    calls: list[str] = []
+    fails: list[bool] = []
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="found")
+    def item(state: State, item: int, ctx: Any) -> int:
+        calls.append(f"{ctx.workflow_id} {item}")
+        if item == 2 and fails:
+            raise SimulatedCrash("the host dies")
+        return item
+
+    @workflow.step(at_most_once=True)
+    def charge(state: State) -> State:
+        return {"paid": True}
+
+    bound = world.bind(workflow, max_concurrency=1)
+    fails.append(True)
+    with pytest.raises(SimulatedCrash):
+        bound.run("o", {"items": [0, 1, 2]})
+    bound.fork("o", "o2")
+    with pytest.raises(SimulatedCrash):
+        bound.run("o2")
+    fails.clear()
+    with pytest.raises(SimulatedCrash), crash_before_save("charge"):
+        bound.run("o2")
+    assert calls.count("o2 0") == calls.count("o2 1") == 1
+    with pytest.raises(StepOutcomeUnknownError):
+        bound.run("o2")
+    bound.fork("o2", "o3")
+    assert bound.run("o3").state["paid"] is True
+    assert "o3 0" not in calls

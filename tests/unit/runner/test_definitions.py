@@ -328,3 +328,47 @@ def test_the_options_of_a_step_are_those_of_the_decorator() -> None:
 def test_the_options_of_bind_are_those_of_a_runner() -> None:
     """The keywords that type checkers see are the settings that there are."""
     assert set(BindOptions.__annotations__) == set(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"timeout_s": "3"}, "step 'price': timeout_s must be a number, not str"),
+        ({"retries": 3}, "step 'price': there is no option 'retries'"),
+        ({"retry": 3}, "step 'price': retry must be a Retry, not int"),
+        ({"checkpoint": "no"}, "step 'price': checkpoint must be True or False, not 'no'"),
+        ({"at_most_once": 1}, "step 'price': at_most_once must be True or False, not 1"),
+        ({"repeat_while": True}, "step 'price': repeat_while must be a function, not True"),
+        ({"for_each": "items", "into": "log", "key": "id"}, "step 'price': key must be a function, not 'id'"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_name(options: dict[str, Any], problem: str) -> None:
+    def price(state: dict[str, Any]) -> None: ...
+
+    def price_item(state: dict[str, Any], item: Any) -> None: ...
+
+    function: Any = price_item if "for_each" in options else price
+    with pytest.raises(TypeError, match=problem):
+        workflow().step(**{"id": "price", **options})(function)
+
+
+def test_a_step_that_is_given_no_function_says_how_to_name_it() -> None:
+    with pytest.raises(TypeError, match=r"a step is a function, not str; options are named: step\(id=…\)"):
+        workflow().step("price")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"lease_ttl": 30}, "workflow 'order': bind has no option 'lease_ttl'"),
+        ({"lease_ttl_s": "30"}, "lease_ttl_s must be a number, not str"),
+        ({"grace_s": None}, "grace_s must be a number, not NoneType"),
+    ],
+)
+def test_options_of_bind_are_refused_by_name(options: dict[str, Any], problem: str) -> None:
+    made = workflow()
+    made.step(lambda state: None, id="price")
+    with pytest.raises(TypeError, match=problem):
+        made.bind(InMemoryStore(), **options)
+    with pytest.raises(ValueError, match=r"max_concurrency is 2\.5; it must be an int"):
+        made.bind(InMemoryStore(), max_concurrency=2.5)  # type: ignore[call-overload]
