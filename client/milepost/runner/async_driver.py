@@ -110,11 +110,16 @@ class AsyncDriver:
             for child in [*self._children]:
                 child.post(event)
 
+    def begin_with(self, event: SuspendRequested) -> None:
+        """Tell the run of something before it begins, on its loop: a store that never waits would let it begin first."""
+        self._deliver(event)
+        self._suspended = event
+
     def adopt(self, child: AsyncDriver) -> None:
         """Pass on to a nested run what the whole run is told, from now on and of what it was told."""
         self._children.add(child)
         if self._suspended is not None:
-            child.post(self._suspended)
+            child.begin_with(self._suspended)
 
     def disown(self, child: AsyncDriver) -> None:
         """Note that a nested run has ended."""

@@ -171,7 +171,7 @@ class _BaseRunner(Generic[S]):
             self._drivers.add(driver)
             suspended = self._suspended
         if suspended is not None:
-            driver.post(suspended)
+            driver.begin_with(suspended)
 
     def _dismiss(self, driver: SyncDriver | AsyncDriver) -> None:
         with self._lock:

@@ -123,11 +123,15 @@ class SyncDriver:
             for child in [*self._children]:
                 child.post(event)
 
+    def begin_with(self, event: SuspendRequested) -> None:
+        """Tell the run of something before it begins."""
+        self.post(event)
+
     def adopt(self, child: SyncDriver) -> None:
         """Pass on to a nested run what the whole run is told, from now on and of what it was told."""
         self._children.add(child)
         if self._suspended is not None:
-            child.post(self._suspended)
+            child.begin_with(self._suspended)
 
     def disown(self, child: SyncDriver) -> None:
         """Note that a nested run has ended."""

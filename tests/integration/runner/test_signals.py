@@ -206,6 +206,21 @@ def test_runs_of_a_suspended_runner_stop_at_the_next_boundary(world: World) -> N
     assert calls == ["one", "two"]
 
 
+def test_a_run_of_a_runner_that_was_suspended_begins_no_step(world: World) -> None:
+    """It stores its input, and somebody else may go on from there."""
+    workflow = Workflow("order", dict[str, Any])
+    calls: list[str] = []
+
+    @workflow.step
+    def only(state: State) -> None:
+        calls.append("only")
+
+    bound = world.bind(workflow)
+    bound.runner.suspend()
+    assert (bound.run("o", {}).status, calls) == ("suspended", [])
+    assert world.bind(workflow).run("o").status == "completed"
+
+
 def test_steps_that_take_too_long_to_suspend_are_cancelled(world: World) -> None:
     started = threading.Event()
     attempts: list[str] = []
