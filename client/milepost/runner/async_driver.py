@@ -111,7 +111,7 @@ class AsyncDriver:
                 child.post(event)
 
     def begin_with(self, event: SuspendRequested) -> None:
-        """Tell the run of something before it begins, on its loop: a store that never waits would let it begin first."""
+        """Tell the run of something before it begins, on its loop: a store that never waits lets it begin first."""
         self._deliver(event)
         self._suspended = event
 
@@ -339,7 +339,7 @@ class AsyncDriver:
 
     async def _load_ancestor(self, effect: LoadAncestor) -> Checkpoint:
         found: Checkpoint = await self._store.load(
-            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=False
+            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=effect.with_state
         )
         return found
 

@@ -265,7 +265,7 @@ class Engine(Generic[S]):
             return True
         if head.definition not in {"", self._workflow.name}:
             raise self._failures.other_definition(head.definition, self._workflow.name)
-        self._check_input((yield from self._run_state(head)))
+        yield from self._check_input((yield from self._run_state(head)))
         return False
 
     def cancel(self) -> Flow[None]:
@@ -300,7 +300,7 @@ class Engine(Generic[S]):
             if self._order.kind == "start":
                 raise self._failures.exists()
             state = yield from self._run_state(head)
-            self._check_input(state)
+            yield from self._check_input(state)
             if head.status is Status.COMPLETED:
                 # Its result is its result, whatever has become of the definition.
                 return self._stored_result(head, state)
@@ -506,12 +506,24 @@ class Engine(Generic[S]):
 
     # What must not go on.
 
-    def _check_input(self, state: RunState) -> None:
-        # A digest made under another schema says nothing about an input of this one.
-        if self._input is None or not state.input or state.input_schema != self._workflow.schema_version:
+    def _check_input(self, state: RunState) -> Flow[None]:
+        # An input of another schema says nothing about one of this schema.
+        if self._input is None or state.input_schema != self._workflow.schema_version:
             return
-        if self._input.digest() != state.input:
+        if self._input.digest() == state.input:
+            return
+        # It was saved by hand, or differs in the order of keys alone, which is no difference.
+        try:
+            first: Checkpoint = yield LoadAncestor(self._order.scope, state.first, with_state=True)
+        except CheckpointNotFoundError:
+            is_other = bool(state.input)
+        else:
+            is_other = not first.parent_id and self._ordered(first.state) != self._ordered(self._input.values())
+        if is_other:
             raise self._failures.other_input()
+
+    def _ordered(self, state: Mapping[str, Any]) -> Entries:
+        return Entries.of({key: _in_order(value) for key, value in state.items()}, self._codec)
 
     def _check_definition(
         self, head: Checkpoint, state: RunState, records: HeadRecords
@@ -962,6 +974,10 @@ class Engine(Generic[S]):
     def _finish_resolved(self, step: Step[Any], left: Mapping[str, Any] | None) -> None:
         if step.for_each is not None:
             raise ValueError(f"step {step.id!r} runs for items: say which one is done")
+        if left is not None and not isinstance(left, Mapping):
+            raise TypeError(
+                f"what step {step.id!r} left is a mapping of the entries that it changed, not {type(left).__name__}"
+            )
         journal = self._the_journal
         entries = journal.entries
         if left is not None:
@@ -986,6 +1002,15 @@ class Engine(Generic[S]):
         return self._workflow.state_type.from_entries(
             entries.values(), workflow_id=self._order.workflow_id, checkpoint_id=checkpoint_id
         )
+
+
+def _in_order(value: Any) -> Any:
+    """Return a value whose mappings have their keys in order, as far as plain containers reach."""
+    if type(value) is dict:
+        return {key: _in_order(value[key]) for key in sorted(value)}
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(_in_order, value))
+    return value
 
 
 def _failed_branch(step: Step[Any], error: Exception) -> Branch:

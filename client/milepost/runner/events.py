@@ -58,10 +58,11 @@ class LoadHead:
 
 @dataclass(frozen=True, slots=True)
 class LoadAncestor:
-    """Request: read a checkpoint of a scope without its state. Answer: `Checkpoint`."""
+    """Request: read a checkpoint of a scope that is not its head. Answer: `Checkpoint`."""
 
     scope: str
     checkpoint_id: str
+    with_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,7 @@ class SyncDriver:
 
     def _load_ancestor(self, effect: LoadAncestor) -> Checkpoint:
         found: Checkpoint = self._store.load(
-            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=False
+            self._workflow_id, scope=effect.scope, checkpoint_id=effect.checkpoint_id, with_state=effect.with_state
         )
         return found
 

@@ -422,7 +422,7 @@ def test_a_step_that_was_resolved_as_failed_is_not_run_because_another_was_resol
     assert bound.run("o").status == "completed"
 
 
-def test_a_resolution_that_does_not_exist_changes_nothing(world: World) -> None:
+def test_a_resolution_that_makes_no_sense_changes_nothing(world: World) -> None:
     workflow = Workflow("order", dict[str, Any])
 
     @workflow.step(at_most_once=True)
@@ -434,5 +434,7 @@ def test_a_resolution_that_does_not_exist_changes_nothing(world: World) -> None:
         bound.run("o", {})
     with pytest.raises(ValueError, match="'retry', 'done', 'fail', not as 'skip'"):
         bound.resolve("o", "charge", "skip")
+    with pytest.raises(TypeError, match="what step 'charge' left is a mapping"):
+        bound.resolve("o", "charge", "done", "paid")
     with pytest.raises(StepOutcomeUnknownError):
         bound.run("o")

@@ -100,3 +100,28 @@ def test_a_blocking_program_may_submit_what_async_hosts_run() -> None:
     twin = AsyncInMemoryStore()
     twin._core = store._core
     assert asyncio.run(workflow.bind(twin).run("o")).state == {"shipped": True}
+
+
+def test_the_order_of_keys_makes_no_other_input(world: World) -> None:
+    """Wherever they are in it; a value of another type does."""
+    bound = world.bind(Orders().workflow)
+    state = {"lines": [{"product": "cup", "count": 2}], "to": {"name": "kim", "zip": (1, 2)}}
+    bound.submit("o", state)
+    turned = {"to": {"zip": (1, 2), "name": "kim"}, "lines": [{"count": 2, "product": "cup"}]}
+    assert bound.submit("o", turned) is False
+    assert bound.run("o", turned).status == "completed"
+    with pytest.raises(InputMismatchError):
+        bound.run("o", {**turned, "lines": [{"count": 2.0, "product": "cup"}]})
+
+
+def test_an_input_that_a_client_has_saved_is_compared_too(world: World) -> None:
+    world.eyes.save("o", state={"a": 1}, after="start", definition="order")
+    bound = world.bind(Orders().workflow)
+    assert bound.submit("o", {"a": 1}) is False
+    with pytest.raises(InputMismatchError):
+        bound.submit("o", {"a": 2})
+    with pytest.raises(InputMismatchError):
+        bound.run("o", {"a": 2})
+    assert bound.run("o", {"a": 1}).status == "completed"
+    with pytest.raises(InputMismatchError):
+        bound.run("o", {"a": 2})
