@@ -90,17 +90,23 @@ class Failures:
 
     def outcome_unknown(self, step_id: str, item_key: str | None, attempt_id: str = "") -> StepOutcomeUnknownError:
         """Return the error of a step that may run once and was started."""
-        item = "" if item_key is None else f", item_key={item_key!r}"
         what = f"step {step_id!r}" + ("" if item_key is None else f", item {item_key!r},")
         return StepOutcomeUnknownError(
             f"{what} of workflow {self._workflow_id!r} may run once; it was started and nobody knows how it ended. "
-            f"Find out, then resolve({self._workflow_id!r}, {step_id!r}, 'done', 'retry' or 'fail'{item})",
+            f"Find out, then {self._resolving(step_id, item_key, 'done', 'retry', 'fail')}",
             step=step_id,
             item_key=item_key,
             attempt_id=attempt_id,
             workflow_id=self._workflow_id,
             scope=self._scope,
         )
+
+    def _resolving(self, step_id: str, item_key: str | None, *resolutions: str) -> str:
+        """Return the call that resolves a step; that of a child is resolved by a runner of the child."""
+        item = "" if item_key is None else f", item_key={item_key!r}"
+        scope = f", scope={self._scope!r}" if self._scope else ""
+        named = " or ".join(map(repr, resolutions))
+        return f"resolve({self._workflow_id!r}, {step_id!r}, {named}{item}{scope})"
 
     def unresolved(self, failure: Failure) -> WorkflowError:
         """Return the error of a resume that somebody has to decide about first."""
@@ -114,7 +120,7 @@ class Failures:
         }[failure.kind]
         return StepFailedError(
             f"workflow {self._workflow_id!r} is failed at step {step_id!r}: it {why}. "
-            f"resolve({self._workflow_id!r}, {step_id!r}, 'retry') lets it go on",
+            f"{self._resolving(step_id, failure.item_key, 'retry')} lets it go on",
             step=step_id,
             attempts=failure.attempts,
             workflow_id=self._workflow_id,

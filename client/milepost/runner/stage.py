@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from typing_extensions import override
 
-from milepost.errors import LeaseLostError, StepTimeoutError
+from milepost.errors import LeaseLostError, StepOutcomeUnknownError, StepTimeoutError
 from milepost.runner.attempt import Attempt
 from milepost.runner.context import ChildOutageError, ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.events import POLL, AttemptEnded, CancelAttempt, Flow, NextEvent, StartAttempt
@@ -352,7 +352,12 @@ class Stage:
         step = branch.step
         if step.at_most_once:
             branch.fail(error, "unknown")
-        elif step.retry.allows(error, branch.attempt_count) and not self._is_stopping:
+        elif (
+            step.retry.allows(error, branch.attempt_count)
+            and not self._is_stopping
+            # Of a child's step: only people can tell how it goes on.
+            and not isinstance(error, StepOutcomeUnknownError)
+        ):
             pause_s = step.retry.delay_s(branch.attempt_count, self._environment.random)
             branch.status = "backoff"
             branch.retry_at = self._environment.clock() + pause_s

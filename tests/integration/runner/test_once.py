@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milepost.errors import StepFailedError, StepOutcomeUnknownError, WorkflowCancelledError
-from milepost.runner import Workflow
+from milepost.runner import Retry, Workflow
 from milepost.testing import SimulatedCrash, crash_after, crash_before_save
 from milepost.types import Status
 from tests.integration.runner.conftest import World
@@ -323,9 +323,11 @@ def test_a_step_of_a_child_is_resolved_in_its_scope(world: World) -> None:
     payment = Payment()
     payment.fails = True
     parent = Workflow("trip", dict[str, Any])
+    attempts: list[int] = []
 
-    @parent.step
+    @parent.step(retry=Retry(attempts=5, initial_s=0.001))
     def pay(state: State, ctx: Any) -> State:
+        attempts.append(ctx.attempt)
         return {"paid": ctx.run(payment.workflow, {}).state}
 
     bound = world.bind(parent)
@@ -336,6 +338,9 @@ def test_a_step_of_a_child_is_resolved_in_its_scope(world: World) -> None:
     unknown = caught.value.__cause__
     assert isinstance(unknown, StepOutcomeUnknownError)
     assert (unknown.step, unknown.scope) == ("charge", "pay")
+    assert "resolve('t', 'charge', 'done' or 'retry' or 'fail', scope='pay')" in str(unknown)
+    # Another attempt of the parent's step would find nothing else.
+    assert attempts == [1, 2, 1]
     world.bind(payment.workflow).resolve("t", "charge", "done", {"charged": 42}, scope=unknown.scope)
     assert bound.run("t").state == {"paid": {"total": 42, "charged": 42, "shipped": True}}
     assert payment.calls.count("charge") == 1
