@@ -12,6 +12,7 @@ anything, or waits; the drivers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isinf, isnan
 from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar, get_args
@@ -78,6 +79,8 @@ __all__ = ["ENDED", "Engine", "Order", "Resolution"]
 S = TypeVar("S")
 
 ENDED: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
+SUBMIT_WAIT_S: Final = 0.5
+"""How long a submission waits for a lease before it looks again whether the workflow has begun."""
 ANCESTORS_MAX: Final = 100
 """Checkpoints in a row that others have saved, behind which a run still finds its own."""
 
@@ -248,21 +251,27 @@ class Engine(Generic[S]):
 
     def submit(self) -> Flow[bool]:
         """Store the input for somebody else to run. Returns whether the workflow is new."""
-        try:
-            yield from self._begin()
-        except (HeadMovedError, WorkflowExistsError, LeaseHeldError) as refused:
-            head = yield from self._load_head()
-            if head is None:
-                if not (isinstance(refused, LeaseHeldError) and self._uses_lease):
-                    raise
-                # Whoever holds the lease is about to begin, or has died before that.
-                yield from self._take_lease()
+        clock = self._environment.clock
+        give_up_at = clock() + self._lease_wait_s
+        while True:
+            try:
+                yield from self._begin(releases=self.holds_lease)
+            except (HeadMovedError, WorkflowExistsError):
                 head = yield from self._load_head()
                 if head is None:
-                    yield from self._begin(releases=True)
-                    return True
-        else:
-            return True
+                    raise
+                break
+            except LeaseHeldError:
+                head = yield from self._load_head()
+                if head is not None:
+                    break
+                # Whoever holds the lease is about to begin, or has died before that.
+                if not self._uses_lease or clock() >= give_up_at:
+                    raise
+                with suppress(LeaseHeldError):
+                    yield from self._take_lease(SUBMIT_WAIT_S)
+            else:
+                return True
         if head.definition not in {"", self._workflow.name}:
             raise self._failures.other_definition(head.definition, self._workflow.name)
         yield from self._check_input((yield from self._run_state(head)))
@@ -343,11 +352,16 @@ class Engine(Generic[S]):
 
     # Lease and load.
 
-    def _take_lease(self) -> Flow[None]:
+    @property
+    def _lease_wait_s(self) -> float:
+        """Longest wait for a lease: as long as a host that is dead would keep it, unless the order says otherwise."""
+        wait_s, settings = self._order.lease_wait_s, self._settings
+        return settings.lease_ttl_s + settings.lease_margin_s if wait_s is None else wait_s
+
+    def _take_lease(self, budget_s: float | None = None) -> Flow[None]:
         settings = self._settings
-        budget_s = self._order.lease_wait_s
         if budget_s is None:
-            budget_s = settings.lease_ttl_s + settings.lease_margin_s
+            budget_s = self._lease_wait_s
         clock = self._environment.clock
         give_up_at = clock() + budget_s
         wait_s = waited_s = 0.0

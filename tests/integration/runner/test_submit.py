@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -86,6 +87,23 @@ def test_a_submission_waits_for_who_is_about_to_begin(world: World) -> None:
     assert bound.submit("o", {"a": 1}) is True
     timer.join()
     assert (world.head("o").state, world.eyes.get_lease("o")) == ({"a": 1}, None)
+
+
+def test_a_submission_does_not_wait_for_who_has_begun(world: World) -> None:
+    """Meanwhile, under a lease that will be held for long."""
+    bound = world.bind(Orders().workflow)
+    lease = world.eyes.acquire_lease("o", ttl_s=30.0)
+
+    def begin() -> None:
+        world.eyes.save("o", state={"a": 1}, after="start", definition="order", lease_token=lease.token)
+
+    timer = threading.Timer(0.3, begin)
+    timer.start()
+    begun_at = time.monotonic()
+    assert bound.submit("o", {"a": 1}) is False
+    assert time.monotonic() - begun_at < 10.0
+    timer.join()
+    assert world.eyes.get_lease("o") is not None
 
 
 def test_a_blocking_program_may_submit_what_async_hosts_run() -> None:
