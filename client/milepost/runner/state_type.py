@@ -165,20 +165,20 @@ class StateType(Generic[S]):
         if self._is_model:
             dumped = self._dumped(state)
             private = getattr(state, "__pydantic_private__", None)
-            if private:
-                self._warn_of_lost(private, self._private_of_made(dumped))
+            if private and any(type(private[name]) in _PLAIN for name in private.keys() - self._warned):
+                self._warn_of_lost_by_model(private, dumped)
             return dumped
         entries = self._lowered({name: getattr(state, name) for name in self._names})
         if len(getattr(state, "__dict__", ())) > len(self._names):
             self._refuse_unknown(state, entries)
         return entries
 
-    def _private_of_made(self, entries: dict[str, Any]) -> dict[str, Any]:
+    def _warn_of_lost_by_model(self, kept: Mapping[str, Any], entries: dict[str, Any]) -> None:
         try:
             made: Any = self.from_entries(dict(entries))
         except StateSchemaError:
-            return {}  # What is wrong with it is told where it is read back.
-        return dict(getattr(made, "__pydantic_private__", None) or {})
+            return  # What is wrong with it is told where it is read back.
+        self._warn_of_lost(kept, made.__pydantic_private__ or {})
 
     def _warn_of_lost(self, kept: Mapping[str, Any], made: Mapping[str, Any]) -> None:
         """Warn, once for each, of data in attributes that are no fields: the next step does not get them."""
