@@ -171,11 +171,14 @@ class Lines:
         self._stream = stream
         self._clock = clock
         self._finished = 0
+        self._holder: str | None = None
         self._started_at = clock()
 
     def waits(self, holder: str, left_s: float | None) -> None:
-        """Say for whom."""
-        self._write(_wait(holder, left_s))
+        """Say for whom, once."""
+        if holder != self._holder:
+            self._holder = holder
+            self._write(_wait(holder, left_s))
 
     def resumed(self, finished: Sequence[str]) -> None:
         """Say how far it had come."""
