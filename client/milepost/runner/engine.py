@@ -532,7 +532,8 @@ class Engine(Generic[S]):
         except CheckpointNotFoundError:
             is_other = bool(state.input)
         else:
-            is_other = not first.parent_id and self._ordered(first.state) != self._ordered(self._input.values())
+            is_first = bool(state.input) or not first.parent_id
+            is_other = is_first and self._ordered(first.state) != self._ordered(self._input.values())
         if is_other:
             raise self._failures.other_input()
 
@@ -1021,7 +1022,7 @@ class Engine(Generic[S]):
 def _in_order(value: Any) -> Any:
     """Return a value whose mappings have their keys in order, as far as plain containers reach."""
     if type(value) is dict:
-        return {key: _in_order(value[key]) for key in sorted(value)}
+        return {key: _in_order(value[key]) for key in sorted(value, key=repr)}
     if type(value) is list or type(value) is tuple:
         return type(value)(map(_in_order, value))
     return value
