@@ -208,6 +208,35 @@ def test_a_watch_tells_each_change_at_once_and_ends_well_with_ctrl_c(
     assert (told["kind"], told["signal_name"], told["revision"]) == ("signal_sent", "go", started["revision"] + 1)
 
 
+@pytest.mark.slow
+def test_a_watch_ends_with_its_reader_though_nothing_happens(environment: dict[str, str]) -> None:
+    """`milepost watch | head -1` would wait for a second event, which may never come."""
+    with subprocess.Popen([*COMMAND, "watch"], env=environment, stdout=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        assert b"started" in watching.stdout.readline()
+        watching.stdout.close()
+        try:
+            assert watching.wait(30) == 141
+        finally:
+            watching.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command,status", [("workflows", 0), ("show nothing", 1), ("--help", 0)])
+def test_streams_that_were_closed_are_done_without(environment: dict[str, str], command: str, status: int) -> None:
+    line = f'"$0" -m milepost {command} >&- 2>&-'
+    assert subprocess.run(["sh", "-c", line, sys.executable], env=environment, check=False).returncode == status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["workflows", "--help", "--version"])
+def test_a_full_disk_behind_the_output_is_a_line(environment: dict[str, str], command: str, client: Client) -> None:
+    client.save("w", state={})
+    line = f'"$0" -m milepost {command} >/dev/full'
+    done = subprocess.run(["sh", "-c", line, sys.executable], env=environment, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (5, b"error: [Errno 28] No space left on device\n")
+
+
 def test_a_lease_and_signals_from_the_shell(environment: dict[str, str], client: Client) -> None:
     client.save("w", state={})
     token = client.acquire_lease("w", holder="web-3").token

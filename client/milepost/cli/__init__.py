@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 __all__ = ["main"]
 
@@ -38,8 +39,20 @@ def main() -> None:
             raise
         print(f'error: the command line needs {error.name}: pip install "milepost[cli]"', file=sys.stderr)
         sys.exit(2)
+    # The interpreter has none where one was closed by whoever started it.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape, not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    cli.main(prog_name="milepost")
+    try:
+        cli.main(prog_name="milepost")
+    except OSError as error:
+        # Commands tell their failures themselves: this is the help or the version, on a disk that is full.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(5)
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

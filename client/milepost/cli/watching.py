@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
+import select
+import stat
+import sys
+import threading
+
 import click
 
 from milepost.cli.documents import event_document
+from milepost.cli.failures import ExitCode
 from milepost.cli.rendering import STATUS_STYLES, Output, printable
 from milepost.cli.session import TEXT, Session, pass_session, setting_options
 from milepost.types import WatchEvent, WatchEventKind
@@ -22,6 +30,7 @@ def watch(session: Session, *, workflow: str, definition: str | None) -> None:
     missed meanwhile is not told, and a new first line says so.
     """
     output = session.output()
+    _end_with_the_reader()
     with session.store() as store, store.watch(workflow, definition=definition) as events:
         try:
             for event in events:
@@ -34,6 +43,25 @@ def watch(session: Session, *, workflow: str, definition: str | None) -> None:
         except KeyboardInterrupt:
             # The only way to end it, so it is no failure.
             return
+
+
+def _end_with_the_reader() -> None:
+    """End this process when nobody reads the pipe any more that it writes to, which no event may tell for long."""
+    try:
+        number = sys.stdout.fileno()
+    except io.UnsupportedOperation:
+        return
+    if not stat.S_ISFIFO(os.fstat(number).st_mode):
+        return
+
+    def wait() -> None:
+        poller = select.poll()
+        poller.register(number, 0)
+        poller.poll()
+        # There is nothing to clean up, and nobody to tell.
+        os._exit(ExitCode.READER_GONE)
+
+    threading.Thread(target=wait, daemon=True, name="milepost-watch-reader").start()
 
 
 def _write(output: Output, event: WatchEvent, time: str) -> None:

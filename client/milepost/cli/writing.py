@@ -41,6 +41,8 @@ def _read_entries(ctx: click.Context, param: click.Parameter, pairs: Sequence[st
             raise click.BadParameter(
                 printable(f"the value of {key!r} is no JSON ({error}){hint}"), ctx, param
             ) from None
+        if key in entries:
+            raise click.BadParameter(f"{printable(key)!r} is given twice", ctx, param)
         entries[key] = json_text.compact(text)
     return entries
 

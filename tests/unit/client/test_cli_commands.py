@@ -411,6 +411,7 @@ def test_a_head_that_moved_is_a_conflict(run: Run) -> None:
         ["--entry", "a=text"],
         ["--entry", "a=NaN"],
         ["--entry", "=1"],
+        ["--entry", "a=1", "--entry", "a=2"],
         ["--metadata", "[1]", "--entry", "a=1"],
         ["--metadata", "{", "--entry", "a=1"],
         ["--label", "k", "--entry", "a=1"],
