@@ -92,7 +92,7 @@ class Value(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     json: _builtins.str
-    """A JSON text (RFC 8259: no NaN, no Infinity), nested at most 512 deep. Kept byte for byte."""
+    """A JSON text (RFC 8259: no NaN, no Infinity; no lone surrogate), nested at most 512 deep. Kept byte for byte."""
     data: _builtins.bytes
     """Opaque bytes; `codec` says how the client reads them."""
     codec: _builtins.str
