@@ -161,7 +161,8 @@ def test_a_taken_port_names_the_flag(start: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["7450", "localhost", "127.0.0.1:x", "127.0.0.1:70000", "::1:7450", "unix:", "nowhere.invalid:1"]
+    "address",
+    ["7450", "localhost", "127.0.0.1:x", "127.0.0.1:70000", "::1:7450", "unix:", "unix:a%20b", "nowhere.invalid:1"],
 )
 def test_a_malformed_address_is_refused(start: Any, address: str) -> None:
     assert f"--listen {address}" in start_failure(start, listen=[address]).stderr

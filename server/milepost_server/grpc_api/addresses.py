@@ -49,6 +49,9 @@ def parse_address(text: str) -> Address:
         path = path[2:] if path.startswith("///") else path
         if not path or "\0" in path:
             raise ListenError(f"--listen {text}: write unix:PATH")
+        if "%" in path:
+            # The socket would be another file than the one that is checked and told.
+            raise ListenError(f"--listen {text}: the path of a socket must have no %, which gRPC takes for an escape")
         if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
             raise ListenError(f"--listen {text}: the path of a socket has at most {UNIX_PATH_BYTES_MAX} bytes")
         return Address(path=path)
