@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from milepost_server.answer_pages import Growth, cut_entry_history, cut_list, cut_signals, no_growth
 from milepost_server.config import QueueConfig
 from milepost_server.errors import InvalidFieldError, OutcomeUnknownError, StoreError, UnavailableError
 from milepost_server.lease_service import LeaseService
@@ -299,14 +300,16 @@ class CheckpointService:
         """Store a signal."""
         return await self._run(command, command.namespace, SendSignalAnswer)
 
-    async def list_signals(self, query: ListSignalsQuery, *, page_token: str) -> tuple[ListSignalsAnswer, str]:
+    async def list_signals(
+        self, query: ListSignalsQuery, *, page_token: str, growth: Growth = no_growth
+    ) -> tuple[ListSignalsAnswer, str]:
         """Read one page of pending signals, and return it with the token of the next, "" after the last."""
         query_hash = hash_query(query.namespace, query.workflow_id, query.name)
         if page_token:
             token = decode_token("page_token", page_token, kind="signals", query_hash=query_hash)
             query = _replace(query, incarnation=token.incarnation, after_number=token.position[0])
         engine = self._engine
-        answer = await self._queue.scan(lambda: engine.list_signals(query))
+        answer = cut_signals(await self._queue.scan(lambda: engine.list_signals(query)), growth, query.bytes_max)
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -322,7 +325,9 @@ class CheckpointService:
         engine = self._engine
         return await self._queue.scan(lambda: engine.get_definition(namespace, fingerprint))
 
-    async def list_checkpoints(self, query: ListQuery, *, page_token: str) -> tuple[ListAnswer, str]:
+    async def list_checkpoints(
+        self, query: ListQuery, *, page_token: str, growth: Growth = no_growth
+    ) -> tuple[ListAnswer, str]:
         """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""
         query_hash = _hash_list(query)
         if page_token:
@@ -334,7 +339,7 @@ class CheckpointService:
                 sequence_max=token.bound,
             )
         engine = self._engine
-        answer = await self._queue.scan(lambda: engine.list_checkpoints(query))
+        answer = cut_list(await self._queue.scan(lambda: engine.list_checkpoints(query)), growth, query.bytes_max)
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -372,7 +377,9 @@ class CheckpointService:
         token = Token(kind="workflows", query_hash=query_hash, after=answer.after_workflow_id)
         return answer, encode_token(token)
 
-    async def entry_history(self, query: EntryHistoryQuery, *, page_token: str) -> tuple[EntryHistoryAnswer, str]:
+    async def entry_history(
+        self, query: EntryHistoryQuery, *, page_token: str, growth: Growth = no_growth
+    ) -> tuple[EntryHistoryAnswer, str]:
         """Read one page of what entries were, and return it with the token of the next, "" after the last."""
         query_hash = hash_query(
             query.namespace, query.workflow_id, query.scope, query.checkpoint_id, list(query.entry_keys)
@@ -382,6 +389,7 @@ class CheckpointService:
             query = _replace(query, incarnation=token.incarnation, position=token.position[0])
         engine = self._engine
         answer = await self._queue.scan(lambda: engine.entry_history(query))
+        answer = cut_entry_history(answer, growth, query.bytes_max)
         if answer.position is None:
             return answer, ""
         token = Token(

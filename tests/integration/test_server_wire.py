@@ -232,6 +232,63 @@ def test_page_tokens_are_bound_to_their_call(stub: Any, request: pytest.FixtureR
     assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "PAGE_EXPIRED")
 
 
+@pytest.mark.parametrize("call", ["List", "List of records", "GetEntryHistory", "ListSignals"])
+def test_pages_stay_small_for_a_caller_that_cannot_decompress(
+    server: Any, stub: Any, call: str, request: pytest.FixtureRequest
+) -> None:
+    """Values are answered decompressed then, and other clients than ours receive 4 MiB at most."""
+    workflow_id = request.node.name
+    count = 30
+    for number in range(count):
+        value = checkpoint_pb2.Value(
+            data=zstandard.compress(bytes([number]) * MIB), compression=checkpoint_pb2.COMPRESSION_ZSTD
+        )
+        save = pb.SaveRequest(workflow_id=workflow_id, checkpoint_id=f"c{number}")
+        if call == "List of records":
+            save.records.add(task_id="t", value=value)
+        else:
+            save.state["x"].CopyFrom(value)
+        stub.Save(save)
+        stub.SendSignal(pb.SendSignalRequest(workflow_id=workflow_id, signal_id=f"{number}", name="n", value=value))
+
+    def page(stub: Any, token: str) -> Any:
+        if call == "GetEntryHistory":
+            history = pb.GetEntryHistoryRequest(
+                workflow_id=workflow_id, entry_keys=["x"], page_size=1_000, page_token=token
+            )
+            return stub.GetEntryHistory(history)
+        if call == "ListSignals":
+            return stub.ListSignals(pb.ListSignalsRequest(workflow_id=workflow_id, page_size=1_000, page_token=token))
+        return stub.List(
+            pb.ListRequest(
+                workflow_id=workflow_id,
+                page_size=1_000,
+                include_state=True,
+                include_records=True,
+                order=pb.ORDER_OLDEST_FIRST,
+                page_token=token,
+            )
+        )
+
+    found: list[bytes] = []
+    token, is_last = "", False
+    with grpc.insecure_channel(server.target) as small:
+        while not is_last:
+            answer = page(open_stub(small), token)
+            match answer:
+                case pb.GetEntryHistoryResponse():
+                    found += [each.value.data for each in answer.versions]
+                case pb.ListSignalsResponse():
+                    found += [each.value.data for each in answer.signals]
+                case _ if call == "List":
+                    found += [each.state["x"].data for each in answer.checkpoints]
+                case _:
+                    found += [each.records[0].value.data for each in answer.checkpoints]
+            token = answer.next_page_token
+            is_last = not token
+    assert sorted(found) == [bytes([number]) * MIB for number in range(count)]
+
+
 def test_a_request_over_the_limit_is_refused_with_the_limit_and_the_connection_goes_on(
     stub: Any, request: pytest.FixtureRequest
 ) -> None:

@@ -991,6 +991,12 @@ class ValueWriter:
         self._limits = limits
         self._decompressed_bytes = 0
 
+    def growth(self, value: Value) -> int:
+        """Return by how many bytes a value is larger in the answer than it is stored."""
+        if not value.compression or value.compression in self._accepted:
+            return 0
+        return zstd_content_size("value", value.payload, self._limits) - len(value.payload)
+
     def write(self, message: pb.Value, value: Value) -> None:
         """Fill a message with a value."""
         payload, kind, compression = value.payload, value.kind, value.compression

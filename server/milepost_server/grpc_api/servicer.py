@@ -65,8 +65,8 @@ class CheckpointStoreServicer:
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         """Read one page of a workflow's checkpoints."""
         query, accepted = convert.list_from_pb(request, self._limits)
-        answer, token = await self._service.list_checkpoints(query, page_token=request.page_token)
         values = ValueWriter(accepted, self._limits)
+        answer, token = await self._service.list_checkpoints(query, page_token=request.page_token, growth=values.growth)
         if convert.is_large(answer.checkpoints):
             return await asyncio.to_thread(convert.list_to_pb, answer, query, token, values)
         return convert.list_to_pb(answer, query, token, values)
@@ -79,8 +79,8 @@ class CheckpointStoreServicer:
     async def GetEntryHistory(self, request: pb.GetEntryHistoryRequest, context: Context) -> pb.GetEntryHistoryResponse:
         """Read one page of what entries were."""
         query, accepted = convert.entry_history_from_pb(request, self._limits)
-        answer, token = await self._service.entry_history(query, page_token=request.page_token)
         values = ValueWriter(accepted, self._limits)
+        answer, token = await self._service.entry_history(query, page_token=request.page_token, growth=values.growth)
         size_bytes = sum(len(version.value.payload) for version in answer.versions if version.value is not None)
         return await _translate(size_bytes, lambda: convert.entry_history_to_pb(answer, token, values))
 
@@ -167,8 +167,8 @@ class CheckpointStoreServicer:
     async def ListSignals(self, request: pb.ListSignalsRequest, context: Context) -> pb.ListSignalsResponse:
         """Read one page of a workflow's pending signals."""
         query, accepted = convert.list_signals_from_pb(request, self._limits)
-        answer, token = await self._service.list_signals(query, page_token=request.page_token)
         values = ValueWriter(accepted, self._limits)
+        answer, token = await self._service.list_signals(query, page_token=request.page_token, growth=values.growth)
         size_bytes = sum(len(each.value.payload) for each in answer.signals if each.value is not None)
         return await _translate(size_bytes, lambda: convert.list_signals_to_pb(answer, token, values))
 
