@@ -13,7 +13,15 @@ from operator import attrgetter
 
 import msgspec
 
-from milepost_server.model import EntryHistoryAnswer, ListAnswer, ListSignalsAnswer, LoadedCheckpoint, Value
+from milepost_server import rules
+from milepost_server.model import (
+    EntryHistoryAnswer,
+    ListAnswer,
+    ListSignalsAnswer,
+    LoadedCheckpoint,
+    Value,
+    WorkflowRow,
+)
 
 Growth = Callable[[Value], int]
 """Returns by how many bytes a value is larger in an answer than it is stored."""
@@ -28,7 +36,7 @@ def no_growth(value: Value) -> int:
 
 def cut_list(answer: ListAnswer, growth: Growth, bytes_max: int) -> ListAnswer:
     """Return a page of checkpoints that fits."""
-    count = _fitting((_checkpoint_bytes(each, growth) for each in answer.checkpoints), bytes_max)
+    count = _fitting((_checkpoint_bytes(answer.workflow, each, growth) for each in answer.checkpoints), bytes_max)
     kept = answer.checkpoints[:count]
     if len(kept) == len(answer.checkpoints):
         return answer
@@ -66,9 +74,14 @@ def _fitting(sizes: Iterable[int], bytes_max: int) -> int:
     return count
 
 
-def _checkpoint_bytes(loaded: LoadedCheckpoint, growth: Growth) -> int:
-    values = [*(loaded.entries or {}).values(), *(record.value for record in loaded.records)]
-    return sum(_value_bytes(each, growth) for each in values)
+def _checkpoint_bytes(workflow: WorkflowRow, loaded: LoadedCheckpoint, growth: Growth) -> int:
+    entries = loaded.entries or {}
+    return (
+        rules.listed_bytes(workflow, loaded.row)
+        + (loaded.row.entries_bytes if entries else 0)
+        + sum(growth(value) for value in entries.values())
+        + sum(record.size_bytes + growth(record.value) for record in loaded.records)
+    )
 
 
 def _value_bytes(value: Value | None, growth: Growth) -> int:

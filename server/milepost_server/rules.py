@@ -42,6 +42,11 @@ EMPTY_STEPS_HASH = bytes(16)
 CHECKPOINT_OVERHEAD_BYTES = 512
 """What a checkpoint's own rows are taken to cost, in `stored_bytes`."""
 
+LISTED_BYTES = 256
+"""What a checkpoint or a workflow takes of a page beside its texts, about."""
+TEXT_OVERHEAD_BYTES = 4
+"""What the wire adds to one text of a list."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -572,6 +577,41 @@ def change_of(workflow: WorkflowRow) -> WorkflowChange:
     return WorkflowChange(
         workflow.namespace, workflow.workflow_id, workflow.incarnation, workflow.revision, workflow.definition
     )
+
+
+def listed_bytes(workflow: WorkflowRow, row: CheckpointRow) -> int:
+    """Return what a checkpoint takes of a page, beside its state and records: its texts, and the rest about."""
+    texts = (
+        workflow.namespace,
+        workflow.workflow_id,
+        row.scope,
+        row.checkpoint_id,
+        row.parent_id,
+        row.current_step,
+        row.metadata,
+        row.definition,
+        row.fingerprint,
+        row.run_id,
+        *row.history_entries,
+    )
+    return LISTED_BYTES + len(row.history_entries) * TEXT_OVERHEAD_BYTES + sum(map(utf8_bytes, texts))
+
+
+def listed_workflow_bytes(workflow: WorkflowRow, lease: LeaseState | None) -> int:
+    """Return what a workflow takes of a page: its texts, and the rest about."""
+    texts = (
+        workflow.namespace,
+        workflow.workflow_id,
+        workflow.current_step,
+        workflow.definition,
+        workflow.fingerprint,
+        workflow.head_checkpoint_id,
+        workflow.forked_from,
+        lease.holder if lease is not None else "",
+        *workflow.labels.keys(),
+        *workflow.labels.values(),
+    )
+    return LISTED_BYTES + len(workflow.labels) * 2 * TEXT_OVERHEAD_BYTES + sum(map(utf8_bytes, texts))
 
 
 # Records.

@@ -232,6 +232,26 @@ def test_page_tokens_are_bound_to_their_call(stub: Any, request: pytest.FixtureR
     assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "PAGE_EXPIRED")
 
 
+def test_pages_stay_small_whatever_their_texts(server: Any, stub: Any, request: pytest.FixtureRequest) -> None:
+    """Every text that an answer has counts, or a page could be larger than its caller receives."""
+    namespace = request.node.name
+    long = "\N{EURO SIGN}" * 80
+    for number in range(70):
+        save = save_request("w", namespace=namespace, checkpoint_id=f"{number}", run_id=long)
+        save.history_entries.extend(f"{'x' * 1_000}{entry}" for entry in range(60))
+        stub.Save(save)
+    found: list[str] = []
+    with grpc.insecure_channel(server.target) as small:
+        stub = open_stub(small)
+        token, is_last = "", False
+        while not is_last:
+            page = stub.List(pb.ListRequest(namespace=namespace, workflow_id="w", page_size=1_000, page_token=token))
+            found += [each.checkpoint_id for each in page.checkpoints]
+            token = page.next_page_token
+            is_last = not token
+    assert found == [f"{number}" for number in reversed(range(70))]
+
+
 @pytest.mark.parametrize("call", ["List", "List of records", "GetEntryHistory", "ListSignals"])
 def test_pages_stay_small_for_a_caller_that_cannot_decompress(
     server: Any, stub: Any, call: str, request: pytest.FixtureRequest

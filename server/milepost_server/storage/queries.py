@@ -43,12 +43,10 @@ from milepost_server.model import (
 from milepost_server.storage import leases, lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction
 
-CHECKPOINT_WIRE_BYTES = 256
-"""What a checkpoint costs on the wire beside its state, metadata and records, about."""
+VERSION_WIRE_BYTES = 512
+"""What a version of an entry costs on the wire beside the entry: a checkpoint_id, and the rest about."""
 SIGNAL_WIRE_BYTES = 640
 """What a signal costs on the wire beside its value, at most."""
-WORKFLOW_WIRE_BYTES = 256
-"""What a workflow costs on the wire beside its texts, about."""
 
 
 def load(txn: ReadTransaction, query: LoadQuery, limits: Limits) -> LoadAnswer:
@@ -225,11 +223,7 @@ def list_workflows(txn: ReadTransaction, query: ListWorkflowsQuery) -> ListWorkf
         if query.is_leased is not None and (lease is not None) is not query.is_leased:
             continue
         found.append(WorkflowAnswer(workflow, lease))
-        bytes_left -= (
-            WORKFLOW_WIRE_BYTES
-            + len(workflow.workflow_id.encode())
-            + sum(len(key.encode()) + len(value.encode()) for key, value in workflow.labels.items())
-        )
+        bytes_left -= rules.listed_workflow_bytes(workflow, lease)
     return ListWorkflowsAnswer(workflows=tuple(found), after_workflow_id=None)
 
 
@@ -269,7 +263,9 @@ def entry_history(txn: ReadTransaction, query: EntryHistoryQuery) -> EntryHistor
         parent = _find_parent(txn, name, workflow, row)
         theirs = txn.lookup_entries(workflow.family_id, parent.node_id, query.entry_keys) if parent is not None else {}
         changed = [key for key in query.entry_keys if not _is_same(mine.get(key), theirs.get(key))]
-        changed_bytes = sum(CHECKPOINT_WIRE_BYTES + (mine[key].size_bytes if key in mine else 0) for key in changed)
+        changed_bytes = sum(
+            VERSION_WIRE_BYTES + (mine[key].size_bytes if key in mine else utf8_bytes(key)) for key in changed
+        )
         if changed_bytes > bytes_left and (versions or query.is_page_started):
             # All that one checkpoint brought fits one answer, as its whole state does; two of them may not.
             return EntryHistoryAnswer(
@@ -459,7 +455,7 @@ def _read_values(txn: ReadTransaction, workflow: WorkflowRow, refs: Iterable[tup
 
 
 def _answer_bytes(txn: ReadTransaction, workflow: WorkflowRow, row: CheckpointRow, selection: Selection) -> int:
-    size_bytes = CHECKPOINT_WIRE_BYTES + utf8_bytes(row.metadata)
+    size_bytes = rules.listed_bytes(workflow, row)
     if selection.with_state:
         size_bytes += row.entries_bytes
     if selection.with_records:

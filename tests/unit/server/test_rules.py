@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from milepost_server import rules
 from milepost_server.errors import StoreError
+from milepost_server.grpc_api import convert
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     CheckpointFilter,
     CheckpointRow,
     EntryRef,
+    LeaseState,
+    LoadedCheckpoint,
     RecordGroupRow,
     SaveCommand,
+    Selection,
     Status,
     Value,
     ValueKind,
@@ -465,3 +469,67 @@ def test_a_definition_binds_once_it_is_named(bound: str, named: str, is_accepted
         with pytest.raises(StoreError) as refused:
             rules.check_definition(workflow(definition=bound), named)
         assert refused.value.reason == "DEFINITION_MISMATCH"
+
+
+@pytest.mark.parametrize("text", ["", "x" * 256, "\N{EURO SIGN}" * 85])
+def test_a_page_counts_no_less_than_it_sends(text: str) -> None:
+    """Otherwise a page could be larger than its caller receives."""
+    workflow = WorkflowRow(
+        2**62,
+        1,
+        1,
+        text[:42],
+        text,
+        2**62,
+        "1a2094cc55f-7fffffffffffffff",
+        2**42,
+        update_time_ms=2**42,
+        revision=2**62,
+        last_sequence=2**62,
+        status=6,
+        current_step=text,
+        head_checkpoint_id=text,
+        head_sequence=2**62,
+        checkpoint_count=2**62,
+        scope_count=2**62,
+        stored_bytes=2**62,
+        definition=text,
+        labels={f"{number}{text}": text for number in range(16)},
+        forked_from=text,
+        fingerprint=text,
+        pending_signal_count=1_000,
+    )
+    lease = LeaseState(0, text, 3_600_000, 3_600_000, 2**42)
+    assert convert.workflow_to_pb(workflow, lease).ByteSize() <= rules.listed_workflow_bytes(workflow, lease)
+    row = CheckpointRow(
+        2**62,
+        text,
+        text,
+        1,
+        text,
+        text,
+        6,
+        2**42,
+        2**62,
+        10_000,
+        2**24,
+        bytes(32),
+        100_000,
+        2**22,
+        bytes(16),
+        bytes(32),
+        bytes(16),
+        2**24,
+        text,
+        text,
+        text,
+        text,
+        tuple(f"{number}{text}" for number in range(100)),
+    )
+    listed = convert.checkpoint_to_pb(
+        workflow,
+        LoadedCheckpoint(row=row, parent_pruned=True, record_count=10_000, entries=None, steps=(), records=()),
+        Selection(with_state=False, with_steps=False, with_records=False),
+        convert.ValueWriter(frozenset(), DEFAULT_LIMITS),
+    )
+    assert listed.ByteSize() <= rules.listed_bytes(workflow, row)
