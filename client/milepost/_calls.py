@@ -326,7 +326,10 @@ def encode_metadata(metadata: Mapping[str, Any]) -> str:
         CodecError: It holds something that JSON has no word for.
     """
     try:
-        return _write_metadata(dict(metadata))
+        text = _write_metadata(dict(metadata))
+        # Half a surrogate pair is a str, and no text.
+        text.encode()
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         # The text of json's own errors names types and at most the float nan, never other values.
         raise CodecError(

@@ -361,9 +361,10 @@ class StoreContract(LeaseContract, SignalContract, WatchContract):
             with pytest.raises(InvalidRequestError):
                 store.save(W, state={}, checkpoint_id=checkpoint_id)
 
-    def test_metadata_is_plain_json(self, store: CheckpointStore) -> None:
+    @pytest.mark.parametrize("value", [object(), float("nan"), "\ud800"], ids=["object", "nan", "surrogate"])
+    def test_metadata_is_plain_json(self, store: CheckpointStore, value: object) -> None:
         with pytest.raises(CodecError):
-            store.save(W, state={}, metadata={"k": object()})
+            store.save(W, state={}, metadata={"k": value})
 
     # Load.
 
