@@ -253,7 +253,7 @@ def _wrap(
         try:
             request: Any = await context.read()
             if request is grpc.aio.EOF:
-                # The call has ended: cancelled, or refused by gRPC itself, for its size.
+                # There is none: the call was cancelled, or ended without one. It is left, as gRPC leaves a unary one.
                 raise asyncio.CancelledError
             try:
                 gate.enter()
