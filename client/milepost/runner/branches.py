@@ -48,6 +48,8 @@ def make_branches(
             iteration = None if step.repeat_while is None else turns.get(step.id, 0) + 1
             branches.append(Branch(step, step.id, iteration=iteration))
             continue
+        if step.for_each not in entries:
+            raise TypeError(f"step {step.id!r} runs for each of {step.for_each!r}, which the state does not have")
         if step.key is None:
             items = entries.value(step.for_each)
         else:

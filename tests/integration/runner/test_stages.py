@@ -490,3 +490,19 @@ def test_a_fork_of_a_workflow_in_the_middle_of_a_stage_keeps_marks_of_its_own(wo
     bound.fork("o2", "o3")
     assert bound.run("o3").state["paid"] is True
     assert "o3 0" not in calls
+
+
+@pytest.mark.parametrize("key", [None, str])
+@pytest.mark.parametrize(
+    "state, problem", [({}, "which the state does not have"), ({"items": 3}, "which is int, no list")]
+)
+def test_items_that_are_no_list_fail_their_step(memory_world: World, key: Any, state: State, problem: str) -> None:
+    workflow = Workflow("order", dict[str, Any])
+
+    @workflow.step(for_each="items", into="found", key=key)
+    def item(state: State, item: Any) -> None: ...
+
+    with pytest.raises(StepFailedError) as caught:
+        memory_world.bind(workflow).run("o", state)
+    assert problem in str(caught.value.__cause__)
+    assert memory_world.head("o").status is Status.FAILED
