@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import Any, TypeVar
+import weakref
+from typing import Any, TypeVar, cast
 
+import grpc
 from google.protobuf.message import Message
 
-from milepost import AsyncClient, Client
+from milepost import AsyncClient, Client, _calls
 from milepost._calls import Method
+from milepost._retry import Attempts, Failure
+from milepost.adapters.langgraph.gathering import AsyncGatherer, BlockingGatherer
+from milepost.v1 import checkpoint_store_pb2 as pb
 
 ResponseT = TypeVar("ResponseT")
 
@@ -16,17 +22,75 @@ ResponseT = TypeVar("ResponseT")
 class BlockingSender(Client):
     """A client that sends requests made elsewhere, with its own attempts and deadline."""
 
+    def __init__(self, target: str | None, **options: Any) -> None:
+        super().__init__(target, **options)
+        self._gatherer = BlockingGatherer(self._attempt)
+
     def send(self, method: Method[ResponseT], request: Message) -> ResponseT:
-        """Send one request until it is answered or given up."""
-        return self._call(method, request, self._attempts(None))
+        """Send one request until it is answered or given up; a Save may go with those of other threads."""
+        attempts = self._attempts(None)
+        if not isinstance(request, pb.SaveRequest):
+            return self._call(method, request, attempts)
+        outcome = self._gatherer.send(_calls.encode(_calls.SAVE, request), attempts)
+        if isinstance(outcome, Failure):
+            self._sleep(_pause_s(request, attempts, outcome, self.target))
+            return self._call(method, request, attempts)
+        return cast("ResponseT", outcome)
+
+    def _attempt(self, method: Method[Any], payload: bytes, timeout_s: float) -> Any:
+        if timeout_s <= 0:
+            return _calls.NO_TIME_LEFT
+        try:
+            return self._sender(method)(payload, timeout=timeout_s, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            return _calls.read_failure(error)
 
 
 class AsyncSender(AsyncClient):
     """The same for asyncio: one channel for each running loop."""
 
+    def __init__(self, target: str | None, **options: Any) -> None:
+        super().__init__(target, **options)
+        self._gatherers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGatherer] = (
+            weakref.WeakKeyDictionary()
+        )
+
     async def send(self, method: Method[ResponseT], request: Message) -> ResponseT:
-        """Send one request until it is answered or given up."""
-        return await self._call(method, request, self._attempts(None))
+        """Send one request until it is answered or given up; a Save may go with those of other tasks."""
+        attempts = self._attempts(None)
+        if not isinstance(request, pb.SaveRequest):
+            return await self._call(method, request, attempts)
+        loop = asyncio.get_running_loop()
+        gatherer = self._gatherers.get(loop) or self._gatherers.setdefault(loop, AsyncGatherer(self._attempt))
+        outcome = await gatherer.send(_calls.encode(_calls.SAVE, request), attempts)
+        if isinstance(outcome, Failure):
+            await self._sleep(_pause_s(request, attempts, outcome, self.target))
+            return await self._call(method, request, attempts)
+        return cast("ResponseT", outcome)
+
+    async def _attempt(self, method: Method[Any], payload: bytes, timeout_s: float) -> Any:
+        if timeout_s <= 0:
+            return _calls.NO_TIME_LEFT
+        try:
+            return await self._sender(method)(payload, timeout=timeout_s, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            return _calls.read_failure(error)
+
+
+def _pause_s(request: pb.SaveRequest, attempts: Attempts, failure: Failure, target: str) -> float:
+    """Return how long to wait before a Save whose first attempt failed is sent by itself.
+
+    Raises:
+        MilepostError: It is given up.
+    """
+    if failure.details.reason == "PREDECESSOR_FAILED":
+        # What it follows was in the same call, which is nothing to tell its caller of.
+        return 0.0
+    pause_s = attempts.after(failure)
+    if pause_s is None:
+        unknown = attempts.outcome_unknown
+        raise _calls.to_error(_calls.SAVE, request, failure, outcome_unknown=unknown, attempts=attempts, target=target)
+    return pause_s
 
 
 class Connections:
