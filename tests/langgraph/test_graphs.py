@@ -7,6 +7,7 @@ import operator
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypedDict
 
@@ -25,6 +26,7 @@ from milepost.adapters.langgraph import MilepostSaver
 from milepost.testing import LocalServer
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1.checkpoint_store_pb2_grpc import CheckpointStoreStub
+from tests.support.langgraph_checkpoints import make_checkpoint, metadata_of
 from tests.support.langgraph_graphs import (
     Basic,
     Graph,
@@ -269,6 +271,46 @@ async def test_one_saver_serves_many_threads_and_an_event_loop_at_once(saver: Mi
     assert [sorted(result["results"]) for result in await asyncio.gather(*runs)] == [[10, 20, 30, 40]] * 16
     assert len({each.config["configurable"]["thread_id"] async for each in saver.alist(None)}) == 16
     await saver.aclose()
+
+
+class NotingSerializer(JsonPlusSerializer):
+    """Notes the thread in which it works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[str, set[str]] = {}
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        self._note("dumps", obj)
+        return super().dumps_typed(obj)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        found = super().loads_typed(data)
+        self._note("loads", found)
+        return found
+
+    def _note(self, what: str, value: Any) -> None:
+        if isinstance(value, str) and value:
+            self.threads.setdefault(f"{what} {value[0]}", set()).add(threading.current_thread().name)
+
+
+async def test_large_values_are_turned_into_bytes_and_back_beside_the_event_loop(
+    server: LocalServer, namespace: str
+) -> None:
+    serde = NotingSerializer()
+    here = {threading.current_thread().name}
+    async with MilepostSaver(server.target, namespace=namespace, serde=serde, compress_over_bytes=None) as saver:
+        large, small = "L" * 200_000, "s" * 200
+        for value in (small, large):
+            made = make_checkpoint({"x": value}, {"x": f"{value[0]}.1"})
+            config = await saver.aput(thread(), made, metadata_of(), {"x": f"{value[0]}.1"})
+            await saver.aput_writes(config, [("x", value)], "task")
+            found = await saver.aget_tuple(config)
+            assert found is not None
+            assert (found.checkpoint["channel_values"], found.pending_writes) == ({"x": value}, [("task", "x", value)])
+    assert serde.threads["dumps s"] == serde.threads["loads s"] == here
+    assert not serde.threads["dumps L"] & here
+    assert not serde.threads["loads L"] & here
 
 
 def test_the_history_names_the_nodes_that_ran(savers: tuple[Any, ...], server: LocalServer, namespace: str) -> None:

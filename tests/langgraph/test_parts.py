@@ -16,6 +16,7 @@ from milepost.adapters.langgraph import MilepostSaver, encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.known import CHECKPOINTS_PER_SCOPE_MAX, KnownChannel, KnownCheckpoint, KnownCheckpoints
 from milepost.adapters.langgraph.put import Fence, PutDraft
+from milepost.adapters.langgraph.sizing import LARGE_BYTES, PARTS_MAX, is_large
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1.checkpoint_pb2 import COMPRESSION_UNSPECIFIED
 from tests.support.langgraph_checkpoints import config_of, make_checkpoint, metadata_of
@@ -147,3 +148,31 @@ def test_a_missing_extra_is_told_with_its_name() -> None:
     program = "import sys; sys.modules['langchain_core'] = None; import milepost.adapters.langgraph"
     result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
     assert 'pip install "milepost[langgraph]"' in result.stderr.splitlines()[-1]
+
+
+class Holder:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+@pytest.mark.parametrize(
+    "value, large",
+    [
+        ("x" * LARGE_BYTES, False),
+        ("x" * (LARGE_BYTES + 1), True),
+        ({"a": [b"x" * 40_000, ("y" * 40_000,)]}, True),
+        ([Holder("x" * 40_000), Holder("y" * 40_000)], True),
+        (list(range(PARTS_MAX + 1)), True),
+        ([{"n": n} for n in range(100)], False),
+        (memoryview(bytes(LARGE_BYTES + 1)), True),
+        (None, False),
+    ],
+)
+def test_what_is_large_is_told_by_a_short_look(value: object, large: bool) -> None:
+    assert is_large([value]) is large
+
+
+def test_a_value_that_holds_itself_is_looked_at_for_a_short_time_only() -> None:
+    value: list[Any] = []
+    value.append(value)
+    assert is_large([value])

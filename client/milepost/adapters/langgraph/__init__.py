@@ -8,7 +8,7 @@
 
 `saver` is what LangGraph calls, `exchanges` and `listing` what is asked of the server and how its answers read, `put`
 the Save of one checkpoint, `encoding` how channels become entries, `known` what the server is known to hold,
-`connections` who sends, `gathering` which Saves share a call.
+`sizing` what an event loop does not wait for, `connections` who sends, `gathering` which Saves share a call.
 """
 
 try:

@@ -71,7 +71,7 @@ def encode(
         CodecError: It has no serialised form; `path` tells where in the value.
     """
     try:
-        kind, content = serde.dumps_typed(value)
+        kind, dumped = serde.dumps_typed(value)
     # A serializer may raise anything at all for what it cannot take.
     except Exception as error:
         path, found = _find_unserializable(serde, value)
@@ -81,6 +81,8 @@ def encode(
             path=path,
             type=type(found).__qualname__,
         ) from error
+    # A bytearray is handed through as it is, and its owner may go on to change it.
+    content = bytes(dumped)
     frame = _compression.compress(content, compress_over_bytes)
     if frame is None:
         return Encoded(kind, content, pb.COMPRESSION_UNSPECIFIED, len(content))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
+from google.protobuf.message import Message
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -22,12 +24,14 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import override
 
 from milepost import TLS, RetryPolicy, _compression
+from milepost._calls import Method
 from milepost.adapters.langgraph.connections import Connections
 from milepost.adapters.langgraph.exchanges import Exchange, Exchanges
 from milepost.adapters.langgraph.exclusive import Exclusive, carries_lease, presented
 from milepost.adapters.langgraph.known import KnownCheckpoints
 from milepost.adapters.langgraph.listing import Listing
 from milepost.adapters.langgraph.put import Fence
+from milepost.adapters.langgraph.sizing import LARGE_BYTES, is_large
 from milepost.errors import MilepostError
 
 logger = logging.getLogger("milepost.langgraph")
@@ -233,14 +237,21 @@ class MilepostSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Do what `put` does."""
-        return await self._arun(self._exchanges.put(config, checkpoint, metadata, new_versions, self._fence(config)))
+        values = checkpoint["channel_values"]
+        return await self._arun(
+            self._exchanges.put(config, checkpoint, metadata, new_versions, self._fence(config)),
+            *(values.get(channel) for channel in new_versions),
+        )
 
     @override
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Do what `put_writes` does."""
-        await self._arun(self._exchanges.put_writes(config, writes, task_id, task_path, self._fence(config)))
+        await self._arun(
+            self._exchanges.put_writes(config, writes, task_id, task_path, self._fence(config)),
+            *(value for _, value in writes),
+        )
 
     @override
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -421,31 +432,58 @@ class MilepostSaver(BaseCheckpointSaver[str]):
     def _run(self, exchange: Exchange[ResultT]) -> ResultT:
         """Run one exchange over the blocking connection."""
         send = self._connections.blocking.send
-        try:
-            method, request = next(exchange)
-            while True:
-                try:
-                    response = send(method, request)
-                except MilepostError as error:
-                    method, request = exchange.throw(error)
-                else:
-                    method, request = exchange.send(response)
-        except StopIteration as end:
-            result: ResultT = end.value
-            return result
+        step = _advance(exchange, None)
+        while not isinstance(step, _Result):
+            try:
+                answer: Message | MilepostError = send(*step)
+            except MilepostError as error:
+                answer = error
+            step = _advance(exchange, answer)
+        result: ResultT = step.value
+        return result
 
-    async def _arun(self, exchange: Exchange[ResultT]) -> ResultT:
-        """Run one exchange over the connection of the running event loop."""
+    async def _arun(self, exchange: Exchange[ResultT], *values: object) -> ResultT:
+        """Run one exchange over the connection of the running event loop; what is large is not turned into bytes there.
+
+        Args:
+            exchange: What to run.
+            values: What it serialises.
+        """
         send = self._connections.asyncio.send
-        try:
-            method, request = next(exchange)
-            while True:
-                try:
-                    response = await send(method, request)
-                except MilepostError as error:
-                    method, request = exchange.throw(error)
-                else:
-                    method, request = exchange.send(response)
-        except StopIteration as end:
-            result: ResultT = end.value
-            return result
+        sends_much = is_large(values)
+        step = await _advance_beside(exchange, None) if sends_much else _advance(exchange, None)
+        while not isinstance(step, _Result):
+            try:
+                answer: Message | MilepostError = await send(*step)
+            except MilepostError as error:
+                answer = error
+            # What is refused because its base is gone is serialised once more, in full.
+            if answer.ByteSize() > LARGE_BYTES if isinstance(answer, Message) else sends_much:
+                step = await _advance_beside(exchange, answer)
+            else:
+                step = _advance(exchange, answer)
+        result: ResultT = step.value
+        return result
+
+
+class _Result(NamedTuple, Generic[ResultT]):
+    """The end of an exchange."""
+
+    value: ResultT
+
+
+def _advance(
+    exchange: Exchange[ResultT], answer: Message | MilepostError | None
+) -> tuple[Method[Any], Message] | _Result[ResultT]:
+    """Hand an exchange an answer; return what it asks next, or its result."""
+    try:
+        return exchange.throw(answer) if isinstance(answer, MilepostError) else exchange.send(answer)
+    except StopIteration as end:
+        return _Result(end.value)
+
+
+async def _advance_beside(
+    exchange: Exchange[ResultT], answer: Message | MilepostError | None
+) -> tuple[Method[Any], Message] | _Result[ResultT]:
+    """Do that in a thread. Compressing lets go of the interpreter's lock, and so does hashing."""
+    return await asyncio.to_thread(_advance, exchange, answer)
