@@ -5,10 +5,10 @@ Every saver gets the same checkpoints, as a graph makes them: `put` behind the o
 process, each on a thread of checkpoints of its own. PostgresSaver has a connection for each of them, and beside that,
 as it is mostly used, a pool for all. Then a real graph runs on each saver, in threads and in the tasks of one event
 loop. PostgreSQL is the system's, with its defaults, on a free port and a store of its own; without it those rows are
-left out.
+left out. Beside them stands a bare gRPC call that does nothing: less than that no saver on grpcio costs.
 
 Values are made before, so that it is the calls that are measured. The savers take turns, and each figure is the median
-of its rounds.
+of its rounds. Processor time is that of the process with the workers, and of the server with all its processes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
+import platform
 import pwd
 import random
 import shutil
@@ -33,17 +35,25 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import grpc
 import lmdb
+import psutil
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
+from typing_extensions import override
 
+from benchmarks.noop_server import READY_PREFIX
+from milepost import _calls, _config
 from milepost.adapters.langgraph import MilepostSaver
 from milepost.testing import local_server
+from milepost.v1 import checkpoint_store_pb2 as pb
 
 WORDS = [f"{random.Random(n).getrandbits(40):x}"[: 3 + n % 7] for n in range(4_000)]
 STATES = {"2 KB": (1, 2_000), "100 KB": (1, 100_000), "10 x 10 KB": (10, 10_000)}
@@ -68,6 +78,10 @@ class Row:
     per_s: float
     p50_ms: float
     p99_ms: float
+    client_us: float = 0.0
+    """Processor time of one operation in this process."""
+    server_us: float = 0.0
+    """And in the server's; 0 where there is none."""
 
 
 # The savers.
@@ -82,21 +96,73 @@ class Contender:
     disk_bytes: Callable[[], int] | None
     connect_async: Callable[[], contextlib.AbstractAsyncContextManager[BaseCheckpointSaver[Any]]] | None = None
     """The saver for all tasks of an event loop."""
+    server_pid: int | None = None
+    only: str = ""
+    """The one operation that it can do."""
+
+    def does(self, what: str) -> bool:
+        """Tell whether it is measured doing that."""
+        return self.connect_async is not None if what == ASYNC_STEP else self.only in {"", what}
+
+    def server_s(self) -> float:
+        """Processor time that the server and its processes, those that are gone too, have used so far."""
+        if self.server_pid is None:
+            return 0.0
+        server = psutil.Process(self.server_pid)
+        return sum(sum(each.cpu_times()[:4]) for each in (server, *server.children(recursive=True)))
 
 
 @contextlib.contextmanager
 def milepost(scratch: Path) -> Iterator[list[Contender]]:
     """A server on LMDB, and one saver that all workers share."""
     data_dir = scratch / "milepost"
+    before = set(psutil.Process().children())
     with local_server(data_dir=data_dir) as server, MilepostSaver(server.target) as saver:
+        [process] = set(psutil.Process().children()) - before
         yield [
             Contender(
                 "milepost",
                 lambda: contextlib.nullcontext(saver),
                 lambda: _used_pages(data_dir),
                 lambda: MilepostSaver(server.target),
+                process.pid,
             )
         ]
+
+
+class BareCalls(InMemorySaver):
+    """What gRPC itself costs: `put` is one blocking call, of the size of a Save, to a server without work."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        channel = grpc.insecure_channel(target, options=_config.CHANNEL_OPTIONS)
+        self._call: grpc.UnaryUnaryMultiCallable[bytes, pb.SaveResponse]
+        self._call = channel.unary_unary(_calls.SAVE.path, None, _calls.SAVE.read)
+
+    @override
+    def put(self, config: RunnableConfig, checkpoint: Checkpoint, metadata: Any, new_versions: Any) -> RunnableConfig:
+        request = pb.SaveRequest(workflow_id=config["configurable"]["thread_id"], checkpoint_id=checkpoint["id"])
+        for channel in new_versions:
+            request.state[channel].data = _noise(sum(map(len, checkpoint["channel_values"][channel]["items"])) // 2)
+        self._call(request.SerializeToString(), timeout=30.0)
+        return config
+
+
+@contextlib.contextmanager
+def bare_calls(scratch: Path) -> Iterator[list[Contender]]:
+    """A server that answers each Save at once."""
+    response = pb.SaveResponse(digest=bytes(32), sequence=1, parent_id=str(uuid.uuid4())).SerializeToString()
+    command = [sys.executable, "-m", "benchmarks.noop_server", "--save-response", response.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline().strip()
+            if not line.startswith(READY_PREFIX):
+                raise RuntimeError(f"the no-op server did not start: {line!r}")
+            saver = BareCalls(line.removeprefix(READY_PREFIX))
+            yield [Contender(BARE_CALL, lambda: contextlib.nullcontext(saver), None, server_pid=server.pid, only="put")]
+        finally:
+            server.terminate()
 
 
 @contextlib.contextmanager
@@ -155,16 +221,21 @@ def postgres(scratch: Path) -> Iterator[list[Contender]]:
                 ]
                 return sum(int(row[0]) for row in sizes if row is not None)
 
+        # Its first line, as root and as its owner can read.
+        pid = int((scratch / "postgres/data/postmaster.pid").read_text().split()[0])
         yield [
-            Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes),
+            Contender("PostgresSaver", lambda: PostgresSaver.from_conn_string(url), disk_bytes, None, pid),
             # How it is mostly used: one saver for the process, on a pool.
-            Contender("PostgresSaver, pool", lambda: contextlib.nullcontext(pooled), None, connect_async),
+            Contender("PostgresSaver, pool", lambda: contextlib.nullcontext(pooled), None, connect_async, pid),
         ]
 
 
 @contextlib.contextmanager
 def _postgres_server(scratch: Path) -> Iterator[str]:
+    # Debian keeps each version's programs apart and out of the path.
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not binaries and (found := shutil.which("initdb")):
+        binaries = [Path(found).parent]
     if not binaries:
         raise FileNotFoundError("PostgreSQL is not installed: apt-get install postgresql")
     home = scratch / "postgres"
@@ -174,14 +245,22 @@ def _postgres_server(scratch: Path) -> Iterator[str]:
         # It refuses to run as root.
         prefix = ["runuser", "-u", "postgres", "--"]
         scratch.chmod(0o755)
-        os.chown(home, pwd.getpwnam("postgres").pw_uid, -1)
+        try:
+            os.chown(home, pwd.getpwnam("postgres").pw_uid, -1)
+        except KeyError:
+            raise FileNotFoundError("PostgreSQL does not run as root, and there is no user postgres") from None
     data, user = home / "data", "postgres"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
     def run(*command: str) -> None:
-        subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/", timeout=120)
+        # Not captured by a pipe: the server that pg_ctl starts would keep it open.
+        with (scratch / "postgres.log").open("ab") as log:
+            done = subprocess.run([*prefix, *command], stdout=log, stderr=log, cwd="/", timeout=120, check=False)
+        if done.returncode:
+            told = (scratch / "postgres.log").read_text(errors="replace").strip()
+            raise FileNotFoundError(f"PostgreSQL cannot be started; {command[0]} says: {told}")
 
     run(str(binaries[-1] / "initdb"), "-A", "trust", "-U", user, "-D", str(data))
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
@@ -200,7 +279,8 @@ def _used_pages(data_dir: Path) -> int:
         return int(env.info()["last_pgno"] + 1) * int(env.stat()["psize"])
 
 
-CONTENDERS = (milepost, postgres, sqlite, memory)
+BARE_CALL = "gRPC, no-op call"
+CONTENDERS = (milepost, postgres, sqlite, memory, bare_calls)
 
 
 # The work.
@@ -267,6 +347,11 @@ class Thread:
         return {"items": self._texts[self._random.randrange(len(self._texts))], "step": self._random.random()}
 
 
+@functools.cache
+def _noise(size: int) -> bytes:
+    return random.Random(1).randbytes(size)
+
+
 def build_graph(saver: BaseCheckpointSaver[Any], state: str) -> Any:
     """A loop of one node; each channel is a field, so that what does not change need not be saved again."""
     channels, size = STATES[state]
@@ -299,7 +384,8 @@ ASYNC_STEP = "async step"
 
 def measure(contender: Contender, state: str, workers: int, what: str, seconds: float) -> Row:
     """Run one kind of work in all workers for some seconds."""
-    barrier = threading.Barrier(workers)
+    # The workers, and who reads the clocks.
+    barrier = threading.Barrier(workers + 1)
     latencies: list[list[float]] = [[] for _ in range(workers)]
     elapsed_s = [1.0] * workers
     failures: list[BaseException] = []
@@ -317,6 +403,7 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
                 while time.perf_counter() < started + seconds:
                     latencies[number].append(once())
                 elapsed_s[number] = time.perf_counter() - started
+                barrier.wait(60)
         except BaseException as failure:  # noqa: BLE001 - told by the caller's thread
             failures.append(failure)
             barrier.abort()
@@ -325,6 +412,11 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
     gc.collect()
     for thread in threads:
         thread.start()
+    clocks: list[tuple[float, float]] = []
+    with contextlib.suppress(threading.BrokenBarrierError):
+        for _ in range(2):
+            barrier.wait(60 + seconds)
+            clocks.append((time.process_time(), contender.server_s()))
     for thread in threads:
         thread.join()
     if failures:
@@ -333,7 +425,11 @@ def measure(contender: Contender, state: str, workers: int, what: str, seconds: 
     scale = GRAPH_STEPS if what == "graph step" else 1
     rate = sum(len(each) * scale / spent for each, spent in zip(latencies, elapsed_s, strict=True))
     p99 = every[min(len(every) - 1, int(len(every) * 0.99))]
-    return Row(contender.name, state, workers, what, rate, statistics.median(every) * 1000, p99 * 1000)
+    client_us, server_us = (
+        (after - before) * 1e6 / (len(every) * scale) for before, after in zip(*clocks, strict=True)
+    )
+    p50 = statistics.median(every)
+    return Row(contender.name, state, workers, what, rate, p50 * 1000, p99 * 1000, client_us, server_us)
 
 
 def operations(saver: BaseCheckpointSaver[Any], state: str, seed: int, names: tuple[str, ...]) -> Callable[[], float]:
@@ -436,12 +532,12 @@ def main() -> int:
                         found: dict[str, list[Row]] = {}
                         for _ in range(options.rounds):
                             for contender in contenders:
-                                if what != ASYNC_STEP:
-                                    row = measure(contender, state, workers, what, options.seconds)
-                                elif contender.connect_async is not None:
+                                if not contender.does(what):
+                                    continue
+                                if what == ASYNC_STEP:
                                     row = asyncio.run(measure_async(contender, state, workers, options.seconds))
                                 else:
-                                    continue
+                                    row = measure(contender, state, workers, what, options.seconds)
                                 found.setdefault(contender.name, []).append(row)
                         rows += [median_of(each) for each in found.values()]
                         for row in rows[-len(found) :]:
@@ -452,9 +548,7 @@ def main() -> int:
                             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for name, sizes in disk.items():
-        print(f"{name:14} bytes a checkpoint: " + ", ".join(f"{state} {size:,.0f}" for state, size in sizes.items()))
-    tell_ratios(rows, disk)
+    tell(rows, disk)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(
         json.dumps({"rows": [asdict(row) for row in rows], "disk": disk}, indent=1), encoding="utf-8"
@@ -463,19 +557,57 @@ def main() -> int:
     return 0
 
 
-def tell_ratios(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
-    """Print milepost against PostgresSaver, and what we aim at."""
-    if "PostgresSaver" not in disk:
-        return
-    rate = {(row.saver, row.state, row.workers, row.what): row.per_s for row in rows}
-    print("\nmilepost / PostgresSaver with a connection for each worker; / PostgresSaver on one pool")
-    for (saver, state, workers, what), value in rate.items():
-        if saver == "milepost":
-            others = [rate.get((name, state, workers, what)) for name in ("PostgresSaver", "PostgresSaver, pool")]
-            ratios = "".join(f"{value / other:6.2f} x" if other else "       -" for other in others)
-            print(f"  {state:>10}, {workers} workers, {what:11} {ratios}")
+VERSIONS = (
+    "langgraph",
+    "langgraph-checkpoint",
+    "langgraph-checkpoint-postgres",
+    "langgraph-checkpoint-sqlite",
+    "psycopg",
+    "grpcio",
+)
+LABELS = {"graph step": "supersteps of a graph", "put": "put alone", "get_tuple": "get_tuple alone"}
+
+
+def tell(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
+    """Print what stands in docs/langgraph.md under "Performance", as it stands there."""
+    found = {(row.saver, row.state, row.what): row for row in rows if row.workers == WORKERS[-1]}
+
+    def ratio(other: str, state: str, what: str) -> str:
+        ours, theirs = found.get(("milepost", state, what)), found.get((other, state, what))
+        return f"{ours.per_s / theirs.per_s:.2g}" if ours and theirs else "-"
+
+    print("\n| what | state | a connection for each thread | one pool, in threads | one pool, tasks of an event loop |")
+    print("|---|---|---|---|---|")
+    for what, label in LABELS.items():
+        for state in STATES:
+            on_loop = ratio("PostgresSaver, pool", state, ASYNC_STEP) if what == "graph step" else "-"
+            apart, pooled = (ratio(other, state, what) for other in ("PostgresSaver", "PostgresSaver, pool"))
+            print(f"| {label} | {state} | {apart} | {pooled} | {on_loop} |")
+    if "PostgresSaver" in disk:
+        for state in STATES:
+            share = disk["milepost"][state] / disk["PostgresSaver"][state]
+            print(f"| bytes on disk of a checkpoint | {state} | {share:.2g} | | |")
+
+    print("\n| put, eight threads | state | a second | p50 | p99 | processor time, client + server | bytes on disk |")
+    print("|---|---|---|---|---|---|---|")
     for state in STATES:
-        print(f"  {state:>10}, bytes a checkpoint {disk['milepost'][state] / disk['PostgresSaver'][state]:5.2f} x")
+        for (saver, at, what), row in found.items():
+            if (at, what) == (state, "put"):
+                size = disk.get(saver, {}).get(state)
+                print(
+                    f"| {saver} | {state} | {row.per_s:,.0f} | {row.p50_ms:.1f} ms | {row.p99_ms:.1f} ms "
+                    f"| {row.client_us:,.0f} + {row.server_us:,.0f} µs | {f'{size:,.0f}' if size else '-'} |"
+                )
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS if _is_installed(name))
+    print(f"\n{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {os.cpu_count()} cores; {versions}")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None:
@@ -486,6 +618,7 @@ def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
     names = list(dict.fromkeys(row.saver for row in rows))
+    width = 0.8 / len(names)
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
     panels = [("put", "put, 8 threads (per s)"), ("graph step", "graph supersteps, 8 threads (per s)")]
     panels.append((ASYNC_STEP, "graph supersteps, 8 tasks of one event loop (per s)"))
@@ -493,17 +626,18 @@ def draw(rows: list[Row], disk: dict[str, dict[str, float]], path: Path) -> None
         for offset, name in enumerate(names):
             rates = {r.state: r.per_s for r in rows if (r.saver, r.workers, r.what) == (name, WORKERS[-1], what)}
             values = [rates.get(state, 0.0) for state in STATES]
-            axis.bar([x + offset * 0.16 for x in range(len(STATES))], values, 0.15, label=name)
+            axis.bar([x + offset * width for x in range(len(STATES))], values, width * 0.94, label=name)
         if what == "put":
             axis.set_yscale("log")
         axis.set_title(title, fontsize=10)
-        axis.set_xticks([x + 0.32 for x in range(len(STATES))], list(STATES))
+        axis.set_xticks([x + 0.35 for x in range(len(STATES))], list(STATES))
     for offset, name in enumerate(names):
         if name in disk:
             values = [disk[name][state] / 1000 for state in STATES]
-            axes[3].bar([x + offset * 0.16 for x in range(len(STATES))], values, 0.15, label=name, color=f"C{offset}")
+            places = [x + offset * width for x in range(len(STATES))]
+            axes[3].bar(places, values, width * 0.94, label=name, color=f"C{offset}")
     axes[3].set_title("on disk for each checkpoint (KB)", fontsize=10)
-    axes[3].set_xticks([x + 0.32 for x in range(len(STATES))], list(STATES))
+    axes[3].set_xticks([x + 0.35 for x in range(len(STATES))], list(STATES))
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
