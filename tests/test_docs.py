@@ -243,6 +243,15 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
             check_usage(*match.groups())
 
 
+def test_every_recipe_of_make_is_sound_shell() -> None:
+    """A comma inside of an argument of make's `call` cuts it short, which nobody sees before the target is run."""
+    targets = re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE)
+    recipes = subprocess.check_output(["make", "-nB", *targets], cwd=ROOT, text=True, timeout=60)
+    checked = subprocess.run(["sh", "-n"], input=recipes, capture_output=True, text=True, timeout=60, check=False)
+    assert "langgraph_savers" in recipes
+    assert checked.returncode == 0, checked.stderr
+
+
 def check_usage(program: str, name: str, arguments: str) -> None:
     group = PROGRAMS[program]
     command = group.commands.get(name)
