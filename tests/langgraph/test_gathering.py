@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -159,6 +161,30 @@ def test_those_who_share_a_call_that_breaks_are_told_and_the_next_call_goes_on(
     assert isinstance(gatherer.send(save_of("after"), attempts()), pb.SaveResponse)
 
 
+def test_a_thread_that_is_interrupted_while_it_waits_leaves_the_others_alone(
+    entered: threading.Semaphore, pool: ThreadPoolExecutor
+) -> None:
+    wire = Wire()
+    gatherer = BlockingGatherer(wire.attempt)
+    saves = [pool.submit(gatherer.send, save_of(name), attempts()) for name in ("a", "b")]
+    for _ in saves:
+        assert entered.acquire(timeout=WAIT_S)
+
+    def interrupt() -> None:
+        assert entered.acquire(timeout=WAIT_S)
+        saves.append(pool.submit(gatherer.send, save_of("c"), attempts()))
+        assert entered.acquire(timeout=WAIT_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = pool.submit(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gatherer.send(save_of("interrupted"), attempts())
+    interrupting.result(WAIT_S)
+    wire.gate.set()
+    assert all(isinstance(save.result(WAIT_S), pb.SaveResponse) for save in saves)
+    assert sorted(wire.calls) == [["a"], ["b"], ["c"]]
+
+
 async def test_a_task_that_is_cancelled_leaves_the_others_of_its_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "WAIT_MAX_S", WAIT_S)
     calls: list[list[str]] = []
@@ -176,7 +202,7 @@ async def test_a_task_that_is_cancelled_leaves_the_others_of_its_call_alone(monk
     saves[2].cancel()
     gate.set()
     outcomes = await asyncio.gather(*saves, return_exceptions=True)
-    assert [sorted(call) for call in calls] == [["a"], ["b"], ["bad", "c", "d"]]
+    assert [sorted(call) for call in calls] == [["a"], ["b"], ["bad", "d"]]
     assert [type(outcome) for outcome in outcomes] == [pb.SaveResponse] * 2 + [
         asyncio.CancelledError,
         pb.SaveResponse,

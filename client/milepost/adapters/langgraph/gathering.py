@@ -58,7 +58,7 @@ class Gathering(Generic[WakeT]):
     """Which Saves share a call. Sans-IO, and not safe for threads by itself."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Gathered[WakeT]] = deque()
+        self._waiting: deque[Gathered[WakeT]] = deque()
         self._under_way = 0
 
     def enter(self, save: Gathered[WakeT]) -> Group[WakeT]:
@@ -67,7 +67,7 @@ class Gathering(Generic[WakeT]):
             self._under_way += 1
             return (save,)
         save.is_waiting = True
-        self.waiting.append(save)
+        self._waiting.append(save)
         return ()
 
     def go(self, save: Gathered[WakeT]) -> Group[WakeT]:
@@ -75,21 +75,27 @@ class Gathering(Generic[WakeT]):
         self._under_way += 1
         return self._group_of(save)
 
+    def leave(self, save: Gathered[WakeT]) -> None:
+        """Forget a Save that nobody waits for any more, if it waits."""
+        if save.is_waiting:
+            save.is_waiting = False
+            self._waiting.remove(save)
+
     def end(self) -> Group[WakeT]:
         """Take note of the end of a call; return what is sent next, if anything waits."""
-        if self.waiting:
-            return self._group_of(self.waiting[0])
+        if self._waiting:
+            return self._group_of(self._waiting[0])
         self._under_way -= 1
         return ()
 
     def _group_of(self, first: Gathered[WakeT]) -> Group[WakeT]:
-        self.waiting.remove(first)
+        self._waiting.remove(first)
         group, size_bytes = [first], len(first.payload)
-        while self.waiting and len(group) < _calls.ITEMS_MAX:
-            size_bytes += len(self.waiting[0].payload)
+        while self._waiting and len(group) < _calls.ITEMS_MAX:
+            size_bytes += len(self._waiting[0].payload)
             if size_bytes > GATHERED_BYTES_MAX:
                 break
-            group.append(self.waiting.popleft())
+            group.append(self._waiting.popleft())
         for save in group:
             save.is_waiting = False
         return group
@@ -119,7 +125,17 @@ class BlockingGatherer:
             return save.outcome
         with self._lock:
             group = self._gathering.enter(save)
-        if group := group or self._wait(save):
+        try:
+            group = group or self._wait(save)
+        except BaseException:
+            # Ctrl-C, in the main thread. The others must not wait for it.
+            with self._lock:
+                self._gathering.leave(save)
+                group = save.group
+            if group:
+                self._lead(group)
+            raise
+        if group:
             self._lead(group)
         return save.outcome
 
@@ -139,8 +155,9 @@ class BlockingGatherer:
         finally:
             with self._lock:
                 following = self._gathering.end()
+                if following:
+                    following[0].group = following
             if following:
-                following[0].group = following
                 following[0].wake.release()
             for save in group[1:]:
                 save.wake.release()
@@ -173,6 +190,7 @@ class AsyncGatherer:
                 await save.wake
             finally:
                 waited.cancel()
+                self._gathering.leave(save)
         return save.outcome
 
     def _go(self, save: Gathered[asyncio.Future[None]]) -> None:
