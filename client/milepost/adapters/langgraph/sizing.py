@@ -31,8 +31,8 @@ def is_large(values: Iterable[object]) -> bool:
             left_parts -= len(fields)
             if left_parts >= 0:
                 stack += fields.values()
-        else:
-            left_bytes -= getattr(value, "nbytes", 0)
+        elif isinstance(size_bytes := getattr(value, "nbytes", 0), int):
+            left_bytes -= size_bytes
         if left_bytes < 0 or left_parts < 0:
             return True
     return False
