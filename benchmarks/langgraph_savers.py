@@ -102,7 +102,7 @@ class Contender:
 
     def does(self, what: str) -> bool:
         """Tell whether it is measured doing that."""
-        return self.connect_async is not None if what == ASYNC_STEP else self.only in {"", what}
+        return self.connect_async is not None if what in ON_LOOP else self.only in {"", what}
 
     def server_s(self) -> float:
         """Processor time that the server and its processes, those that are gone too, have used so far."""
@@ -320,6 +320,12 @@ class Thread:
         self._step += 1
 
     def put(self) -> None:
+        self.config = self._saver.put(*self._arguments())
+
+    async def aput(self, saver: BaseCheckpointSaver[Any]) -> None:
+        self.config = await saver.aput(*self._arguments())
+
+    def _arguments(self) -> tuple[RunnableConfig, Checkpoint, Any, dict[str, Any]]:
         checkpoint: Checkpoint = {
             "v": 4,
             "id": str(uuid6(clock_seq=self._step)),
@@ -330,7 +336,7 @@ class Thread:
             "updated_channels": list(self._new),
         }
         metadata: Any = {"source": "loop", "step": self._step, "parents": {}}
-        self.config = self._saver.put(self.config, checkpoint, metadata, dict(self._new))
+        return self.config, checkpoint, metadata, dict(self._new)
 
     def put_writes(self) -> None:
         name = next(iter(self._new))
@@ -382,8 +388,10 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "cycle": ("put", "put_writes", "get_tuple"),
     "graph step": (),
 }
+ASYNC_PUT = "async put"
 ASYNC_STEP = "async step"
-"""The same graph, in tasks of one event loop on one saver, as a web service has it."""
+"""The same, and the same graph, in tasks of one event loop on one saver, as a web service has it."""
+ON_LOOP = (ASYNC_PUT, ASYNC_STEP)
 
 
 def measure(contender: Contender, state: str, workers: int, what: str, seconds: float) -> Row:
@@ -464,29 +472,43 @@ def graph_run(saver: BaseCheckpointSaver[Any], state: str) -> Callable[[], float
     return once
 
 
-async def measure_async(contender: Contender, state: str, tasks: int, seconds: float) -> Row:
-    """Run the graph in so many tasks of one event loop, all on one saver."""
+async def measure_async(contender: Contender, state: str, tasks: int, what: str, seconds: float) -> Row:
+    """Run one kind of work in so many tasks of one event loop, all on one saver."""
     assert contender.connect_async is not None
     latencies: list[float] = []
+    scale = GRAPH_STEPS if what == ASYNC_STEP else 1
     async with contender.connect_async() as saver:
+        with contender.connect() as blocking:
+            threads = [Thread(blocking, state, number) for number in range(tasks)]
         graph = build_graph(saver, state)
 
-        async def work(deadline: float) -> None:
-            while time.perf_counter() < deadline:
+        async def once(thread: Thread) -> float:
+            if what == ASYNC_PUT:
+                thread.prepare()
+                started = time.perf_counter()
+                await thread.aput(saver)
+            else:
                 started = time.perf_counter()
                 config = {"configurable": {"thread_id": str(uuid.uuid4())}}
                 await graph.ainvoke({"step": 0}, config, durability="sync")
-                latencies.append((time.perf_counter() - started) / GRAPH_STEPS)
+            return (time.perf_counter() - started) / scale
 
-        await work(time.perf_counter() + 0.01)
-        latencies.clear()
-        started = time.perf_counter()
-        await asyncio.gather(*(work(started + seconds) for _ in range(tasks)))
+        async def work(thread: Thread, deadline: float) -> None:
+            while time.perf_counter() < deadline:
+                latencies.append(await once(thread))
+
+        await asyncio.gather(*(once(thread) for thread in threads))
+        started, client_s, server_s = time.perf_counter(), time.process_time(), contender.server_s()
+        await asyncio.gather(*(work(thread, started + seconds) for thread in threads))
         elapsed = time.perf_counter() - started
+        done = len(latencies) * scale
+        client_us, server_us = (
+            (after - before) * 1e6 / done
+            for after, before in ((time.process_time(), client_s), (contender.server_s(), server_s))
+        )
     every = sorted(latencies)
-    p99 = every[min(len(every) - 1, int(len(every) * 0.99))]
-    rate = len(every) * GRAPH_STEPS / elapsed
-    return Row(contender.name, state, tasks, ASYNC_STEP, rate, statistics.median(every) * 1000, p99 * 1000)
+    p50, p99 = statistics.median(every), every[min(len(every) - 1, int(len(every) * 0.99))]
+    return Row(contender.name, state, tasks, what, done / elapsed, p50 * 1000, p99 * 1000, client_us, server_us)
 
 
 def measure_disk(contender: Contender, disk_bytes: Callable[[], int], state: str) -> float:
@@ -532,14 +554,14 @@ def main() -> int:
                             contender, contender.disk_bytes, state
                         )
                 for workers in WORKERS:
-                    for what in (*OPERATIONS, ASYNC_STEP):
+                    for what in (*OPERATIONS, *ON_LOOP):
                         found: dict[str, list[Row]] = {}
                         for _ in range(options.rounds):
                             for contender in contenders:
                                 if not contender.does(what):
                                     continue
-                                if what == ASYNC_STEP:
-                                    row = asyncio.run(measure_async(contender, state, workers, options.seconds))
+                                if what in ON_LOOP:
+                                    row = asyncio.run(measure_async(contender, state, workers, what, options.seconds))
                                 else:
                                     row = measure(contender, state, workers, what, options.seconds)
                                 found.setdefault(contender.name, []).append(row)
@@ -580,11 +602,12 @@ def tell(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
         ours, theirs = found.get(("milepost", state, what)), found.get((other, state, what))
         return f"{ours.per_s / theirs.per_s:.2g}" if ours and theirs else "-"
 
+    loops = {"graph step": ASYNC_STEP, "put": ASYNC_PUT}
     print("\n| what | state | a connection for each thread | one pool, in threads | one pool, tasks of an event loop |")
     print("|---|---|---|---|---|")
     for what, label in LABELS.items():
         for state in STATES:
-            on_loop = ratio("PostgresSaver, pool", state, ASYNC_STEP) if what == "graph step" else "-"
+            on_loop = ratio("PostgresSaver, pool", state, loops[what]) if what in loops else "-"
             apart, pooled = (ratio(other, state, what) for other in ("PostgresSaver", "PostgresSaver, pool"))
             print(f"| {label} | {state} | {apart} | {pooled} | {on_loop} |")
     if "PostgresSaver" in disk:
@@ -592,14 +615,17 @@ def tell(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
             share = disk["milepost"][state] / disk["PostgresSaver"][state]
             print(f"| bytes on disk of a checkpoint | {state} | {share:.2g} | | |")
 
-    print("\n| put, eight threads | state | a second | p50 | p99 | processor time, client + server | bytes on disk |")
+    print(
+        "\n| put, by eight at once | state | a second | p50 | p99 | processor time, client + server | bytes on disk |"
+    )
     print("|---|---|---|---|---|---|---|")
     for state in STATES:
         for (saver, at, what), row in found.items():
-            if (at, what) == (state, "put"):
-                size = disk.get(saver, {}).get(state)
+            if at == state and what in {"put", ASYNC_PUT}:
+                size = disk.get(saver, {}).get(state) if what == "put" else None
+                label = saver if what == "put" else f"{saver}, tasks"
                 print(
-                    f"| {saver} | {state} | {row.per_s:,.0f} | {row.p50_ms:.1f} ms | {row.p99_ms:.1f} ms "
+                    f"| {label} | {state} | {row.per_s:,.0f} | {row.p50_ms:.1f} ms | {row.p99_ms:.1f} ms "
                     f"| {row.client_us:,.0f} + {row.server_us:,.0f} µs | {f'{size:,.0f}' if size else '-'} |"
                 )
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS if _is_installed(name))
