@@ -600,7 +600,7 @@ def tell(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
 
     def ratio(other: str, state: str, what: str) -> str:
         ours, theirs = found.get(("milepost", state, what)), found.get((other, state, what))
-        return f"{ours.per_s / theirs.per_s:.2g}" if ours and theirs else "-"
+        return f"{ours.per_s / theirs.per_s:.2f}" if ours and theirs else "-"
 
     loops = {"graph step": ASYNC_STEP, "put": ASYNC_PUT}
     print("\n| what | state | a connection for each thread | one pool, in threads | one pool, tasks of an event loop |")
@@ -613,7 +613,7 @@ def tell(rows: list[Row], disk: dict[str, dict[str, float]]) -> None:
     if "PostgresSaver" in disk:
         for state in STATES:
             share = disk["milepost"][state] / disk["PostgresSaver"][state]
-            print(f"| bytes on disk of a checkpoint | {state} | {share:.2g} | | |")
+            print(f"| bytes on disk of a checkpoint | {state} | {share:.2f} | | |")
 
     print(
         "\n| put, by eight at once | state | a second | p50 | p99 | processor time, client + server | bytes on disk |"
