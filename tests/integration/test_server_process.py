@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -23,9 +24,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost.v1 import checkpoint_store_pb2_grpc as pb_grpc
 from milepost_server.limits import CEILINGS, MIB
 from tests.support.deaf_caller import unread_load
-from tests.support.raw_calls import SERVICE, open_channel, open_stub, refusal, save_request
+from tests.support.raw_calls import SERVICE, open_channel, open_stub, read_error, refusal, save_request
 from tests.support.server_process import ServerProcess, StartFailedError
 
 GRPCURL = Path(sys.executable).parent / "grpcurl"
@@ -277,6 +279,25 @@ def test_large_answers_that_a_caller_does_not_read_are_bounded(start: Any) -> No
                 break
             except grpc.RpcError:
                 assert time.monotonic() < deadline
+
+
+@pytest.mark.slow
+async def test_of_many_calls_at_once_each_is_answered_or_told_why_not(start: Any) -> None:
+    """Left to itself gRPC drops some as CANCELLED when more than a thousand come at the same moment."""
+    server = start()
+
+    async def save(stub: Any, number: int) -> str:
+        try:
+            await stub.Save(save_request(f"w{number % 50}"), timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return read_error(error).reason or error.code().name
+        return "stored"
+
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        stub = pb_grpc.CheckpointStoreStub(channel)
+        outcomes = await asyncio.gather(*(save(stub, number) for number in range(3_000)))
+    assert set(outcomes) <= {"stored", "QUEUE_FULL"}
+    assert "stored" in outcomes
 
 
 # Stopping.

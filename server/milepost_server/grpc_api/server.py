@@ -31,6 +31,8 @@ RECEIVE_SLACK_BYTES: Final = MIB
 """A request that is a little too large is received, so that it can be refused with a reason."""
 SEND_SLACK_BYTES: Final = MIB + 64 * KIB
 """What the wire adds to a Load of the largest state with the largest records; by default 33 MiB in all."""
+PENDING_CALLS_MAX: Final = 32_768
+"""Calls that have come and that nobody has looked at yet; past it gRPC drops them."""
 REFUSING_ROUND_S: Final = 0.05
 """When no call came for this long while draining, none is on its way."""
 REFUSING_ROUNDS_MAX: Final = 20
@@ -56,6 +58,10 @@ def make_grpc_server(
             "grpc.max_send_message_length",
             limits.request_bytes_max + limits.records_bytes_max + SEND_SLACK_BYTES,
         ),
+        # By default gRPC drops calls at random, without a word of why, when more than 1,000 come at once. We take them
+        # and say what is full.
+        ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
         # Workers keep idle connections alive through NATs and proxies; pinging is no offence.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
