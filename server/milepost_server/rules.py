@@ -528,9 +528,10 @@ def lease_state(lease: LeaseRow, remaining_ms: int, *, with_token: bool) -> Leas
 
 
 def _lease_held(lease: LeaseRow, remaining_ms: int, workflow_id: str) -> PreconditionError:
+    by = f" by {lease.holder!r}" if lease.holder else ""
     return PreconditionError(
         "LEASE_HELD",
-        f"workflow {workflow_id!r} is leased by {lease.holder!r} for another {remaining_ms} ms, unless it is renewed",
+        f"workflow {workflow_id!r} is leased{by} for another {remaining_ms} ms, unless it is renewed",
         {"workflow_id": workflow_id, "holder": lease.holder, "remaining_ms": remaining_ms},
     )
 

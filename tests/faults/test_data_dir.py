@@ -16,6 +16,7 @@ import lmdb
 import msgspec
 import pytest
 
+from milepost_server.errors import RecordDamagedError
 from milepost_server.storage import lmdb_env
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import DataDirError
@@ -282,6 +283,24 @@ def two_stores(tmp_path: Path) -> tuple[Path, Path]:
     make_store(first)
     make_store(second)
     return first, second
+
+
+def test_a_row_that_is_damaged_and_read_at_start_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path / "data"
+    make_store(data_dir)
+
+    def meet_damage(engine: LmdbEngine) -> None:
+        raise RecordDamagedError("building", b"\0" * 8, "checksum")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LmdbEngine, "_abandon_forks", meet_damage)
+        message = refusal(data_dir)
+    assert "a stored record of table building is damaged" in message
+    assert RESTORE in message
+    # It has let go of the directory.
+    open_on(data_dir).close()
 
 
 def test_the_database_of_another_store_is_refused(two_stores: tuple[Path, Path]) -> None:

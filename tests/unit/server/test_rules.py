@@ -18,6 +18,7 @@ from milepost_server.model import (
     CheckpointFilter,
     CheckpointRow,
     EntryRef,
+    LeaseRow,
     LeaseState,
     LoadedCheckpoint,
     RecordGroupRow,
@@ -533,3 +534,9 @@ def test_a_page_counts_no_less_than_it_sends(text: str) -> None:
         convert.ValueWriter(frozenset(), DEFAULT_LIMITS),
     )
     assert listed.ByteSize() <= rules.listed_bytes(workflow, row)
+
+
+@pytest.mark.parametrize("holder,said", [("web-1", "is leased by 'web-1' for"), ("", "is leased for")])
+def test_a_lease_without_a_holders_name_is_told_without_one(holder: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said):
+        rules.check_lease(LeaseRow(1, holder, 30_000, "", 0), 500, 0, "w")
