@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.errors import InvalidFieldError, StoreError
-from milepost_server.grpc_api import convert
+from milepost_server.grpc_api import read_requests, write_answers
 from milepost_server.grpc_api.status import to_item_error
 from milepost_server.limits import Limits
 from milepost_server.model import LoadAnswer, LoadQuery, RefusedItem, SaveAnswer, SaveCommand
@@ -43,12 +43,12 @@ class PbCallCodec:
             request = pb.SaveRequest.FromString(body)
         except DecodeError:
             raise not_a_message(pb.SaveRequest.DESCRIPTOR.full_name, body) from None
-        return convert.save_from_pb(request, self._limits, size_bytes=len(body))
+        return read_requests.save_from_pb(request, self._limits, size_bytes=len(body))
 
     def encode_saved(self, answer: SaveAnswer) -> bytes:
         """See `CallCodec`."""
         response = pb.SaveResponse()
-        convert.write_saved(response, answer)
+        write_answers.write_saved(response, answer)
         return response.SerializeToString()
 
     def decode_items(self, bodies: Sequence[bytes], first_number: int) -> tuple[SaveCommand | RefusedItem, ...]:
@@ -60,7 +60,7 @@ class PbCallCodec:
             item = pb.SaveRequest.FromString(body)
         except DecodeError:
             raise not_a_message(pb.BatchSaveRequest.DESCRIPTOR.full_name, body) from None
-        return convert.batch_item_from_pb(item, number, self._limits, size_bytes=len(body))
+        return read_requests.batch_item_from_pb(item, number, self._limits, size_bytes=len(body))
 
     def encode_results(self, outcomes: Sequence[SaveAnswer | StoreError]) -> bytes:
         """See `CallCodec`."""
@@ -70,7 +70,7 @@ class PbCallCodec:
             if isinstance(outcome, StoreError):
                 result.error.CopyFrom(to_item_error(outcome))
             else:
-                convert.write_saved(result.saved, outcome)
+                write_answers.write_saved(result.saved, outcome)
         return response.SerializeToString()
 
     def decode_load(self, body: bytes) -> tuple[LoadQuery, frozenset[int]]:
@@ -79,11 +79,13 @@ class PbCallCodec:
             request = pb.LoadRequest.FromString(body)
         except DecodeError:
             raise not_a_message(pb.LoadRequest.DESCRIPTOR.full_name, body) from None
-        return convert.load_from_pb(request, self._limits)
+        return read_requests.load_from_pb(request, self._limits)
 
     def encode_loaded(self, answer: LoadAnswer, query: LoadQuery, accepted: frozenset[int]) -> bytes:
         """See `CallCodec`."""
-        return convert.load_to_pb(answer, query, convert.ValueWriter(accepted, self._limits)).SerializeToString()
+        return write_answers.load_to_pb(
+            answer, query, write_answers.ValueWriter(accepted, self._limits)
+        ).SerializeToString()
 
 
 def split_batch(body: bytes, limits: Limits) -> list[memoryview]:
@@ -103,7 +105,7 @@ def split_batch(body: bytes, limits: Limits) -> list[memoryview]:
             items = _split_any(body)
             break
         items.append(view[start:position])
-    convert.check_item_count(len(items), limits)
+    read_requests.check_item_count(len(items), limits)
     return items
 
 
@@ -137,8 +139,8 @@ def peek_namespace(body: bytes | memoryview) -> str:
     Not checked: a message that is malformed, or written in an unusual order, takes its turn with the default namespace.
     """
     if len(body) < 2 or body[0] != _NAMESPACE_TAG or body[1] & 0x80:
-        return convert.DEFAULT_NAMESPACE
-    return str(body[2 : 2 + body[1]], "utf-8", "replace") or convert.DEFAULT_NAMESPACE
+        return read_requests.DEFAULT_NAMESPACE
+    return str(body[2 : 2 + body[1]], "utf-8", "replace") or read_requests.DEFAULT_NAMESPACE
 
 
 def not_a_message(name: str, body: bytes) -> StoreError:

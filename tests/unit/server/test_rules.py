@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from milepost_server import rules
 from milepost_server.errors import StoreError
-from milepost_server.grpc_api import convert
+from milepost_server.grpc_api import write_answers
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import (
     CheckpointFilter,
@@ -501,7 +501,7 @@ def test_a_page_counts_no_less_than_it_sends(text: str) -> None:
         pending_signal_count=1_000,
     )
     lease = LeaseState(0, text, 3_600_000, 3_600_000, 2**42)
-    assert convert.workflow_to_pb(workflow, lease).ByteSize() <= rules.listed_workflow_bytes(workflow, lease)
+    assert write_answers.workflow_to_pb(workflow, lease).ByteSize() <= rules.listed_workflow_bytes(workflow, lease)
     row = CheckpointRow(
         2**62,
         text,
@@ -527,11 +527,11 @@ def test_a_page_counts_no_less_than_it_sends(text: str) -> None:
         text,
         tuple(f"{number}{text}" for number in range(100)),
     )
-    listed = convert.checkpoint_to_pb(
+    listed = write_answers.checkpoint_to_pb(
         workflow,
         LoadedCheckpoint(row=row, parent_pruned=True, record_count=10_000, entries=None, steps=(), records=()),
         Selection(with_state=False, with_steps=False, with_records=False),
-        convert.ValueWriter(frozenset(), DEFAULT_LIMITS),
+        write_answers.ValueWriter(frozenset(), DEFAULT_LIMITS),
     )
     assert listed.ByteSize() <= rules.listed_bytes(workflow, row)
 
