@@ -411,6 +411,8 @@ class BulkAnswer(msgspec.Struct, frozen=True, array_like=True):
     """Where the next slice starts; `None` when nothing is left."""
     changes: tuple[WorkflowChange, ...] = ()
     """The workflows that were changed."""
+    needs: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Of a prune, for the next slice: as in `PruneCommand`."""
 
 
 class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -447,7 +449,14 @@ class PruneCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     workflow_id: str
     keep_last: int
     position: tuple[int, ...]
-    """(incarnation's internal_id, highest sequence to look at, scope's ordinal, next sequence); () at the start."""
+    """() at the start, then what the slice before answered.
+
+    (incarnation's internal_id, highest sequence to delete, scope's ordinal, next sequence), with the next sequence 0
+    where the scope begins; within a scope also (how many of the newest N were met, the oldest of these, the newest
+    sequence seen). Without these the scope is walked again down to the next sequence.
+    """
+    needs: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Within a scope: what is older and yet needed, each a sequence and the history entries that are wanted of it."""
     is_dry_run: bool = False
     size_bytes: int = 0
 
@@ -720,6 +729,8 @@ class LoadQuery(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     sequence: int | None = None
     statuses: frozenset[int] = frozenset()
     selection: Selection = Selection()
+    position: tuple[int, int] | None = None
+    """(incarnation's internal_id, next sequence) where a look for a status goes on."""
 
 
 class LoadedCheckpoint(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -757,7 +768,10 @@ class EncodedLoadAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LongLoad(msgspec.Struct, frozen=True, array_like=True):
-    """The Load may look at many rows, so it has not been run among the short ones."""
+    """The Load looks at many rows: it has not been run among the short ones, or not to its end in one turn."""
+
+    position: tuple[int, int] | None = None
+    """Where it goes on, as in `LoadQuery`; `None`: at the start."""
 
 
 class CheckpointFilter(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -35,7 +35,6 @@ from milepost_server.model import (
     DeleteWorkflowCommand,
     EncodedBatchSaveAnswer,
     EncodedBatchSaveCommand,
-    EncodedLoadAnswer,
     EncodedLoadQuery,
     EncodedSaveAnswer,
     EncodedSaveCommand,
@@ -263,33 +262,37 @@ class CheckpointService:
             How many were deleted (or found, in a dry run), and the token with which to go on, "" when done.
         """
         query_hash = hash_query(command.namespace, command.workflow_id, command.keep_last, command.is_dry_run)
-        position: tuple[int, ...] = ()
         if continue_token:
             token = decode_token(
-                "continue_token", continue_token, kind="prune", query_hash=query_hash, position_lengths=(4,)
+                "continue_token", continue_token, kind="prune", query_hash=query_hash, position_lengths=(4, 7)
             )
-            position = token.position
+            command = _replace(command, position=token.position, needs=token.needs)
         deleted = 0
         async with self._locks.hold(
             shared=[_gate(command.namespace)], exclusive=[(command.namespace, command.workflow_id)]
         ):
             for _ in range(SLICES_PER_CALL):
-                answer = await self._run(_replace(command, position=position), command.namespace, BulkAnswer)
+                answer = await self._run(command, command.namespace, BulkAnswer)
                 deleted += answer.deleted
                 if answer.position is None:
                     return deleted, ""
-                position = answer.position
-        return deleted, encode_token(Token(kind="prune", query_hash=query_hash, position=position))
+                command = _replace(command, position=answer.position, needs=answer.needs)
+        token = Token(kind="prune", query_hash=query_hash, position=command.position, needs=command.needs)
+        return deleted, encode_token(token)
 
     # Reading.
 
     async def load(self, body: bytes) -> bytes:
-        """Read one checkpoint. The request is read and checked where it is run."""
+        """Read one checkpoint. The request is read and checked where it is run.
+
+        One that looks for a status does so in turns, each behind the other long reads that wait, until it has found
+        one, no checkpoint is left, or its caller has gone.
+        """
         query = EncodedLoadQuery(body)
         answer = await self._queue.load(query)
-        if isinstance(answer, LongLoad):
-            answer = await self._queue.load_long(query)
-        return cast("EncodedLoadAnswer", answer).body
+        while isinstance(answer, LongLoad):
+            answer = await self._queue.load_long(query, answer.position)
+        return answer.body
 
     async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow, and the lease that is live."""

@@ -44,8 +44,10 @@ class StoreQueue(Protocol):
     def load(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint, together with the others that wait."""
 
-    def load_long(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
-        """Read one checkpoint that may take long to find."""
+    def load_long(
+        self, query: EncodedLoadQuery, position: tuple[int, int] | None
+    ) -> Future[EncodedLoadAnswer | LongLoad]:
+        """Read one checkpoint that may take long to find, from where `LongLoad` said that it goes on."""
 
     def scan(self, function: Callable[[], _T]) -> Future[_T]:
         """Run a read that may take long."""

@@ -16,7 +16,7 @@ from milepost_server.limits import DEFAULT_LIMITS, KIB
 from milepost_server.model import SweepAnswer, SweepCommand
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
-from milepost_server.testing.builders import data_value, delete_workflow, load_query, save
+from milepost_server.testing.builders import data_value, delete_workflow, save
 from tests.support.fault_engines import OpenEngine, count_rows, open_on, store_on
 from tests.support.killable_server import REPOSITORY
 
@@ -224,4 +224,4 @@ def test_saves_get_through_between_the_slices_of_a_delete(open_engine: OpenEngin
         saved += 1
 
     assert saved > 5
-    assert engine.load(load_query("other")).checkpoint.row.sequence == saved
+    assert store_on(engine).load("other").row.sequence == saved

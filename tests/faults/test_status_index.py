@@ -11,13 +11,22 @@ import lmdb
 import msgspec
 import pytest
 
-from milepost_server.model import ListWorkflowsAnswer, Status, WorkflowRow
+from milepost_server.model import ListWorkflowsAnswer, LoadAnswer, LongLoad, Status, WorkflowRow
 from milepost_server.storage import keys, lmdb_engine, lmdb_env, records, status_index
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, MetaRow
 from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
 from milepost_server.storage.verify import verify_store
-from milepost_server.testing.builders import NAMESPACE, Store, append, list_workflows_query, record, save
+from milepost_server.testing.builders import (
+    NAMESPACE,
+    Store,
+    append,
+    delete_workflow,
+    list_workflows_query,
+    load_query,
+    record,
+    save,
+)
 from tests.support.counting_env import counting_rows
 from tests.support.fault_engines import LONG_WORKFLOW, OpenEngine, count_rows, store_on
 
@@ -208,6 +217,31 @@ def test_verify_tells_of_a_workflow_that_is_listed_wrongly(
     env.close()
     told = "is not listed by its status" if fault == "lost" else "is listed by a status that it has not"
     assert [problem for problem in verify_store(broken).problems if told in problem]
+
+
+def test_a_load_by_status_looks_at_so_many_rows_in_a_transaction_and_in_a_turn(open_engine: OpenEngine) -> None:
+    """What is old is found all the same, in further turns; another incarnation is looked at from its newest."""
+    engine = open_engine()
+    engine.execute([save("w", "wanted", status=Status.WAITING)])
+    for start in range(0, 11_500, 500):
+        engine.execute([save("w", f"c{number}", parent_id="") for number in range(start, start + 500)])
+    query = load_query("w", statuses=[Status.WAITING])
+
+    with counting_rows() as count:
+        answer = engine.load(query)
+    assert isinstance(answer, LongLoad)
+    assert answer.position is not None
+    assert answer.position[1] == 11_501 - 10_000
+    assert len(count.rows_of_transactions) == 10
+    assert max(count.rows_of_transactions) <= 4 * 1_000  # A few for each checkpoint.
+    rest = engine.load(msgspec.structs.replace(query, position=answer.position))
+    assert isinstance(rest, LoadAnswer)
+    assert rest.checkpoint.row.checkpoint_id == "wanted"
+
+    engine.execute([delete_workflow("w"), save("w", "new", status=Status.WAITING)])
+    anew = engine.load(msgspec.structs.replace(query, position=answer.position))
+    assert isinstance(anew, LoadAnswer)
+    assert anew.checkpoint.row.checkpoint_id == "new"
 
 
 def test_a_poll_for_live_workflows_reads_as_much_whatever_has_ended(open_engine: OpenEngine) -> None:

@@ -14,7 +14,20 @@ class RowCount:
     """How many rows were read."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows_of_transactions: list[int] = []
+
+    @property
+    def rows(self) -> int:
+        """In all transactions together."""
+        return sum(self.rows_of_transactions)
+
+    def begin(self) -> None:
+        """Count another transaction."""
+        self.rows_of_transactions.append(0)
+
+    def add(self) -> None:
+        """Count a row of the newest transaction."""
+        self.rows_of_transactions[-1] += 1
 
 
 class _CountingCursor:
@@ -36,7 +49,7 @@ class _CountingCursor:
         return self._cursor.last()
 
     def prev(self) -> bool:
-        self._count.rows += 1
+        self._count.add()
         return self._cursor.prev()
 
     def key(self) -> bytes:
@@ -44,7 +57,7 @@ class _CountingCursor:
 
     def iternext(self, *, keys: bool, values: bool) -> Iterator[tuple[bytes, bytes]]:
         for item in self._cursor.iternext(keys=keys, values=values):
-            self._count.rows += 1
+            self._count.add()
             yield item
 
 
@@ -52,9 +65,10 @@ class _CountingTransaction:
     def __init__(self, txn: Transaction, count: RowCount) -> None:
         self._txn = txn
         self._count = count
+        count.begin()
 
     def get(self, key: bytes) -> bytes | None:
-        self._count.rows += 1
+        self._count.add()
         return self._txn.get(key)
 
     def cursor(self) -> _CountingCursor:

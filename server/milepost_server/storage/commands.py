@@ -7,7 +7,8 @@ stub and replay, lease, expected_head, base and parent, limits and quota, write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import msgspec
@@ -56,6 +57,7 @@ from milepost_server.model import (
     SweepCommand,
     WorkflowChange,
     WorkflowRow,
+    utf8_bytes,
 )
 from milepost_server.rules import LeaseUse
 from milepost_server.storage import leases, lookups, signals
@@ -65,6 +67,12 @@ ROOT_ORDINAL = 0
 """The number of scope "" under every name."""
 ROWS_PER_CHECKPOINT = 6
 """Rows that deleting or copying one checkpoint touches, about; a slice's budget is counted in rows."""
+ROWS_PER_KEPT = 2
+"""Rows that passing over a checkpoint touches, about."""
+NEEDS_BYTES_MAX = 4_096
+"""What a prune carries of needed ancestors from slice to slice: a continue token must hold it."""
+NEED_BYTES = 16
+"""What a needed ancestor, or a key of one, takes in a token beside its text, at most."""
 
 _NO_STATE = ResolvedState({}, {})
 _replace = msgspec.structs.replace
@@ -612,82 +620,164 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
 
 
 def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:
-    """Delete one slice of what is older than the newest N of every scope and is not needed by these."""
+    """Delete one slice of what is older than the newest N of every scope and is not needed by these.
+
+    Every scope is walked once, from its newest checkpoint to its oldest, over all slices: those that are kept are
+    counted on the way, and what they need of their ancestors is taken along.
+    """
     name, workflow = lookups.require_workflow(txn, command.namespace, command.workflow_id)
     if command.position and command.position[0] != workflow.internal_id:
         # Deleted and made again since the first slice: all that is there was saved later.
         return BulkAnswer(0, None)
-    sequence_max, from_ordinal, from_sequence = command.position[1:] or (workflow.last_sequence, 0, 0)
+    internal_id = workflow.internal_id
+    sequence_max, from_ordinal = command.position[1:3] or (workflow.last_sequence, 0)
     rows: list[CheckpointRow] = []
-    examined = 0
+    spent = 0
     position: tuple[int, ...] | None = None
-    for scope in list(txn.scopes(name.name_id, from_ordinal)):
-        if scope.internal_id != workflow.internal_id or scope.checkpoint_count <= command.keep_last:
-            continue
-        start = from_sequence if scope.ordinal == from_ordinal and from_sequence else None
-        kept, old = _split_scope(txn, workflow, scope, command.keep_last, sequence_max)
-        needed = _needed_ancestors(txn, name, workflow, scope, kept)
-        for sequence in old:
-            if start is not None and sequence > start:
-                continue
-            examined += 1
-            if examined * ROWS_PER_CHECKPOINT > limits.slice_rows_max:
-                position = (workflow.internal_id, sequence_max, scope.ordinal, sequence)
-                break
-            if sequence in needed:
-                continue
-            row = lookups.get_indexed(txn, workflow, sequence)
-            rows.append(row)
-        if position is not None:
+    needs: _Needs = {}
+    for scope in list(itertools.islice(txn.scopes(name.name_id, from_ordinal), limits.slice_rows_max)):
+        if spent >= limits.slice_rows_max:
+            position = (internal_id, sequence_max, scope.ordinal, 0)
             break
+        spent += 1
+        from_ordinal = scope.ordinal + 1
+        if scope.internal_id != internal_id or scope.checkpoint_count <= command.keep_last:
+            continue
+        walk = _PruneWalk(txn, name, workflow, scope, command.keep_last, sequence_max)
+        if command.position and scope.ordinal == command.position[2]:
+            spent += walk.go_on(command.position, command.needs, limits.slice_rows_max)
+        spent = walk.run(rows, spent, limits.slice_rows_max)
+        if walk.next_sequence is not None:
+            position, needs = walk.position()
+            break
+    else:
+        if spent >= limits.slice_rows_max:
+            # As many scopes as a slice may look at: there may be more.
+            position = (internal_id, sequence_max, from_ordinal, 0)
     changes: tuple[WorkflowChange, ...] = ()
     if rows and not command.is_dry_run:
         changes = (_delete_rows(txn, name, workflow, rows),)
-    return BulkAnswer(len(rows), position, changes)
+    return BulkAnswer(len(rows), position, changes, tuple((at, tuple(sorted(keys))) for at, keys in needs.items()))
 
 
-def _split_scope(
-    txn: ReadTransaction, workflow: WorkflowRow, scope: ScopeRow, keep_last: int, sequence_max: int
-) -> tuple[list[int], Iterator[int]]:
-    """Return the sequences that a prune keeps in any case, and an iterator over the older ones, newest first.
+_Needs = dict[int, set[str]]
+"""What is needed of older checkpoints: their sequences, with the entries wanted of them or their ancestors."""
+
+
+class _PruneWalk:
+    """The walk of a prune through one scope, from the newest checkpoint to the oldest.
 
     Checkpoints saved since the prune began count as kept beyond the N, so that every slice of one prune means the same
     checkpoints.
     """
-    sequences = txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None)
-    kept: list[int] = []
-    counted = 0
-    for sequence in sequences:
-        kept.append(sequence)
-        if sequence <= sequence_max:
-            counted += 1
-            if counted == keep_last:
-                break
-    return kept, sequences
 
+    def __init__(
+        self,
+        txn: ReadTransaction,
+        name: NameRow,
+        workflow: WorkflowRow,
+        scope: ScopeRow,
+        keep_last: int,
+        sequence_max: int,
+    ) -> None:
+        self.next_sequence: int | None = None
+        self._txn = txn
+        self._name = name
+        self._workflow = workflow
+        self._scope = scope
+        self._keep_last = keep_last
+        self._sequence_max = sequence_max
+        self._start: int | None = None
+        self._walked_to: int | None = None
+        """Down to it nothing is deleted, and nothing counts as work: it was walked before."""
+        self._counted = 0
+        self._kept_from = 0
+        self._seen_max = workflow.last_sequence
+        self._needs: _Needs = {}
 
-def _needed_ancestors(
-    txn: ReadTransaction, name: NameRow, workflow: WorkflowRow, scope: ScopeRow, kept: list[int]
-) -> set[int]:
-    """Return the ancestors that kept checkpoints need: back to the nearest with each of their history entries."""
-    needed: set[int] = set()
-    walked: set[tuple[int, str]] = set()
-    for sequence in kept:
-        row = lookups.get_indexed(txn, workflow, sequence)
-        open_keys = set(row.history_entries)
-        while open_keys:
-            stored = txn.lookup_entries(workflow.family_id, row.node_id, open_keys)
-            open_keys -= stored.keys()
-            open_keys = {key for key in open_keys if (row.sequence, key) not in walked}
-            walked.update((row.sequence, key) for key in open_keys)
-            if not open_keys:
+    def go_on(self, position: tuple[int, ...], needs: Iterable[tuple[int, Iterable[str]]], rows_max: int) -> int:
+        """Take up where the slice before ended; return how many rows that took."""
+        next_sequence = position[3]
+        if len(position) == 4:
+            self._walked_to = next_sequence or None
+            return 0
+        self._start = next_sequence
+        self._counted, self._kept_from, seen_max = position[4:]
+        self._needs = {at: set(keys) for at, keys in needs}
+        spent = self._walk_newer(seen_max, next_sequence, rows_max)
+        if spent >= rows_max:
+            # Too much has come since: the scope is walked anew, in slices.
+            self._start, self._counted, self._kept_from, self._needs = None, 0, 0, {}
+            return 0
+        return spent
+
+    def _walk_newer(self, seen_max: int, next_sequence: int, rows_max: int) -> int:
+        """Find what checkpoints need that were saved since the slice before."""
+        spent = 0
+        newer = itertools.takewhile(lambda sequence: sequence > seen_max, self._sequences(None))
+        for sequence in itertools.islice(newer, rows_max // ROWS_PER_KEPT + 1):
+            row = lookups.get_indexed(self._txn, self._workflow, sequence)
+            if row.history_entries:
+                self._needs[sequence] = set(row.history_entries)
+            spent += ROWS_PER_KEPT
+        while spent < rows_max and (above := [sequence for sequence in self._needs if sequence > next_sequence]):
+            sequence = max(above)
+            wanted = self._needs.pop(sequence)
+            row = lookups.get_indexed(self._txn, self._workflow, sequence)
+            if self._kept_from <= sequence <= seen_max:
+                # What this one needs itself was taken along when it was walked.
+                wanted -= set(row.history_entries)
+            if wanted:
+                self._pass_on(row, wanted)
+                spent += ROWS_PER_CHECKPOINT
+        return spent
+
+    def run(self, rows: list[CheckpointRow], spent: int, rows_max: int) -> int:
+        """Walk until as many rows are spent as a slice may, or to the end; add what is to be deleted to `rows`."""
+        for sequence in self._sequences(self._start):
+            is_walked = self._walked_to is not None and sequence > self._walked_to
+            if spent >= rows_max and not is_walked:
+                self.next_sequence = sequence
                 break
-            parent = lookups.find_ancestor(txn, name, workflow, scope, row)
-            if parent is None:
-                break
-            needed.add(parent.sequence)
-            row = parent
-    return needed
+            wanted = self._needs.pop(sequence, None)
+            is_kept = sequence > self._sequence_max or self._counted < self._keep_last
+            if is_kept and sequence <= self._sequence_max:
+                self._counted += 1
+            if is_walked and not is_kept and wanted is None:
+                continue
+            row = lookups.get_indexed(self._txn, self._workflow, sequence)
+            if is_kept:
+                self._kept_from = sequence
+                wanted = (wanted or set()) | set(row.history_entries)
+            if wanted is None:
+                rows.append(row)
+            elif wanted:
+                self._pass_on(row, wanted)
+            if not is_walked:
+                spent += ROWS_PER_CHECKPOINT if wanted or wanted is None else ROWS_PER_KEPT
+        return spent
+
+    def _pass_on(self, row: CheckpointRow, wanted: set[str]) -> None:
+        """Leave to a checkpoint's parent what is wanted of it and it has not stored."""
+        wanted = wanted - self._txn.lookup_entries(self._workflow.family_id, row.node_id, wanted).keys()
+        if not wanted:
+            return
+        parent = lookups.find_ancestor(self._txn, self._name, self._workflow, self._scope, row)
+        if parent is not None:
+            self._needs.setdefault(parent.sequence, set()).update(wanted)
+
+    def _sequences(self, start: int | None) -> Iterator[int]:
+        return self._txn.sequences(self._workflow.internal_id, self._scope.ordinal, newest_first=True, start=start)
+
+    def position(self) -> tuple[tuple[int, ...], _Needs]:
+        """Return where the next slice goes on; only what must be walked again where its needs are too many to carry."""
+        assert self.next_sequence is not None
+        place = (self._workflow.internal_id, self._sequence_max, self._scope.ordinal, self.next_sequence)
+        keys = [key for wanted in self._needs.values() for key in wanted]
+        size_bytes = NEED_BYTES * (len(self._needs) + len(keys)) + sum(map(utf8_bytes, keys))
+        if size_bytes > NEEDS_BYTES_MAX:
+            return place, {}
+        return (*place, self._counted, self._kept_from, self._seen_max), self._needs
 
 
 def _delete_rows(

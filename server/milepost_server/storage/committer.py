@@ -352,14 +352,18 @@ class Committer:
         self._check_readable()
         return self._loads.submit(query)
 
-    def load_long(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
-        """Read one checkpoint that may take long to find, as `scan` does.
+    def load_long(
+        self, query: EncodedLoadQuery, position: tuple[int, int] | None
+    ) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
+        """Read one checkpoint that may take long to find, as `scan` does, from where `LongLoad` said that it goes on.
 
         Raises:
             ResourceError: `QUEUE_FULL`.
             UnavailableError: `NOT_SERVING`.
         """
-        return self.scan(lambda: encoded.load(self._engine, self._known_codec(), query, is_long=True))
+        return self.scan(
+            lambda: encoded.load(self._engine, self._known_codec(), query, is_long=True, position=position)
+        )
 
     def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
         """Run a read that may take long, apart from the short ones.

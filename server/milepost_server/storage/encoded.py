@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from milepost_server.errors import OutcomeUnknownError, StoreError, internal_error
 from milepost_server.model import (
     Answer,
@@ -88,20 +90,32 @@ def execute(engine: Engine, codec: CallCodec, commands: list[Command]) -> Sequen
     ]
 
 
-def load(engine: Engine, codec: CallCodec, encoded: EncodedLoadQuery, *, is_long: bool) -> EncodedLoadAnswer | LongLoad:
+def load(
+    engine: Engine,
+    codec: CallCodec,
+    encoded: EncodedLoadQuery,
+    *,
+    is_long: bool,
+    position: tuple[int, int] | None = None,
+) -> EncodedLoadAnswer | LongLoad:
     """Run an encoded Load.
 
     Args:
         engine: Where.
         codec: Reads and writes it.
         encoded: The Load.
-        is_long: It may take its time; otherwise one that may is returned as such.
+        is_long: It may take its time; otherwise one that may is returned as such. One that takes more than a turn is
+            returned as such too, with where it goes on.
+        position: Where it goes on, as such a one said.
     """
     query, accepted = codec.decode_load(encoded.body)
     if query.statuses and not is_long:
         # May look at many rows until one has the status.
         return LongLoad()
-    return EncodedLoadAnswer(codec.encode_loaded(engine.load(query), query, accepted))
+    answer = engine.load(msgspec.structs.replace(query, position=position))
+    if isinstance(answer, LongLoad):
+        return answer
+    return EncodedLoadAnswer(codec.encode_loaded(answer, query, accepted))
 
 
 def _decoded(codec: CallCodec, command: Command) -> Command | StoreError:

@@ -48,6 +48,7 @@ from milepost_server.model import (
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
+    LongLoad,
     ProbeCommand,
     SaveCommand,
     SendSignalCommand,
@@ -401,8 +402,11 @@ class LmdbEngine:
             finally:
                 raw.abort()
 
-    def load(self, query: LoadQuery) -> LoadAnswer:
+    def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """See `Engine`."""
+        return queries.load_in_slices(self._load_slice, query, self._limits)
+
+    def _load_slice(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         with self._reading() as txn:
             return queries.load(txn, query, self._limits)
 

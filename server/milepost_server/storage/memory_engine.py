@@ -42,6 +42,7 @@ from milepost_server.model import (
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
+    LongLoad,
     NewEntry,
     PendingSignal,
     Record,
@@ -667,9 +668,9 @@ class MemoryEngine:
     def reopen(self) -> None:
         """Do nothing: this store never fails."""
 
-    def load(self, query: LoadQuery) -> LoadAnswer:
+    def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """Read one checkpoint."""
-        return self._read(queries.load, query, self._limits)
+        return queries.load_in_slices(lambda part: self._read(queries.load, part, self._limits), query, self._limits)
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """See `Engine`."""

@@ -345,8 +345,8 @@ class Engine(Protocol):
     def reopen(self) -> None:
         """Start again after `StorageFailedError`: returns once a commit has been flushed, else raises."""
 
-    def load(self, query: LoadQuery) -> LoadAnswer:
-        """Read one checkpoint."""
+    def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
+        """Read one checkpoint. A look for a status that is not done after `page_rows_examined_max` rows is returned."""
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """Return a way of its own to run commands, or `None`: then `execute` is called in a thread."""

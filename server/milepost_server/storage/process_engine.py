@@ -41,6 +41,7 @@ from milepost_server.model import (
     ListWorkflowsQuery,
     LoadAnswer,
     LoadQuery,
+    LongLoad,
     ProbeCommand,
     WorkflowAnswer,
 )
@@ -225,9 +226,9 @@ class ProcessEngine:
             raise answer
         return answer
 
-    def load(self, query: LoadQuery) -> LoadAnswer:
+    def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """See `Engine`."""
-        return cast("LoadAnswer", self._ask_one(query))
+        return cast("LoadAnswer | LongLoad", self._ask_one(query))
 
     def command_lane(self, loop: asyncio.AbstractEventLoop) -> CommandLane:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""

@@ -31,6 +31,7 @@ from milepost_server.model import (
     LoadAnswer,
     LoadedCheckpoint,
     LoadQuery,
+    LongLoad,
     Record,
     ScopeRow,
     Selection,
@@ -49,11 +50,17 @@ SIGNAL_WIRE_BYTES = 640
 """What a signal costs on the wire beside its value, at most."""
 
 
-def load(txn: ReadTransaction, query: LoadQuery, limits: Limits) -> LoadAnswer:
-    """Read one checkpoint."""
+def load(txn: ReadTransaction, query: LoadQuery, limits: Limits) -> LoadAnswer | LongLoad:
+    """Read one checkpoint, or return where a look for a status goes on that found none among a slice's rows."""
     name, workflow = lookups.require_workflow(txn, query.namespace, query.workflow_id)
     scope = _find_scope(txn, name, workflow, query.scope)
-    row = _find_row(txn, name, workflow, scope, query) if scope is not None else None
+    row: CheckpointRow | LongLoad | None = None
+    if scope is not None and query.statuses:
+        row = _find_status(txn, workflow, scope, query)
+    elif scope is not None:
+        row = _find_row(txn, name, workflow, scope, query)
+    if isinstance(row, LongLoad):
+        return row
     if row is None or scope is None:
         raise _no_checkpoint(query, workflow)
     return LoadAnswer(
@@ -75,13 +82,23 @@ def _find_row(
     if query.sequence is not None:
         row = txn.get_checkpoint(workflow.internal_id, query.sequence)
         return row if row is not None and row.scope_ordinal == scope.ordinal else None
-    if query.statuses:
-        for sequence in txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=None):
-            row = lookups.get_indexed(txn, workflow, sequence)
-            if row.status in query.statuses:
-                return row
-        return None
     return lookups.get_indexed(txn, workflow, scope.head_sequence) if scope.head_checkpoint_id else None
+
+
+def _find_status(
+    txn: ReadTransaction, workflow: WorkflowRow, scope: ScopeRow, query: LoadQuery
+) -> CheckpointRow | LongLoad | None:
+    start = None
+    if query.position is not None and query.position[0] == workflow.internal_id:
+        start = query.position[1]
+    sequences = txn.sequences(workflow.internal_id, scope.ordinal, newest_first=True, start=start)
+    for examined, sequence in enumerate(sequences):
+        if examined == SLICE_ROWS_MAX:
+            return LongLoad((workflow.internal_id, sequence))
+        row = lookups.get_indexed(txn, workflow, sequence)
+        if row.status in query.statuses:
+            return row
+    return None
 
 
 def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
@@ -317,6 +334,18 @@ SLICE_ROWS_MAX = 1_000
 Query = TypeVar("Query", ListQuery, ListWorkflowsQuery, EntryHistoryQuery)
 PageAnswer = TypeVar("PageAnswer", ListAnswer, ListWorkflowsAnswer, EntryHistoryAnswer)
 _replace = msgspec.structs.replace
+
+
+def load_in_slices(
+    run: Callable[[LoadQuery], LoadAnswer | LongLoad], query: LoadQuery, limits: Limits
+) -> LoadAnswer | LongLoad:
+    """Read one checkpoint in as many transactions as its rows need, but for so many rows that it must go on later."""
+    answer = run(query)
+    for _ in range(SLICE_ROWS_MAX, limits.page_rows_examined_max, SLICE_ROWS_MAX):
+        if not isinstance(answer, LongLoad):
+            break
+        answer = run(_replace(query, position=answer.position))
+    return answer
 
 
 def list_checkpoints_in_slices(run: Callable[[ListQuery], ListAnswer], query: ListQuery) -> ListAnswer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypedDict, TypeVar, Unpack
 
+import msgspec
 import pytest
 
 from milepost_server import rules
@@ -41,6 +42,7 @@ from milepost_server.model import (
     LoadAnswer,
     LoadedCheckpoint,
     LoadQuery,
+    LongLoad,
     NewEntry,
     PruneCommand,
     Record,
@@ -454,7 +456,7 @@ class Store:
 
     def load_answer(self, workflow_id: str) -> LoadAnswer:
         """Read the root head, and what stands beside it."""
-        return self.engine.load(load_query(workflow_id))
+        return self._load(load_query(workflow_id))
 
     def definition(self, fingerprint: str, *, namespace: str = NAMESPACE) -> str:
         """Read a manifest."""
@@ -512,28 +514,33 @@ class Store:
         raise AssertionError("a delete by run did not end")
 
     def prune_slice(
-        self, workflow_id: str, keep_last: int, position: tuple[int, ...] = (), *, is_dry_run: bool = False
+        self, workflow_id: str, keep_last: int, after: BulkAnswer | None = None, *, is_dry_run: bool = False
     ) -> BulkAnswer:
-        """Prune one slice."""
+        """Prune one slice, the first one or that after another."""
         command = PruneCommand(
             namespace=NAMESPACE,
             workflow_id=workflow_id,
             keep_last=keep_last,
-            position=position,
+            position=after.position or () if after is not None else (),
+            needs=after.needs if after is not None else (),
             is_dry_run=is_dry_run,
         )
         return self.run(command, BulkAnswer)
 
     def prune(self, workflow_id: str, keep_last: int, *, is_dry_run: bool = False) -> int:
         """Prune slice by slice to the end; return how many checkpoints were deleted."""
+        return self.prune_rest(workflow_id, keep_last, None, is_dry_run=is_dry_run)
+
+    def prune_rest(
+        self, workflow_id: str, keep_last: int, after: BulkAnswer | None, *, is_dry_run: bool = False
+    ) -> int:
+        """Prune what is left after a slice; return how many checkpoints were deleted."""
         deleted = 0
-        position: tuple[int, ...] = ()
         for _ in range(SLICES_MAX):
-            answer = self.prune_slice(workflow_id, keep_last, position, is_dry_run=is_dry_run)
-            deleted += answer.deleted
-            if answer.position is None:
+            after = self.prune_slice(workflow_id, keep_last, after, is_dry_run=is_dry_run)
+            deleted += after.deleted
+            if after.position is None:
                 return deleted
-            position = answer.position
         raise AssertionError("a prune did not end")
 
     def fork_slice(self, workflow_id: str, target_workflow_id: str, **options: Unpack[ForkOptions]) -> ForkAnswer:
@@ -578,7 +585,7 @@ class Store:
         query = load_query(
             workflow_id, checkpoint_id, scope=scope, sequence=sequence, statuses=statuses, selection=selection
         )
-        return self.engine.load(query).checkpoint
+        return self._load(query).checkpoint
 
     def state(self, workflow_id: str, checkpoint_id: str | None = None, *, scope: str = "") -> dict[str, object]:
         """Read a state whose values are all json."""
@@ -588,7 +595,15 @@ class Store:
 
     def head(self, workflow_id: str, scope: str = "") -> str:
         """Return the id of a scope's head."""
-        return self.engine.load(load_query(workflow_id, scope=scope)).head_checkpoint_id
+        return self._load(load_query(workflow_id, scope=scope)).head_checkpoint_id
+
+    def _load(self, query: LoadQuery) -> LoadAnswer:
+        for _ in range(SLICES_MAX):
+            answer = self.engine.load(query)
+            if not isinstance(answer, LongLoad):
+                return answer
+            query = msgspec.structs.replace(query, position=answer.position)
+        raise AssertionError("a load did not end")
 
     def page(self, workflow_id: str, **options: Unpack[ListOptions]) -> ListAnswer:
         """Read one page of checkpoints."""

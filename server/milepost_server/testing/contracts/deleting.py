@@ -345,9 +345,7 @@ class PruneContract(ContractBase):
         first = store.prune_slice("w", 2)
         assert first.position is not None
         store.save_line("w", "new0", "new1", "new2")
-        position = store.prune_slice("w", 2, first.position).position
-        while position is not None:
-            position = store.prune_slice("w", 2, position).position
+        store.prune_rest("w", 2, first)
         assert store.ids("w") == ["new2", "new1", "new0", "19", "18"]
 
     def test_checkpoints_saved_between_slices_do_not_count_among_those_kept(self, open_store: OpenStore) -> None:
@@ -357,9 +355,7 @@ class PruneContract(ContractBase):
         first = store.prune_slice("w", 2)
         assert first.position is not None
         store.save_line("w", "new0", "new1", "new2", scope="s")
-        position = store.prune_slice("w", 2, first.position).position
-        while position is not None:
-            position = store.prune_slice("w", 2, position).position
+        store.prune_rest("w", 2, first)
         assert store.ids("w", scope="s") == ["new2", "new1", "new0", "s4", "s3"]
 
     def test_a_prune_that_began_before_a_delete_does_not_touch_the_next_incarnation(
@@ -371,8 +367,70 @@ class PruneContract(ContractBase):
         assert answer.position is not None
         store.delete_workflow("w")
         store.save_line("w", *(f"new{number}" for number in range(5)))
-        later = store.prune_slice("w", 2, answer.position)
+        later = store.prune_slice("w", 2, answer)
         assert (later.deleted, later.position, len(store.ids("w"))) == (0, None, 5)
+
+    def test_many_that_are_kept_are_passed_over_in_slices(self, open_store: OpenStore) -> None:
+        store = open_store(SMALL_SLICES)
+        store.save_line("w", *(str(number) for number in range(40)))
+        assert store.prune_slice("w", 35).deleted == 0
+        assert store.prune("w", 35) == 5
+        assert store.ids("w") == [str(number) for number in range(39, 4, -1)]
+
+    def test_lines_that_meet_are_followed_through_all_slices(self, open_store: OpenStore) -> None:
+        store = open_store(SMALL_SLICES)
+        store.save("w", "unneeded")
+        store.save("w", "far", {"far": 1})
+        store.save("w", "near", {"near": 1}, parent_id="far")
+        for number in range(20):
+            store.save("w", f"beside{number}", parent_id="")
+        store.save("w", "fork", parent_id="near")
+        for number in range(20):
+            store.save("w", f"more{number}", parent_id="")
+        store.save("w", "left", parent_id="fork", history_entries=("near",))
+        store.save("w", "right", parent_id="fork", history_entries=("far",))
+        assert store.prune("w", 2) == 41
+        assert store.ids("w") == ["right", "left", "fork", "near", "far"]
+
+    @pytest.mark.parametrize("key_size", [1, 1_000], ids=["few to carry", "more than is carried"])
+    def test_many_lines_are_followed_through_all_slices(self, open_store: OpenStore, key_size: int) -> None:
+        store = open_store(SMALL_SLICES)
+        keys = [str(number) * key_size for number in range(8)]
+        for number, key in enumerate(keys):
+            store.save("w", f"log{number}", {key: 1}, parent_id="")
+        for number in range(20):
+            store.save("w", f"beside{number}", parent_id="")
+        for number, key in enumerate(keys):
+            store.save("w", f"head{number}", parent_id=f"log{number}", history_entries=(key,))
+        assert store.prune("w", 8, is_dry_run=True) == 20
+        assert store.prune("w", 8) == 20
+        assert len(store.ids("w")) == 16
+
+    def test_a_prune_looks_through_many_scopes(self, open_store: OpenStore) -> None:
+        store = open_store(SMALL_SLICES)
+        for number in range(50):
+            store.save("w", "only", scope=f"s{number}")
+        store.save_line("w", "a", "b", scope="last")
+        assert store.prune("w", 1) == 1
+        assert store.get_workflow("w").scope_count == 51
+
+    @pytest.mark.parametrize("new_count", [1, 30], ids=["few came", "many came"])
+    @pytest.mark.parametrize("parent_id", ["log", "middle", "29"], ids=["old", "between", "newest"])
+    def test_what_is_saved_between_slices_keeps_the_ancestors_it_needs(
+        self, open_store: OpenStore, parent_id: str, new_count: int
+    ) -> None:
+        store = open_store(SMALL_SLICES)
+        store.save("w", "log", {"log": 1})
+        store.save("w", "middle")
+        store.save_line("w", *(str(number) for number in range(30)))
+        first = store.prune_slice("w", 2)
+        assert first.position is not None
+        for number in range(new_count):
+            store.save("w", f"new{number}", parent_id="" if number else parent_id, history_entries=("log",))
+        store.prune_rest("w", 2, first)
+        kept = store.ids("w")[new_count:]
+        needed = {"log": ["log"], "middle": ["middle", "log"], "29": []}[parent_id]
+        assert kept == ["29", "28", *needed]
 
     def test_an_unknown_workflow_cannot_be_pruned(self, store: Store) -> None:
         with refused("WORKFLOW_NOT_FOUND"):
