@@ -11,6 +11,7 @@ import lmdb
 import msgspec
 import pytest
 
+from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import ListWorkflowsAnswer, LoadAnswer, LongLoad, Status, WorkflowRow
 from milepost_server.storage import keys, lmdb_engine, lmdb_env, records, status_index
 from milepost_server.storage.lmdb_engine import LmdbEngine
@@ -242,6 +243,25 @@ def test_a_load_by_status_looks_at_so_many_rows_in_a_transaction_and_in_a_turn(o
     anew = engine.load(msgspec.structs.replace(query, position=answer.position))
     assert isinstance(anew, LoadAnswer)
     assert anew.checkpoint.row.checkpoint_id == "new"
+
+
+@pytest.mark.parametrize("history_entries", [(), ("log",)], ids=["needs nothing", "needs its line"])
+def test_a_slice_of_a_prune_reads_as_much_however_many_are_kept(
+    open_engine: OpenEngine, history_entries: tuple[str, ...]
+) -> None:
+    engine = open_engine()
+    store = store_on(engine)
+    store.save("w", "log", {"log": 1})
+    for start in range(0, 5_000, 500):
+        numbers = range(start, start + 500)
+        engine.execute([save("w", f"c{number}", history_entries=history_entries) for number in numbers])
+
+    with counting_rows() as count:
+        deleted = store.prune("w", 4_500)
+
+    assert deleted == (0 if history_entries else 501)
+    assert len(count.rows_of_transactions) > 10
+    assert max(count.rows_of_transactions) <= 4 * DEFAULT_LIMITS.slice_rows_max
 
 
 def test_a_poll_for_live_workflows_reads_as_much_whatever_has_ended(open_engine: OpenEngine) -> None:

@@ -1,9 +1,10 @@
-"""Counts the rows that an LMDB engine's queries read, where they come out of LMDB."""
+"""Counts the rows that an LMDB engine's queries and commands read, where they come out of LMDB."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 
@@ -74,15 +75,31 @@ class _CountingTransaction:
     def cursor(self) -> _CountingCursor:
         return _CountingCursor(self._txn.cursor(), self._count)
 
+    def put(self, key: bytes, value: bytes, *, append: bool = False) -> bool:
+        return self._txn.put(key, value, append=append)
+
+    def delete(self, key: bytes) -> bool:
+        return self._txn.delete(key)
+
+    def commit(self) -> None:
+        self._txn.commit()
+
     def abort(self) -> None:
         self._txn.abort()
 
 
 @contextmanager
 def counting_rows() -> Iterator[RowCount]:
-    """Count what is read by queries that begin within the block."""
+    """Count what is read by queries and commands that begin within the block, each in a transaction of its own."""
     count = RowCount()
     begin_read = LmdbEnv.begin_read
+    begin_write = LmdbEnv.begin_write
+
+    def begin_command(env: LmdbEnv, parent: Transaction | None = None) -> Transaction:
+        txn = begin_write(env, parent)
+        return txn if parent is None else cast("Transaction", _CountingTransaction(txn, count))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LmdbEnv, "begin_read", lambda env: _CountingTransaction(begin_read(env), count))
+        patch.setattr(LmdbEnv, "begin_write", begin_command)
         yield count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from milepost.v1 import checkpoint_pb2 as checkpoint_pb
@@ -19,10 +20,11 @@ from milepost_server.model import (
     EncodedSaveCommand,
     LongLoad,
     SaveAnswer,
+    Status,
 )
 from milepost_server.storage import encoded
 from milepost_server.storage.memory_engine import MemoryEngine
-from milepost_server.testing.builders import Store, is_found, save
+from milepost_server.testing.builders import Store, delete_workflow, is_found, save
 
 CODEC = PbCallCodec(DEFAULT_LIMITS)
 
@@ -149,6 +151,24 @@ def test_a_load_that_may_look_at_many_rows_is_run_only_where_it_may() -> None:
         answer = encoded.load(engine, CODEC, query, is_long=True)
         assert isinstance(answer, EncodedLoadAnswer)
         assert pb.LoadResponse.FromString(answer.body).head_checkpoint_id == "a"
+
+
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_look_for_a_status_goes_on_where_it_was(is_made_again: bool) -> None:
+    """A turn ends after so many rows; a workflow that was made again since is looked at from its newest."""
+    engine = MemoryEngine(limits=msgspec.structs.replace(DEFAULT_LIMITS, page_rows_examined_max=1_000))
+    engine.execute([save("w", "wanted"), *[save("w", f"c{number}", status=Status.WAITING) for number in range(2_500)]])
+    query = EncodedLoadQuery(status_load().SerializeToString())
+    turn = encoded.load(engine, CODEC, query, is_long=True)
+    assert isinstance(turn, LongLoad)
+    if is_made_again:
+        engine.execute([delete_workflow("w"), save("w", "again")])
+    turns = 1
+    while isinstance(turn, LongLoad):
+        turn = encoded.load(engine, CODEC, query, is_long=True, position=turn.position)
+        turns += 1
+    found = pb.LoadResponse.FromString(turn.body).checkpoint.checkpoint_id
+    assert (found, turns) == (("again", 2) if is_made_again else ("wanted", 3))
 
 
 def status_load() -> pb.LoadRequest:

@@ -282,6 +282,19 @@ class BatchSaveContract(ContractBase):
         assert reasons(answer.outcomes) == ["HEAD_MOVED", "", ""]
         assert answer.failed == {}
 
+    def test_an_id_that_was_stored_and_then_fails_is_a_failed_one(self, store: Store) -> None:
+        """The newest item of an id is the one that later items were made for."""
+        answer = self.batch_save(
+            store,
+            save("w", "a"),
+            save("w", "b", parent_id="a"),
+            save("w", "a", {"x": 2}),
+            save("w", "c", parent_id="a"),
+        )
+        assert reasons(answer.outcomes) == ["", "", "CHECKPOINT_EXISTS", "PREDECESSOR_FAILED"]
+        assert answer.failed == {("default", "w", "", "a"): 2, ("default", "w", "", "c"): 3}
+        assert store.ids("w") == ["b", "a"]
+
     def test_a_slice_goes_on_from_the_failures_of_those_before_it(self, store: Store) -> None:
         store.save("w", "a")
         answer = self.batch_save(
