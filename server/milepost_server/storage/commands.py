@@ -703,7 +703,8 @@ class _PruneWalk:
             return 0
         self._start = next_sequence
         self._counted, self._kept_from, seen_max = position[4:]
-        self._needs = {at: set(keys) for at, keys in needs}
+        # What is newer was met already; only a token that somebody made up could name it.
+        self._needs = {at: set(keys) for at, keys in needs if at <= next_sequence}
         spent = self._walk_newer(seen_max, next_sequence, rows_max)
         if spent >= rows_max:
             # Too much has come since: the scope is walked anew, in slices.
