@@ -18,7 +18,7 @@ import pytest
 
 from milepost_server.grpc_api.call_codec import PbCallCodec
 from milepost_server.limits import Limits
-from milepost_server.storage import process_worker
+from milepost_server.storage import process_engine, process_worker
 from milepost_server.storage.lmdb_env import DataDirError
 from milepost_server.storage.port import Engine
 from milepost_server.storage.process_engine import ProcessEngine
@@ -45,9 +45,10 @@ class ThreadAsProcess:
         with commands:
             process_worker.serve(engine, commands, queries, PbCallCodec(limits))
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float) -> int:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive()
+        return 0
 
 
 class ThreadedEngine(ProcessEngine):
@@ -92,6 +93,28 @@ class TestProcessEngine(EngineContract, PersistenceContract):
     @pytest.fixture
     def count_rows(self) -> CountRows:
         return lambda engine, what: count_table(cast(ThreadedEngine, engine).inner, what)
+
+
+@pytest.mark.parametrize(
+    "end, told",
+    [
+        ("sys.exit(7)", "ended with status 7 before it was ready; the log above tells why"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "was killed by SIGKILL (the kernel does so when memory runs out) before it was ready",
+        ),
+        ("os.kill(os.getpid(), 11)", "was killed by SIGSEGV before it was ready"),
+    ],
+)
+def test_a_process_that_ends_at_its_start_is_told_with_its_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, told: str
+) -> None:
+    (tmp_path / "ends_at_once.py").write_text(f"import os, sys\n{end}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process_engine, "WORKER_MODULE", "ends_at_once")
+    with pytest.raises(DataDirError) as refused:
+        ProcessEngine.open(tmp_path / "data")
+    assert str(refused.value) == f"the storage process for {tmp_path / 'data'} {told}"
 
 
 def test_a_process_serves_reopens_and_refuses_as_an_engine_does(tmp_path: Path) -> None:

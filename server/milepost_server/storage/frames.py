@@ -278,9 +278,9 @@ def outcomes_of(items: list[Any]) -> list[Any]:
     return items
 
 
-def process_lost() -> StorageFailedError:
-    """Return the error for a batch whose process ended before it answered."""
-    return StorageFailedError("the storage process ended; what it had been sent may or may not be stored")
+def process_lost(ending: str) -> StorageFailedError:
+    """Return the error for a batch whose process ended before it answered: "ended with status 1", say."""
+    return StorageFailedError(f"the storage process {ending}; what it had been sent may or may not be stored")
 
 
 def send(connection: socket.socket, items: Sequence[Any]) -> None:

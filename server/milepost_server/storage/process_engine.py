@@ -61,6 +61,9 @@ QUERY_WAIT_S = 30.0
 """How long a scan may wait for a connection while others use them all."""
 STOP_TIMEOUT_S = 30.0
 """How long the process may take to finish its last commit when it is told to end."""
+ENDING_WAIT_S = 0.1
+"""How long the event loop waits for the exit of a process that has closed its connection: the kernel does both."""
+_SIGNAL_NAMES = {each.value: each.name for each in signal.Signals}
 
 _logger = logging.getLogger(__name__)
 
@@ -127,8 +130,10 @@ class ProcessEngine:
             first = frames.receive(self._commands)[0]
         except EOFError:
             self._stop()
+            # A signal leaves no line of its own.
+            where = "; the log above tells why" if self._process.returncode >= 0 else ""
             raise DataDirError(
-                f"the storage process for {self._settings.data_dir} ended at its start; the log above tells why"
+                f"the storage process for {self._settings.data_dir} {self._ending()} before it was ready{where}"
             ) from None
         if isinstance(first, frames.StartFailed):
             self._stop()
@@ -170,6 +175,17 @@ class ProcessEngine:
         if self._process.stdin is not None:
             self._process.stdin.close()
 
+    def _ending(self) -> str:
+        """Return how the process ended, whose connection has closed."""
+        try:
+            code = self._process.wait(ENDING_WAIT_S)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        if code >= 0:
+            return f"ended with status {code}"
+        killed = f"was killed by {_SIGNAL_NAMES.get(-code, f'signal {-code}')}"
+        return f"{killed} (the kernel does so when memory runs out)" if code == -signal.SIGKILL else killed
+
     # Writing.
 
     def execute(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
@@ -181,7 +197,7 @@ class ProcessEngine:
             frames.send(self._commands, commands)
             outcomes = frames.receive(self._commands)
         except (EOFError, OSError) as error:
-            raise frames.process_lost() from error
+            raise frames.process_lost(self._ending()) from error
         return cast("list[Answer | StoreError]", frames.outcomes_of(outcomes))
 
     def reopen(self) -> None:
@@ -232,7 +248,13 @@ class ProcessEngine:
 
     def command_lane(self, loop: asyncio.AbstractEventLoop) -> CommandLane:
         """See `Engine`. From now on `execute` is not to be called, but in `reopen`."""
-        return ProcessCommandLane(loop, lambda: self._commands, self.reopen, on_failure=lambda: self._on_failure())
+        return ProcessCommandLane(
+            loop,
+            lambda: self._commands,
+            self.reopen,
+            ending=self._ending,
+            on_failure=lambda: self._on_failure(),
+        )
 
     def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
         """See `Engine`."""

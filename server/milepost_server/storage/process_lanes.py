@@ -37,6 +37,7 @@ class ProcessCommandLane:
         loop: The loop it lives on.
         connect: Returns the connection for commands to the process as it runs now.
         reopen: Starts the process anew; blocks.
+        ending: Says how a process ended whose connection has closed: "ended with status 1".
         on_failure: Called when the process has ended while no batch was running.
     """
 
@@ -48,10 +49,12 @@ class ProcessCommandLane:
         connect: Callable[[], socket.socket],
         reopen: Callable[[], None],
         *,
+        ending: Callable[[], str],
         on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._reopen = reopen
+        self._ending = ending
         self._on_broken = on_failure
         self._channel = FrameChannel(
             loop, connect, owns_socket=False, on_answer=self._on_answer, on_failure=self._on_failure
@@ -93,12 +96,14 @@ class ProcessCommandLane:
             start += count
 
     def _on_failure(self, error: Exception) -> None:
-        _logger.error("the storage process is lost: %r", error)
+        is_gone = isinstance(error, EOFError | OSError)
+        ending = self._ending() if is_gone else f"sent what cannot be read ({error!r})"
+        _logger.error("the storage process %s", ending)
         if not self._open:
             # Nobody would notice before the next command, which would then be of unknown outcome for no reason.
             self._on_broken()
             return
-        self._fail_open(frames.process_lost())
+        self._fail_open(frames.process_lost(ending))
 
     def _fail_open(self, error: StorageFailedError) -> None:
         while self._open:

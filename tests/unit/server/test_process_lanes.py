@@ -354,7 +354,13 @@ def commanding(process: Process) -> ProcessCommandLane:
     def reopen() -> None:
         process.is_away = False
 
-    return ProcessCommandLane(asyncio.get_running_loop(), process.connect, reopen, on_failure=process.note_failure)
+    return ProcessCommandLane(
+        asyncio.get_running_loop(),
+        process.connect,
+        reopen,
+        ending=lambda: "ended with status 3",
+        on_failure=process.note_failure,
+    )
 
 
 async def test_a_batch_goes_out_and_its_answers_come_back(process: Process) -> None:
@@ -399,13 +405,16 @@ async def test_when_a_commit_fails_so_does_all_that_was_sent_after_it(process: P
     await lane.close()
 
 
-async def test_a_batch_whose_process_dies_is_of_unknown_outcome(process: Process) -> None:
+async def test_a_batch_whose_process_dies_is_of_unknown_outcome(
+    process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
     lane = commanding(process)
     execution = asyncio.ensure_future(lane.execute([save("w", "a")]))
     await process.receive()
     process.die()
-    with pytest.raises(StorageFailedError, match="may or may not be stored"):
+    with pytest.raises(StorageFailedError, match="ended with status 3; what it had been sent may or may not be stored"):
         await execution
+    assert "the storage process ended with status 3" in caplog.text
     await lane.reopen()
     execution = asyncio.ensure_future(lane.execute([ProbeCommand()]))
     assert await process.receive() == [ProbeCommand()]
