@@ -58,6 +58,10 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         float, Meta(gt=0, le=86_400, description="How often outlived rows are looked for, in seconds.")
     ] = 60.0
     sweep_rows_max: Annotated[int, Meta(ge=1, le=100_000, description="Rows that one slice of sweeping frees.")] = 1_000
+    commit_wait_max_s: Annotated[
+        float,
+        Meta(gt=0, le=86_400, description="Wait for an answer of the storage until health says NOT_SERVING."),
+    ] = 10.0
     reopen_wait_min_s: Annotated[
         float, Meta(ge=0, le=3600, description="Wait before the second try to reopen failed storage, in seconds.")
     ] = 0.1

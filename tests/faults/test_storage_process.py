@@ -157,6 +157,39 @@ def test_calls_meet_their_deadline_while_the_storage_hangs_and_nothing_is_lost(s
     assert verify_store(server.data_dir).problems == []
 
 
+def test_health_tells_while_the_storage_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__COMMIT_WAIT_MAX_S", "0.5")
+    with KillableServer(tmp_path) as server, ThreadPoolExecutor(1) as threads:
+        server.start()
+        with grpc.insecure_channel(server.target) as channel, Client(server.target, timeout_s=60) as client:
+            health = Health(channel)
+            health.wait_for(SERVING)
+            client.save("w", state={"x": 1})
+            pid = server.storage_pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                saving = threads.submit(client.save, "w", state={"x": 2})
+                health.wait_for(NOT_SERVING)
+                assert not saving.done()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert saving.result(timeout=60).sequence == 2
+            health.wait_for(SERVING)
+        assert server.stop() == 0
+
+
+def test_storage_that_is_killed_again_and_again_is_started_ever_less_often_and_the_log_says_why(
+    server: KillableServer, health: Health
+) -> None:
+    for _ in range(4):
+        os.kill(server.storage_pid, signal.SIGKILL)
+        health.wait_for(NOT_SERVING, SERVING)
+    log = server.log.read_text()
+    assert log.count("the storage process was killed by SIGKILL (the kernel does so when memory runs out)") >= 4
+    assert [f"next try in {wait} s" in log for wait in (0.1, 0.2, 0.4, 0.8)] == [True, True, True, False]
+    assert "failed 4 times in" in log
+
+
 def test_a_server_whose_storage_hangs_ends_when_it_is_told_to_and_loses_nothing(tmp_path: Path) -> None:
     program = ("-c", "from milepost_server import cli; cli.STORAGE_GRACE_S = 1.0; cli.main()")
     with KillableServer(tmp_path, program=program) as server:

@@ -7,7 +7,7 @@ no call ever waits for company. No more is under way than one commit may take; t
 take turns and whoever gives up in time is dropped. Nothing here knows gRPC or what a command means.
 
 When the storage fails, what is under way is answered as of unknown outcome, everything else as not serving, and a task
-tries to reopen the engine until a commit has been flushed again.
+tries to reopen the engine until a commit has been flushed again. When it hangs, health says so and calls go on waiting.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import contextvars
 import enum
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -72,6 +73,8 @@ SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
 LOADS_TAKEN_MAX: Final = 32
 """Point reads that are run together: they are answered together, so the first waits for the last."""
+SOUND_AFTER_S: Final = 60.0
+"""Storage that fails sooner than this after it came back goes on failing: the waits between the tries grow on."""
 RETRY_AFTER_S: Final = 0.2
 """What a caller is told to wait when a queue is full: a few commits."""
 
@@ -247,6 +250,8 @@ class Committer:
 
         self._listeners: list[CommitListener] = []
         self._state = _State.SERVING
+        self._is_health_good = True
+        """What `on_health` was told last."""
         self._is_read_broken = False
         self._queues: dict[str, deque[_Pending]] = {}
         self._turns: deque[str] = deque()
@@ -262,7 +267,16 @@ class Committer:
         """Batches that were handed over and not answered, the oldest first."""
         self._under_way_commands = 0
         self._under_way_bytes = 0
+        self._awaited_since_s = 0.0
+        """When something was handed over with nothing under way, or was last answered."""
+        self._hang_timer: asyncio.TimerHandle | None = None
         self._recovery: asyncio.Task[None] | None = None
+        self._failure_count = 0
+        """Failures since the storage was sound, those to reopen it included."""
+        self._failing_since_s = 0.0
+        self._back_s = -math.inf
+        """When the storage came back last."""
+        self._reopen_delay_s = 0.0
         self._closing = asyncio.Event()
         self._settled = asyncio.Event()
         """Nothing is queued or under way. Only waited for by `close`."""
@@ -390,6 +404,8 @@ class Committer:
         await self._settled.wait()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+        if self._hang_timer is not None:
+            self._hang_timer.cancel()
         await self._commands.close()
         await self._loads.close()
         await self._scans.close()
@@ -569,6 +585,9 @@ class Committer:
             batch.observe(self._observer.committing(captured, command_count))
         if not pending:
             self._is_sweeping = True
+        if not self._under_way:
+            self._awaited_since_s = self._clock()
+            self._set_hang_timer()
         self._under_way.append(batch)
         self._under_way_commands += command_count
         self._under_way_bytes += size_bytes
@@ -589,6 +608,11 @@ class Committer:
             assert oldest is batch
             self._under_way_commands -= batch.command_count
             self._under_way_bytes -= batch.size_bytes
+            self._awaited_since_s = self._clock()
+            if not self._is_health_good and self._state is not _State.FAILED:
+                _logger.warning("the storage answers again")
+                self._tell_health(True)
+                self._set_hang_timer()
             self._answer(batch, self._outcomes(batch, future, error))
             self._hand_over_all()
         except Exception as defect:  # noqa: BLE001 - the edge of the callback
@@ -668,6 +692,26 @@ class Committer:
 
     # Failures.
 
+    def _set_hang_timer(self) -> None:
+        """Have it looked at whether the storage hangs. One timer at a time: setting one for each batch would cost."""
+        if self._hang_timer is None:
+            due_s = self._awaited_since_s + self._config.commit_wait_max_s
+            self._hang_timer = self._loop.call_later(due_s - self._clock(), self._on_hang_timer)
+
+    def _on_hang_timer(self) -> None:
+        self._hang_timer = None
+        if not self._under_way:
+            return
+        awaited_s = self._clock() - self._awaited_since_s
+        if awaited_s < self._config.commit_wait_max_s:
+            self._set_hang_timer()
+            return
+        # Nothing more is done: what is under way may still be stored, and giving it up would not take it back.
+        _logger.error(
+            "the storage has not answered for %.1f s, %d commands are under way", awaited_s, self._under_way_commands
+        )
+        self._tell_health(False)
+
     def _note_defect(self, error: Exception) -> None:
         """Refuse everything from now on: a defect of this class must not end in calls that wait for ever."""
         _logger.error("the committer ended in an unexpected error; the server must be started again", exc_info=error)
@@ -700,7 +744,12 @@ class Committer:
         for pending in queued:
             pending.fail(_not_serving(_State.FAILED))
         self._tell_failure()
-        self._on_health(False)
+        self._tell_health(False)
+
+    def _tell_health(self, is_good: bool) -> None:
+        if is_good is not self._is_health_good:
+            self._is_health_good = is_good
+            self._on_health(is_good)
 
     async def _recover_guarded(self) -> None:
         try:
@@ -713,26 +762,49 @@ class Committer:
 
     async def _recover(self) -> None:
         """Reopen the engine, however often it takes, and serve again; or return because of `close`."""
-        delay_s = 0.0
-        while self._state is not _State.CLOSING:
+        # Otherwise a process that is killed each time it has grown would be started again without end and pause.
+        if self._clock() - self._back_s >= SOUND_AFTER_S:
+            self._failure_count = 0
+        self._count_failure("the storage failed again")
+        while True:
+            await self._pause(self._reopen_delay_s)
+            if self._state is _State.CLOSING:
+                break
             try:
                 await self._commands.reopen()
                 probed = (await self._commands.execute([ProbeCommand()]))[0]
                 if isinstance(probed, StoreError):
                     raise probed
             except Exception as error:  # noqa: BLE001 - the edge of the task: nothing else is left to do
-                delay_s = min(max(delay_s * 2, self._config.reopen_wait_min_s), self._config.reopen_wait_max_s)
-                _logger.error("the storage is not back (%r); next try in %.1f s", error, delay_s)
-                await self._pause(delay_s)
+                self._count_failure(f"the storage is not back ({error!r})")
                 continue
+            self._back_s = self._clock()
             # Reads that failed meanwhile were those of the engine as it was.
             self._is_read_broken = False
             _logger.warning("the storage is back: commits are flushed again")
             if self._state is _State.FAILED:
                 self._state = _State.SERVING
-                self._on_health(True)
+                self._tell_health(True)
             return
         self._is_read_broken = False
+
+    def _count_failure(self, what: str) -> None:
+        """Set the wait before the next try to reopen: none after the first failure, then doubled each time."""
+        now_s = self._clock()
+        self._failure_count += 1
+        if self._failure_count == 1:
+            self._failing_since_s = now_s
+            self._reopen_delay_s = 0.0
+            return
+        config = self._config
+        self._reopen_delay_s = min(max(self._reopen_delay_s * 2, config.reopen_wait_min_s), config.reopen_wait_max_s)
+        _logger.error(
+            "%s; failed %d times in %.0f s, next try in %.1f s",
+            what,
+            self._failure_count,
+            now_s - self._failing_since_s,
+            self._reopen_delay_s,
+        )
 
     async def _pause(self, delay_s: float) -> None:
         """Wait, but no longer than until `close`."""

@@ -648,6 +648,118 @@ async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() ->
     assert engine.reopens == 1
 
 
+class NotedHealth:
+    """What the committer says of its storage, as it changes."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self._changes: asyncio.Queue[bool] = asyncio.Queue()
+
+    def __call__(self, is_serving: bool) -> None:
+        self.told.append(is_serving)
+        self._changes.put_nowait(is_serving)
+
+    async def next(self) -> bool:
+        return await asyncio.wait_for(self._changes.get(), 10)
+
+
+def note_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return what the committer waits from now on before it reopens; it no longer does."""
+    waits: list[float] = []
+    real = asyncio.timeout
+
+    def noting(delay_s: float) -> asyncio.Timeout:
+        waits.append(delay_s)
+        return real(0)
+
+    monkeypatch.setattr("milepost_server.storage.committer.asyncio.timeout", noting)
+    return waits
+
+
+async def test_storage_that_keeps_failing_soon_after_it_came_back_is_reopened_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a process that the kernel kills each time it has grown. Tries that fail in between count as well."""
+    waits = note_waits(monkeypatch)
+    engine = ScriptedEngine()
+    health = NotedHealth()
+    now_s = 0.0
+
+    def fail(ids: list[str]) -> Outcomes:
+        raise StorageFailedError("killed")
+
+    def fail_third() -> None:
+        if engine.reopens == 3:
+            raise StorageFailedError("killed at its start")
+
+    engine.on_execute, engine.on_reopen = fail, fail_third
+    config = QueueConfig(sweep_interval_s=1e6, reopen_wait_min_s=0.1, reopen_wait_max_s=1.0)
+    async with running(engine, config, on_health=health, clock=lambda: now_s) as committer:
+        for sound_s in (2, 2, 2, 59, 59, 59, 60, 2):
+            with pytest.raises(OutcomeUnknownError):
+                await committer.submit(command("a"), namespace="n")
+            assert [await health.next(), await health.next()] == [False, True]
+            now_s += sound_s
+    assert waits == [0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 0]
+    assert "the storage failed again; failed 2 times in 2 s, next try in 0.1 s" in caplog.text
+    assert "killed at its start')); failed 4 times in 4 s, next try in 0.4 s" in caplog.text
+    assert "failed 8 times in 183 s, next try in 1.0 s" in caplog.text
+
+
+async def test_health_tells_of_storage_that_hangs_until_it_answers_again() -> None:
+    """It does so each time, and not before the bound; the call itself goes on waiting and is answered."""
+    engine = ScriptedEngine()
+    engine.hold()
+    health = NotedHealth()
+    now_s = 0.0
+    looks: asyncio.Queue[None] = asyncio.Queue()
+
+    def clock() -> float:
+        looks.put_nowait(None)
+        return now_s
+
+    config = QueueConfig(sweep_interval_s=1e6, commit_wait_max_s=0.001)
+    async with running(engine, config, on_health=health, clock=clock) as committer:
+        for _ in range(2):
+            saved = committer.submit(command("a"), namespace="n")
+            await engine.next_batch()
+            while not looks.empty():
+                looks.get_nowait()
+            for _ in range(6):
+                await asyncio.wait_for(looks.get(), 30)
+            assert health.told.count(False) == health.told.count(True)
+            now_s += 0.001
+            assert await health.next() is False
+            assert committer.is_serving
+            assert not saved.done()
+            engine.release()
+            assert await health.next() is True
+            assert await saved == DELETED
+
+
+async def test_storage_that_answers_one_commit_and_hangs_in_the_next_is_told_of_again() -> None:
+    """Also where that one had been handed over already."""
+    engine = PipelinedEngine()
+    health = NotedHealth()
+    config = QueueConfig(sweep_interval_s=1e6, commit_wait_max_s=0.001)
+    async with running(engine, config, on_health=health) as committer:
+        await settle()
+        saved = []
+        for name in "ab":
+            saved.append(committer.submit(command(name), namespace="n"))
+            await settle()
+        assert engine.lane.batches == [["a"], ["b"]]
+        assert await health.next() is False
+        engine.lane.end(0)
+        assert await health.next() is True
+        try:
+            assert await health.next() is False
+        finally:
+            engine.lane.end(1)
+        assert await health.next() is True
+        assert await asyncio.gather(*saved) == [DELETED] * 2
+
+
 async def test_close_ends_a_recovery_that_does_not_succeed() -> None:
     engine = ScriptedEngine()
 
