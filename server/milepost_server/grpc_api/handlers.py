@@ -171,11 +171,7 @@ def generic_handler(
     handlers = {}
     for method in service.methods:
         assert not method.client_streaming, method.full_name
-        # To gRPC each request is a stream, of which the wrapper reads the only message: the bytes of a unary request it
-        # would hold until the call has ended.
-        make = (
-            grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
-        )
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         is_encoded = method.name in encoded_methods
         handlers[method.name] = make(
             _wrap(getattr(servicer, method.name), gate, large_gate, answer_gate, mark_span),
@@ -249,12 +245,8 @@ def _wrap(
             context.add_done_callback(on_done)
         return encoded
 
-    async def call(_: object, context: Context) -> bytes | None:
+    async def call(request: Request | LargeRequest | StoreError, context: Context) -> bytes | None:
         try:
-            request: Any = await context.read()
-            if request is grpc.aio.EOF:
-                # There is none: the call was cancelled, or ended without one. It is left, as gRPC leaves a unary one.
-                raise asyncio.CancelledError
             try:
                 gate.enter()
                 try:
@@ -281,7 +273,7 @@ def _wrap(
             if mark_span is not None:
                 mark_span(grpc.StatusCode.CANCELLED, "")
             raise
-        except grpc.aio.BaseError:
+        except grpc.aio.AbortError:
             # It is how gRPC ends a call, and must reach it as it is.
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a call: its caller learns an id, the operator the rest
