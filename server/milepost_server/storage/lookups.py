@@ -11,6 +11,9 @@ from milepost_server.errors import NotFoundError, StoreError
 from milepost_server.model import CheckpointRow, IdRow, ScopeRow, WorkflowRow
 from milepost_server.storage.port import NameRow, ReadTransaction
 
+ROWS_PER_CHECKPOINT = 6
+"""Rows that deleting or copying one checkpoint touches, about; a slice's budget is counted in rows."""
+
 
 def present_workflow(txn: ReadTransaction, name: NameRow | None) -> WorkflowRow | None:
     """Return the present incarnation of a name: that its row is missing is damage, never 'not found'."""
