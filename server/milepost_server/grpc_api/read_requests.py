@@ -66,14 +66,14 @@ _STATUSES = {int(status): status for status in Status}
 _NO_LABELS: Mapping[str, str] = {}
 
 
-def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "", *, size_bytes: int = 0) -> SaveCommand:
+def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "", *, size_bytes: int) -> SaveCommand:
     """Translate and check a Save.
 
     Args:
         request: As it came.
         limits: Bounds of its fields.
         field: Path of the message within the request, with a final dot, for errors.
-        size_bytes: Its size, encoded, where that counts. The message would encode itself once more to tell.
+        size_bytes: Its size, encoded. The message would encode itself once more to tell.
     """
     id_bytes_max = limits.checkpoint_id_bytes_max
     namespace, workflow_id, scope = _address(request, limits, field)
