@@ -423,13 +423,10 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self._now_ms = now_ms
         self._limits = limits
         self._resolved = resolved
-        self._groups: dict[int, int | None] = {}
-        """By incarnation: its group in the status index, as far as the command that runs has seen it."""
 
     def enter(self, txn: Transaction) -> None:
         """Let what follows happen in `txn`."""
         self._txn = txn
-        self._groups.clear()
         self._has_written = False
         if self._command_timers != self._timer_changes:
             self._command_timers = dict(self._timer_changes)
@@ -654,12 +651,6 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         self._append_pieces(key, keys.MANIFEST_PIECE, body)
         self.write(namespace_key, _replace(row, manifest_count=row.manifest_count + 1))
 
-    def get_workflow(self, internal_id: int) -> WorkflowRow | None:
-        """See `ReadTransaction`."""
-        row = super().get_workflow(internal_id)
-        self._groups[internal_id] = status_index.group_of(row)
-        return row
-
     def put_workflow(self, row: WorkflowRow) -> None:
         """See `WriteTransaction`."""
         self._list_in(status_index.group_of(row), row)
@@ -667,12 +658,9 @@ class LmdbWriteTransaction(LmdbReadTransaction):
 
     def _list_in(self, group: int | None, row: WorkflowRow) -> None:
         """Have the status index show a workflow in a group, or in none."""
-        if row.internal_id not in self._groups:
-            self.get_workflow(row.internal_id)
-        before = self._groups[row.internal_id]
+        before = status_index.group_of(self.get_workflow(row.internal_id))
         if group != before:
             status_index.move(self, row, before, group)
-            self._groups[row.internal_id] = group
 
     def put_scope(self, name_id: int, row: ScopeRow) -> None:
         """See `WriteTransaction`."""
