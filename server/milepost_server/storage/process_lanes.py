@@ -21,9 +21,12 @@ GATHER_LOADS_MAX = 16
 """Loads that are awaited for one frame, at most."""
 GATHER_GAP_S = 0.001
 """A gap of one to two of these without a call ends the waiting."""
-ROUND_LOADS = 16
-ROUND_S = 0.008
-"""So many loads within this time: many callers are at work, more than the event loop can serve one by one."""
+ROUND_LOADS = 64
+ROUND_S = 0.032
+"""So many loads within this time: many callers are at work, more than the event loop can serve one by one.
+
+They come in bursts with pauses in between, so a round must be longer than a burst.
+"""
 
 _logger = logging.getLogger(__name__)
 

@@ -163,10 +163,10 @@ def note_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def be_busy(lane: ProcessLoadLane, process: Process) -> None:
     """Load as many callers do."""
-    for _ in range(2):
-        burst = [lane.submit(query("a")) for _ in range(ROUND_LOADS)]
+    for _ in range(2 * ROUND_LOADS // GATHER_LOADS_MAX):
+        burst = [lane.submit(query("a")) for _ in range(GATHER_LOADS_MAX)]
         await process.receive()
-        await process.answer([loaded()] * ROUND_LOADS)
+        await process.answer([loaded()] * GATHER_LOADS_MAX)
         await asyncio.gather(*burst)
 
 
