@@ -17,7 +17,7 @@ metadata that programs read. The gRPC layer turns reasons into status codes by o
 from __future__ import annotations
 
 import logging
-import uuid
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -121,7 +121,7 @@ class StorageFailedError(Exception):
 
 def internal_error(logger: logging.Logger, what: str, error: BaseException) -> StoreError:
     """Log a defect with its traceback, and return what callers are told of it: an id that the log has too."""
-    error_id = uuid.uuid4().hex
+    error_id = os.urandom(16).hex()
     logger.error("%s, error_id %s", what, error_id, exc_info=error)
     return StoreError(
         "INTERNAL_ERROR",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b, sha256
 
 import msgspec
 
+from milepost_server.digests import blake2b
 from milepost_server.errors import InvalidFieldError, LimitExceededError, PreconditionError, StoreError
 from milepost_server.limits import Limits
 from milepost_server.model import (
@@ -472,6 +472,8 @@ def check_same_signal(signal_id: str, digest: bytes, known: SignalIdRow) -> None
 
 def digest_manifest(manifest: str) -> str:
     """Return the fingerprint of a manifest."""
+    from hashlib import sha256  # noqa: PLC0415 - see digests: manifests are seldom sent
+
     return sha256(manifest.encode()).hexdigest()
 
 

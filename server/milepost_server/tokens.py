@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Collection
-from hashlib import blake2b
 from typing import Annotated, Final
 
 import msgspec
 
+from milepost_server.digests import blake2b
 from milepost_server.errors import InvalidFieldError
 
 TOKEN_VERSION: Final = 1

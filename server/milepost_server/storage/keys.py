@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from hashlib import blake2b
+
+from milepost_server.digests import blake2b
 
 STORE = 0
 """Owner of what belongs to the whole store."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import struct
 import threading
 import time
@@ -463,12 +462,12 @@ def _refuse_foreign(data_dir: Path) -> None:
 
 def _create_store(data_dir: Path, map_size_bytes: int, lmdb_format: int) -> None:
     """Make an empty store, whole or not at all."""
-    for path in data_dir.glob("creating-*"):
-        # A start that was cut short: nothing in it was ever acknowledged.
-        shutil.rmtree(path)
     identity = Identity(format=STORE_FORMAT, store_id=str(uuid.uuid4()), lmdb_format=lmdb_format)
     temporary = data_dir / f"creating-{identity.store_id}"
     try:
+        for path in data_dir.glob("creating-*"):
+            # A start that was cut short: nothing in it was ever acknowledged.
+            _remove_flat(path)
         temporary.mkdir(mode=0o700)
         env = lmdb.open(
             str(temporary), map_size=map_size_bytes, mode=0o600, sync=True, metasync=True, lib_version=lmdb_format
@@ -484,8 +483,16 @@ def _create_store(data_dir: Path, map_size_bytes: int, lmdb_format: int) -> None
         _sync(data_dir)
         _sync(data_dir.parent)
     except (OSError, lmdb.Error) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove_flat(temporary)
         raise DataDirError(f"no store can be created in {data_dir}: {error}") from error
+
+
+def _remove_flat(directory: Path) -> None:
+    """Remove a directory of files."""
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
 
 
 def check_store(data_dir: Path) -> Identity:
