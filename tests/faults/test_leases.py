@@ -58,22 +58,21 @@ def test_no_token_is_good_twice_whenever_the_server_is_killed(directory: Path) -
                 else:
                     server.kill()
                 server.start()
-            hosts.wait(LIFE_S[1])
+            # It serves again, and some have come back with a token that was lost.
+            hosts.wait_for({"saved": hosts.outcomes["saved"] + 50, "save: LEASE_LOST": 1})
         with open_channel(server.target) as channel:
             assert fence_breaches(open_stub(channel)) == []
         assert server.stop() == 0
     assert verify_store(server.data_dir).problems == []
     tokens = [token for _, token in hosts.grants]
     assert len(tokens) == len(set(tokens)), "a token was given twice"
-    assert hosts.outcomes["saved"] > 100, hosts.outcomes
-    assert hosts.outcomes["save: LEASE_LOST"] > 0, "nobody came back with a token that was lost"
 
 
 def test_the_check_catches_a_server_that_does_not_fence(directory: Path) -> None:
     with KillableServer(directory, program=NO_FENCE_SERVER) as server:
         server.start()
         with RacingHosts(server.target, HOST_COUNT, SEED) as hosts:
-            hosts.wait(3.0)
+            hosts.wait_for({"saved": 300})
         with open_channel(server.target) as channel:
             assert fence_breaches(open_stub(channel)) != []
 

@@ -11,7 +11,7 @@ import random
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ WORKFLOWS = ("a", "b")
 TTL_MS = 50
 RETRY_PAUSE_S = 0.02
 CALL_DEADLINE_S = 30.0
+WAIT_MAX_S = 120.0
 OLD_TOKENS_MAX = 8
 
 
@@ -32,7 +33,7 @@ class RacingHosts:
     def __init__(self, target: str, count: int, seed: int) -> None:
         self._target = target
         self._stopping = threading.Event()
-        self._lock = threading.Lock()
+        self._noted = threading.Condition()
         self.outcomes: Counter[str] = Counter()
         self.grants: list[tuple[str, int]] = []
         """Workflow and token of each grant that was new."""
@@ -56,6 +57,15 @@ class RacingHosts:
         """Let them race for a while."""
         self._stopping.wait(seconds)
 
+    def wait_for(self, counts: Mapping[str, int]) -> None:
+        """Let them race until these outcomes have come so often, however slow the machine is."""
+
+        def have_come() -> bool:
+            return self._stopping.is_set() or all(self.outcomes[outcome] >= count for outcome, count in counts.items())
+
+        with self._noted:
+            assert self._noted.wait_for(have_come, WAIT_MAX_S), self.outcomes
+
     def _run(self, rng: random.Random) -> None:
         try:
             with open_channel(self._target) as channel:
@@ -65,12 +75,15 @@ class RacingHosts:
         except BaseException as error:  # noqa: BLE001 - the edge of the thread: told when the block ends
             self._errors.append(error)
             self._stopping.set()
+            with self._noted:
+                self._noted.notify_all()
 
     def _note(self, outcome: str, grant: tuple[str, int] | None = None) -> None:
-        with self._lock:
+        with self._noted:
             self.outcomes[outcome] += 1
             if grant is not None:
                 self.grants.append(grant)
+            self._noted.notify_all()
 
 
 class _Host:
