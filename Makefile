@@ -7,11 +7,14 @@ LISTEN ?= 127.0.0.1:7450
 DATA ?= ./milepost-data
 # More arguments for pytest or the benchmarks: `make test ARGS='-k fork'`.
 ARGS ?=
+# Tests at once; 0: in one process, as `ARGS=--pdb` and `ARGS=-s` want it.
+JOBS ?= 2
 # What `check` compares the wire contract with: the last release, else what others have seen, else the last commit;
 # `make check PROTO_BASE=HEAD` compares with another, `PROTO_BASE=` with none.
 PROTO_BASE ?= $$(git describe --tags --abbrev=0 2>/dev/null) origin/main HEAD
 
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 SOURCES := $(wildcard client server tests tools benchmarks examples)
 # The floors that pyproject.toml promises, for test-compat.
 LOWEST := grpcio==1.76.0 protobuf==6.31.1 lmdb==3.0.0 grpcio-health-checking==1.76.0 grpcio-reflection==1.76.0 \
@@ -37,7 +40,7 @@ step = @echo "check: $(1)"; out=$$($(2) 2>&1) || { printf '%s\n' "$$out" >&2; ex
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings: LISTEN=$(LISTEN) DATA=$(DATA) PYTHON=$(PYTHON) ARGS= (for pytest and bench)"
+	@echo "  Settings: LISTEN=$(LISTEN) DATA=$(DATA) PYTHON=$(PYTHON) ARGS= (for pytest and bench) JOBS=$(JOBS)"
 
 run: .venv/.stamp ## Start a server on LISTEN with its data in DATA; Ctrl-C drains and stops it
 	@exec $(BIN)/milepost-server serve --listen "$(LISTEN)" --data-dir "$(DATA)"
@@ -45,10 +48,10 @@ run: .venv/.stamp ## Start a server on LISTEN with its data in DATA; Ctrl-C drai
 test: test-fast test-slow ## Run all tests: the fast tier, then the slow one
 
 test-fast: .venv/.stamp ## Run the tests that take less than a second each
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: .venv/.stamp ## Run the slow tests: kills, faults, big stores, long random runs
-	@$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: ARGS chose no slow test
+	@$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ] # 5: ARGS chose no slow test
 
 test-compat: .venv-lowest/.stamp ## Run tests/compat on the lowest and on the newest libraries we promise to support
 	@echo "test-compat: lowest: $(LOWEST)"
