@@ -189,11 +189,6 @@ def decode_state(values: Mapping[str, pb.Value], codec: Codec = JSON) -> dict[st
     return {key: decode_value(values[key], codec, child_path("$", key)) for key in sorted(values)}
 
 
-def digest_values(values: Mapping[str, pb.Value]) -> dict[str, bytes]:
-    """Return the digests that `encode_state` would have made of these values, for a base that was loaded."""
-    return {key: _digest(_uncompressed(value, child_path("$", key)), value.codec) for key, value in values.items()}
-
-
 def plan_increment(encoded: EncodedState, base_digests: Mapping[str, bytes] | None) -> Increment | None:
     """Return what differs from the base, or `None` where nothing is shared and a Save in full is as short."""
     if not base_digests:

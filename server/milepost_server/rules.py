@@ -1,7 +1,7 @@
 """The rules of the store, as pure functions: from what was read and what was asked to what is written, or an error.
 
 Every engine follows these, and none decides anything itself. Functions here read no clock, no randomness and no store;
-`commands` gathers what they need and writes what they return. The rules are told in prose in `docs/architecture.md`.
+`commands` gathers what they need and writes what they return. The rules are told in prose in `docs/guarantees.md`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from milepost_server.model import (
     SaveAnswer,
     SaveCommand,
     SignalIdRow,
-    Status,
     Value,
     WorkflowChange,
     WorkflowRow,
@@ -744,8 +743,3 @@ def with_head(workflow: WorkflowRow, head: CheckpointRow | None) -> WorkflowRow:
         head_sequence=head.sequence,
         fingerprint=head.fingerprint,
     )
-
-
-def status_numbers(statuses: Sequence[Status]) -> frozenset[int]:
-    """Return statuses as a filter has them."""
-    return frozenset(int(status) for status in statuses)

@@ -148,9 +148,9 @@ class Engine(Generic[S]):
         environment: Environment,
         codec: Codec,
         namespace: str,
-        keeps_records: bool = True,
-        uses_lease: bool = True,
-        takes_encoded: bool = False,
+        keeps_records: bool,
+        uses_lease: bool,
+        takes_encoded: bool,
     ) -> None:
         self.notices = Notices()
         self.frame = RunFrame(

@@ -94,7 +94,7 @@ class Entries:
         """Return what a store takes in place of the values. For an entry that has not changed it is the same object."""
         return {key: entry.encoded() for key, entry in self._entries.items()}
 
-    def state_as(self, state_type: StateType[S], *, workflow_id: str = "", checkpoint_id: str = "") -> S:
+    def state_as(self, state_type: StateType[S]) -> S:
         """Return a state of the declared type, decoded for the caller.
 
         Raises:
@@ -103,7 +103,7 @@ class Entries:
         try:
             made: S = self._made.pop()  # in one step: nobody else gets it
         except IndexError:
-            return state_type.from_entries(self.values(), workflow_id=workflow_id, checkpoint_id=checkpoint_id)
+            return state_type.from_entries(self.values())
         return made
 
     def value(self, key: str) -> Any:

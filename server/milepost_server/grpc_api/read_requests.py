@@ -63,7 +63,6 @@ DEFAULT_NAMESPACE = "default"
 DIGEST_BYTES = 32
 
 _STATUSES = {int(status): status for status in Status}
-_NO_LABELS: Mapping[str, str] = {}
 
 
 def save_from_pb(request: store_pb.SaveRequest, limits: Limits, field: str = "", *, size_bytes: int) -> SaveCommand:

@@ -64,7 +64,7 @@ def fork(txn: WriteTransaction, command: ForkCommand, limits: Limits) -> ForkAns
     else:
         first = lookups.require_checkpoint(txn, source_name, source, command.scope, command.checkpoint_id)
         next_sequence = first.sequence
-        target_name, target = _create_building(txn, command, source, source_text, target_name, limits, first)
+        target_name, target = _create_building(txn, command, source, source_text, target_name, first)
     target_name = leases.end_outlived(txn, target_name, fence)
     return _copy_slice(txn, command, limits, source_name, source, target_name, target, next_sequence)
 
@@ -75,7 +75,6 @@ def _create_building(
     source: WorkflowRow,
     source_text: str,
     target_name: NameRow | None,
-    limits: Limits,
     first: CheckpointRow,
 ) -> tuple[NameRow, WorkflowRow]:
     if target_name is None:

@@ -203,8 +203,8 @@ class LmdbReadTransaction:
         prefix: str,
         after: str | None,
         *,
-        statuses: Collection[int] = (),
-        has_pending_signals: bool | None = None,
+        statuses: Collection[int],
+        has_pending_signals: bool | None,
     ) -> Iterator[NameRow]:
         """See `ReadTransaction`."""
         wanted, after_bytes = prefix.encode(), None if after is None else after.encode()

@@ -42,16 +42,16 @@ def _start(owner: int, table: bytes) -> bytes:
     return owner.to_bytes(8, "big") + table
 
 
-def find(rows: Rows, owner: int, name: bytes, table: bytes = keys.NAME) -> bytes | None:
+def find(rows: Rows, owner: int, name: bytes) -> bytes | None:
     """Return the key under which a name is kept, whether or not it is there; `None` if its branch is missing."""
     while len(name) > SEGMENT_BYTES:
-        branch_key = _start(owner, table) + name[:SEGMENT_BYTES] + BRANCH_MARK
+        branch_key = _start(owner, keys.NAME) + name[:SEGMENT_BYTES] + BRANCH_MARK
         row = rows.get(branch_key)
         if row is None:
             return None
         owner = records.decode(branch_key, row, NameBranch).branch_id
         name = name[SEGMENT_BYTES:]
-    return _start(owner, table) + name
+    return _start(owner, keys.NAME) + name
 
 
 def make(rows: WritableRows, owner: int, name: bytes, new_id: Callable[[], int], table: bytes = keys.NAME) -> bytes:

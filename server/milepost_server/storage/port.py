@@ -125,8 +125,8 @@ class ReadTransaction(Protocol):
         prefix: str,
         after: str | None,
         *,
-        statuses: Collection[int] = (),
-        has_pending_signals: bool | None = None,
+        statuses: Collection[int],
+        has_pending_signals: bool | None,
     ) -> Iterator[NameRow]:
         """Yield the names that start with `prefix`, bytewise by workflow_id, from the first one after `after`.
 

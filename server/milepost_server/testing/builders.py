@@ -291,7 +291,7 @@ def load_query(
         scope=scope,
         checkpoint_id=checkpoint_id,
         sequence=sequence,
-        statuses=rules.status_numbers(statuses),
+        statuses=frozenset(map(int, statuses)),
         selection=selection or Selection(),
     )
 
