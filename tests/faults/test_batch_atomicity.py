@@ -10,7 +10,7 @@ import pytest
 from milepost_server.errors import NotFoundError, PreconditionError, StoreError
 from milepost_server.model import Answer, SaveAnswer
 from milepost_server.storage.lmdb_engine import LmdbEngine
-from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.testing.builders import is_found, load_query, record, save
 from tests.support.fault_engines import OpenEngine, store_on
 

@@ -15,7 +15,7 @@ import pytest
 from milepost_server.limits import DEFAULT_LIMITS, KIB
 from milepost_server.model import SweepAnswer, SweepCommand
 from milepost_server.storage.lmdb_engine import LmdbEngine
-from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.testing.builders import data_value, delete_workflow, save
 from tests.support.fault_engines import OpenEngine, count_rows, open_on, store_on
 from tests.support.killable_server import REPOSITORY

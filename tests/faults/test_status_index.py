@@ -16,7 +16,7 @@ from milepost_server.model import ListWorkflowsAnswer, LoadAnswer, LongLoad, Sta
 from milepost_server.storage import keys, lmdb_engine, lmdb_env, records, status_index
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, MetaRow
-from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.storage.verify import verify_store
 from milepost_server.testing.builders import (
     NAMESPACE,

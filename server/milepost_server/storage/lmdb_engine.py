@@ -57,8 +57,10 @@ from milepost_server.model import (
 from milepost_server.storage import commands, keys, lmdb_env, queries, records, status_index
 from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, LmdbEnv, MetaRow
-from milepost_server.storage.lmdb_transaction import LmdbReadTransaction, LmdbWriteTransaction, ResolvedStates
+from milepost_server.storage.lmdb_read_transaction import LmdbReadTransaction
+from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.storage.port import CommandLane, LoadLane
+from milepost_server.storage.resolved_states import ResolvedStates
 from milepost_server.storage.row_cache import RowCache
 
 if TYPE_CHECKING:

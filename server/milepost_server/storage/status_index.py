@@ -21,7 +21,7 @@ from milepost_server.storage.lmdb_rows import NamespaceRow
 from milepost_server.storage.port import NameRow
 
 if TYPE_CHECKING:
-    from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+    from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 
 _logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from milepost_server.storage.lmdb_rows import (
 from milepost_server.storage.port import NameRow
 
 if TYPE_CHECKING:
-    from milepost_server.storage.lmdb_transaction import LmdbWriteTransaction
+    from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 
 _replace = msgspec.structs.replace
 

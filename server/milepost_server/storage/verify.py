@@ -39,6 +39,7 @@ from milepost_server.model import (
 from milepost_server.storage import keys, lmdb_env, long_keys, pieces, records, status_index
 from milepost_server.storage.lease_timers import LeaseTimers
 from milepost_server.storage.lmdb_env import META_KEY, MetaRow
+from milepost_server.storage.lmdb_read_transaction import LmdbReadTransaction, apply_node
 from milepost_server.storage.lmdb_rows import (
     DueKind,
     DueRow,
@@ -53,7 +54,7 @@ from milepost_server.storage.lmdb_rows import (
     TrashRow,
     ValueHead,
 )
-from milepost_server.storage.lmdb_transaction import LEASE_EPOCH_SHIFT, LmdbReadTransaction, apply_node
+from milepost_server.storage.lmdb_write_transaction import LEASE_EPOCH_SHIFT
 from milepost_server.storage.port import NameRow, ResolvedState
 
 PROBLEMS_MAX = 1_000
