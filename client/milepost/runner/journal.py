@@ -41,8 +41,7 @@ class Journal:
     Args:
         state: What the metadata of each checkpoint carries; may be changed at any time.
         entries: The state now.
-        after: The head; "start" before the first checkpoint.
-        completed_count: How many steps the head has finished.
+        after: The head; None before the first checkpoint.
         takes_encoded: The store takes entries as they are encoded here.
         definition, fingerprint, manifest: What the workflow belongs to; the manifest goes with the first save only.
     """

@@ -13,19 +13,7 @@ from typing import Any
 from milepost.runner.definition import Definition
 from milepost.runner.step import Step
 
-__all__ = ["Frontier", "next_stage"]
-
-
-def next_stage(definition: Definition, completed: AbstractSet[str]) -> tuple[Step[Any], ...]:
-    """Return the steps that can run now, in the order of their declaration; () when all are finished.
-
-    Looks at every step. A run uses `Frontier`, which does not.
-    """
-    return tuple(
-        step
-        for step_id, step in definition.steps.items()
-        if step_id not in completed and completed >= set(definition.dependencies[step_id])
-    )
+__all__ = ["Frontier"]
 
 
 class Frontier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.runner.definition import Definition, define
-from milepost.runner.plan import Frontier, next_stage
+from milepost.runner.plan import Frontier
 from milepost.runner.step import Step
 
 
@@ -57,6 +58,15 @@ def test_a_step_whose_dependencies_are_not_finished_cannot_finish() -> None:
     frontier.finish(["a"])
     with pytest.raises(ValueError, match="not ready"):
         frontier.finish(["a"])
+
+
+def next_stage(definition: Definition, completed: AbstractSet[str]) -> tuple[Step[Any], ...]:
+    """Return what `Frontier` has to: the steps that can run, by looking at every one."""
+    return tuple(
+        step
+        for step_id, step in definition.steps.items()
+        if step_id not in completed and completed >= set(definition.dependencies[step_id])
+    )
 
 
 @given(graphs(), st.data())
