@@ -15,11 +15,10 @@ from milepost.cli.session import TEXT, CommandError, Session, pass_session, sett
 from milepost.cli.writing import yes_option
 from milepost.codecs import JSON, Codec, JsonCodec
 from milepost.errors import MilepostError
-from milepost.runner.engine import Resolution
+from milepost.runner.engine import ENDED
+from milepost.runner.resolving import Resolution
 from milepost.runner.settings import ChangePolicy
-from milepost.types import Status
 
-_ENDED: Final = (Status.COMPLETED, Status.CANCELLED)
 _QUESTIONS: Final[Mapping[str, str]] = {
     "retry": "Let {what} run again?",
     "done": "Count {what} as finished, {left}?",
@@ -111,7 +110,7 @@ def resolve(
     output = session.output()
     with session.store() as store:
         info = store.workflow(workflow)
-        if info.status in _ENDED:
+        if info.status in ENDED:
             raise CommandError(ExitCode.CONFLICT, f"workflow {workflow!r} is {info.status.value}: it has ended")
         if not yes:
             what = _what(workflow, step, item_key, scope) + ("" if info.status is None else f" ({info.status.value})")

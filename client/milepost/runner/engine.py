@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isinf, isnan
-from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from milepost.codecs import Codec
 from milepost.errors import (
@@ -50,14 +50,13 @@ from milepost.runner.events import (
 )
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
-from milepost.runner.keys import task_name
 from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
-from milepost.runner.patches import Entries, item_result
+from milepost.runner.patches import Entries
 from milepost.runner.plan import Frontier
+from milepost.runner.resolving import Resolution, Resolver
 from milepost.runner.run import Run
 from milepost.runner.run_state import (
-    FINAL,
     NEEDS_RESOLVE,
     HeadRecords,
     RunState,
@@ -74,7 +73,7 @@ from milepost.runner.step import Step
 from milepost.runner.workflow import Workflow
 from milepost.types import CANCEL_SIGNAL, Checkpoint, LeaseInfo, PendingSignal, Record, RecordOutcome, Signal, Status
 
-__all__ = ["ENDED", "Engine", "Order", "Resolution"]
+__all__ = ["ENDED", "Engine", "Order"]
 
 S = TypeVar("S")
 
@@ -83,8 +82,6 @@ SUBMIT_WAIT_S: Final = 0.5
 """How long a submission waits for a lease before it looks again whether the workflow has begun."""
 ANCESTORS_MAX: Final = 100
 """Checkpoints in a row that others have saved, behind which a run still finds its own."""
-
-Resolution: TypeAlias = Literal["retry", "done", "fail"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +288,18 @@ class Engine(Generic[S]):
         if head.status in ENDED:
             raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
         yield from self._adopt(head, (yield from self._run_state(head)))
-        yield from self._resolve(step_id, resolution, left, item_key)
+        resolver = Resolver(
+            self._order.workflow_id,
+            self._workflow,
+            codec=self._codec,
+            records=self._records,
+            known=self._known,
+            frontier=self._frontier,
+            journal=self._the_journal,
+            failures=self._failures,
+        )
+        status, standing = resolver.resolve(step_id, resolution, left, item_key)
+        yield from self._save(status, records=standing, releases=True)
 
     def _take_over(self) -> Flow[Checkpoint]:
         if self._uses_lease:
@@ -929,79 +937,6 @@ class Engine(Generic[S]):
         if not self._keeps_records:
             return []
         return branch_records(branches, self._order.workflow_id)
-
-    # Resolving.
-
-    def _resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None) -> Flow[None]:
-        if resolution not in get_args(Resolution):
-            raise ValueError(
-                f"a step is resolved as {', '.join(map(repr, get_args(Resolution)))}, not as {resolution!r}"
-            )
-        if step_id not in self._definition.steps:
-            raise ValueError(f"workflow {self._workflow.name!r} has no step {step_id!r}")
-        if step_id in self._frontier.completed:
-            raise ValueError(f"step {step_id!r} of workflow {self._order.workflow_id!r} is finished")
-        if left is not None and resolution != "done":
-            raise ValueError("what the step left goes with 'done' alone")
-        step = self._definition.steps[step_id]
-        self._check_item(step, item_key)
-        journal = self._the_journal
-        standing = [
-            self._failures.record(task_name(one.step, one.item_key), one)
-            for one in self._records.failures
-            if one.kind in FINAL and not (one.step == step_id and item_key in {None, one.item_key})
-        ]
-        # What stands of other steps has to be resolved by itself.
-        status = Status.FAILED if standing else Status.RUNNING
-        journal.touch()
-        match resolution:
-            case "retry":
-                # Items that are finished stay so.
-                self._known.forget_started(step_id, item_key)
-            case "done":
-                if step not in self._frontier.stage():
-                    raise ValueError(f"step {step_id!r} of workflow {self._order.workflow_id!r} cannot have run yet")
-                if item_key is not None:
-                    result = item_result(left, self._workflow.state_type, self._codec, step_id, item_key)
-                    self._known.forget_started(step_id, item_key)
-                    self._known.branches[task_name(step_id, item_key)] = result
-                else:
-                    self._finish_resolved(step, left)
-                    status = Status.COMPLETED if self._frontier.is_finished else status
-            case "fail":
-                failure = self._failures.failure(step_id, "final", item_key=item_key, attempts=1)
-                standing.append(self._failures.record(task_name(step_id, item_key), failure))
-                status = Status.FAILED
-        yield from self._save(status, records=standing, releases=True)
-
-    def _check_item(self, step: Step[Any], item_key: str | None) -> None:
-        if item_key is None:
-            return
-        if step.for_each is None:
-            raise ValueError(f"step {step.id!r} does not run for items")
-        turns = self._the_journal.state.iterations
-        items = make_branches([step], self._the_journal.entries, self._workflow.state_type, turns, is_kept=False)
-        if item_key not in {one.item_key for one in items}:
-            raise ValueError(f"step {step.id!r} of workflow {self._order.workflow_id!r} has no item {item_key!r}")
-        if task_name(step.id, item_key) in self._known.branches:
-            raise ValueError(f"item {item_key!r} of step {step.id!r} is finished")
-
-    def _finish_resolved(self, step: Step[Any], left: Mapping[str, Any] | None) -> None:
-        if step.for_each is not None:
-            raise ValueError(f"step {step.id!r} runs for items: say which one is done")
-        if left is not None and not isinstance(left, Mapping):
-            raise TypeError(
-                f"what step {step.id!r} left is a mapping of the entries that it changed, not {type(left).__name__}"
-            )
-        journal = self._the_journal
-        entries = journal.entries
-        if left is not None:
-            values = self._workflow.state_type.with_changes(self._state_of(entries, journal.head_id), left)
-            entries = Entries.of(values, self._codec, f"step {step.id!r}")
-            self._state_of(entries, journal.head_id)
-        self._known.forget([step.id])
-        self._frontier.finish([step.id])
-        journal.finish([step.id], entries, last_step=step.id)
 
     # Values.
 
