@@ -5,22 +5,17 @@ not go on, then stage after stage until an outcome is saved. Nothing here reads 
 anything, or waits; the drivers do.
 
 **Invariant: the lease comes before the load**, so that what was loaded stays the head.
-**Invariant: only `WorkflowNotFoundError` means new.** Any other failure to load is the run's failure.
 **Invariant: `run` ends with a stored outcome, or with an error that says there is none.**
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from math import isinf, isnan
 from typing import Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from milepost.codecs import Codec
 from milepost.errors import (
-    CheckpointNotFoundError,
-    DefinitionNotFoundError,
     HeadMovedError,
     InvalidRequestError,
     LeaseError,
@@ -30,28 +25,16 @@ from milepost.errors import (
     MilepostError,
     StepFailedError,
     WorkflowExistsError,
-    WorkflowNotFoundError,
 )
 from milepost.runner import crash_points, tracing
 from milepost.runner.branches import KnownProgress, branch_records, make_branches, recall
-from milepost.runner.changes import compare
 from milepost.runner.context import ChildWaitsError, RunFrame, StepCancelledError, logger
 from milepost.runner.effects import StageProblemError, repeated_steps, state_after
-from milepost.runner.events import (
-    AcquireLease,
-    AppendRecords,
-    Flow,
-    Leave,
-    LoadAncestor,
-    LoadHead,
-    LoadManifest,
-    ReadSignals,
-    SaveRefusedError,
-)
+from milepost.runner.events import AcquireLease, AppendRecords, Flow, Leave, LoadHead, ReadSignals, SaveRefusedError
 from milepost.runner.failures import Failures
 from milepost.runner.journal import Journal
-from milepost.runner.manifest import Manifest
 from milepost.runner.notices import Notices
+from milepost.runner.order import Order
 from milepost.runner.patches import Entries
 from milepost.runner.plan import Frontier
 from milepost.runner.resolving import Resolution, Resolver
@@ -60,59 +43,25 @@ from milepost.runner.run_state import (
     NEEDS_RESOLVE,
     HeadRecords,
     RunState,
-    has_run_state,
     left_record,
     read_head_records,
-    read_run_state,
     resume_record,
     started_record,
 )
-from milepost.runner.settings import LEASE_WAIT_MAX_S, Environment, Settings, require_number
+from milepost.runner.settings import LEASE_WAIT_MAX_S, Environment, Settings
 from milepost.runner.stage import NEVER, Branch, Stage
 from milepost.runner.step import Step
+from milepost.runner.stored_run import StoredRun
 from milepost.runner.workflow import Workflow
 from milepost.types import CANCEL_SIGNAL, Checkpoint, LeaseInfo, PendingSignal, Record, RecordOutcome, Signal, Status
 
-__all__ = ["ENDED", "Engine", "Order"]
+__all__ = ["ENDED", "Engine"]
 
 S = TypeVar("S")
 
 ENDED: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
 SUBMIT_WAIT_S: Final = 0.5
 """How long a submission waits for a lease before it looks again whether the workflow has begun."""
-ANCESTORS_MAX: Final = 100
-"""Checkpoints in a row that others have saved, behind which a run still finds its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order(Generic[S]):
-    """What is asked of a run."""
-
-    workflow_id: str
-    kind: Literal["run", "start", "resume"] = "run"
-    state: S | None = field(default=None, repr=False)
-    """The input; None: resume."""
-    deadline_s: float | None = None
-    """Time for the whole workflow from now on, in seconds; None: as before."""
-    lease_wait_s: float | None = None
-    """Longest wait for a lease that is held; None: as long as it can live without a renewal."""
-    scope: str = ""
-    """A child's scope; "" is the root."""
-    is_nested: bool = False
-    """It runs under its parent's lease."""
-    lease_token: int = 0
-    """That lease."""
-    deadline: float | None = None
-    """The root's deadline, for a child, in seconds since 1970."""
-
-    def __post_init__(self) -> None:
-        for name in ("deadline_s", "lease_wait_s"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            require_number(name, value)
-            if isnan(value) or (name == "deadline_s" and isinf(value)):
-                raise ValueError(f"{name} is {value!r}; it must be a number of seconds, or None")
 
 
 class _SuspendedError(Exception):
@@ -170,8 +119,10 @@ class Engine(Generic[S]):
         self._keeps_records = keeps_records
         self._takes_encoded = takes_encoded
         self._uses_lease = uses_lease and not order.is_nested
-        self._input = None if order.state is None else self._encode(order.state)
         self._failures = Failures(order.workflow_id, order.scope, settings, environment)
+        self._stored = StoredRun(
+            workflow, order, settings=settings, codec=codec, notices=self.notices, failures=self._failures
+        )
         self._journal: Journal | None = None
         self._frontier = Frontier(self._definition)
         self._records = HeadRecords()
@@ -254,12 +205,12 @@ class Engine(Generic[S]):
             try:
                 yield from self._begin(releases=self.holds_lease)
             except (HeadMovedError, WorkflowExistsError):
-                head = yield from self._load_head()
+                head = yield from self._stored.load_head()
                 if head is None:
                     raise
                 break
             except LeaseHeldError:
-                head = yield from self._load_head()
+                head = yield from self._stored.load_head()
                 if head is not None:
                     break
                 # Whoever holds the lease is about to begin, or has died before that.
@@ -271,7 +222,7 @@ class Engine(Generic[S]):
                 return True
         if head.definition not in {"", self._workflow.name}:
             raise self._failures.other_definition(head.definition, self._workflow.name)
-        yield from self._check_input((yield from self._run_state(head)))
+        yield from self._stored.check_input((yield from self._stored.run_state(head)))
         return False
 
     def cancel(self) -> Flow[None]:
@@ -279,7 +230,7 @@ class Engine(Generic[S]):
         head = yield from self._take_over()
         if head.status in ENDED:
             return
-        self._use((yield from self._run_state(head)), Entries.of(head.state, self._codec), head, as_it_is=True)
+        self._use((yield from self._stored.run_state(head)), Entries.of(head.state, self._codec), head, as_it_is=True)
         yield from self._save_cancelled()
 
     def resolve(self, step_id: str, resolution: Resolution, left: Any, item_key: str | None = None) -> Flow[None]:
@@ -287,7 +238,7 @@ class Engine(Generic[S]):
         head = yield from self._take_over()
         if head.status in ENDED:
             raise ValueError(f"workflow {self._order.workflow_id!r} has ended: there is nothing to resolve")
-        yield from self._adopt(head, (yield from self._run_state(head)))
+        yield from self._adopt(head, (yield from self._stored.run_state(head)))
         resolver = Resolver(
             self._order.workflow_id,
             self._workflow,
@@ -304,20 +255,20 @@ class Engine(Generic[S]):
     def _take_over(self) -> Flow[Checkpoint]:
         if self._uses_lease:
             yield from self._take_lease()
-        head = yield from self._load_head()
+        head = yield from self._stored.load_head()
         assert head is not None, "an order to resume never begins a workflow"
         return head
 
     def _run(self) -> Flow[Run[S]]:
-        head = yield from self._load_head()
+        head = yield from self._stored.load_head()
         if head is None:
             yield from self._begin()
         else:
             self._is_resumed = True
             if self._order.kind == "start":
                 raise self._failures.exists()
-            state = yield from self._run_state(head)
-            yield from self._check_input(state)
+            state = yield from self._stored.run_state(head)
+            yield from self._stored.check_input(state)
             if head.status is Status.COMPLETED:
                 # Its result is its result, whatever has become of the definition.
                 return self._stored_result(head, state)
@@ -398,38 +349,8 @@ class Engine(Generic[S]):
         self.lease_token = self.frame.lease_token = lease.token
         self.notices.is_paused = False
 
-    def _load_head(self) -> Flow[Checkpoint | None]:
-        try:
-            head: Checkpoint = yield LoadHead(self._order.scope)
-        except WorkflowNotFoundError:
-            if self._input is None or self._order.kind == "resume":
-                raise
-            return None
-        except CheckpointNotFoundError:
-            # The workflow is there and this child has not begun. Without a scope it would be a damaged workflow.
-            if not self._order.scope:
-                raise
-            return None
-        self.notices.saw(head.pending_signals, head.pending_signal_count)
-        return head
-
-    def _run_state(self, head: Checkpoint) -> Flow[RunState]:
-        """Return what the run keeps: with the head, or where somebody else saved that, with its nearest ancestor.
-
-        A save by hand in the middle must not change the keys of the steps that follow, nor lose a deadline.
-        """
-        found = head
-        for _ in range(ANCESTORS_MAX):
-            if has_run_state(found) or not found.parent_id or found.parent_pruned:
-                break
-            try:
-                found = yield LoadAncestor(self._order.scope, found.parent_id)
-            except CheckpointNotFoundError:
-                break
-        return read_run_state(found)
-
     def _begin(self, *, releases: bool = False) -> Flow[None]:
-        entries = self._input
+        entries = self._stored.input
         assert entries is not None
         first = self._environment.new_id()
         state = RunState(first=first, input=entries.digest(), schema=self._workflow.schema_version)
@@ -442,8 +363,8 @@ class Engine(Generic[S]):
     def _adopt(self, head: Checkpoint, state: RunState) -> Flow[None]:
         """Take over what is stored, as this definition has it."""
         records = self._records = read_head_records(head.records, self._order.workflow_id)
-        finished, newly_named = yield from self._check_definition(head, state, records)
-        entries, is_migrated = self._read_entries(head, state)
+        finished, newly_named = yield from self._stored.check_definition(head, state, records)
+        entries, is_migrated = self._stored.entries(head, state)
         self._use(state, entries, head)
         self._frontier = Frontier(self._definition, finished)
         if newly_named:
@@ -491,23 +412,11 @@ class Engine(Generic[S]):
         if self.frame.deadline is not None:
             self._deadline_at = self._environment.clock() + self.frame.deadline - now
 
-    def _read_entries(self, head: Checkpoint, state: RunState) -> tuple[Entries, bool]:
-        """Return the entries as this definition has them, and whether they were migrated."""
-        values = head.state
-        is_migrated = state.schema != self._workflow.schema_version
-        if is_migrated:
-            values = self._workflow.migrations.migrate(values, state.schema)
-            state.schema = self._workflow.schema_version
-        entries = Entries.of(values, self._codec)
-        # A state that does not fit is the run's failure, not that of whichever step would get it first.
-        self._state_of(entries, head.checkpoint_id)
-        return entries, is_migrated
-
     def _stored_result(self, head: Checkpoint, state: RunState) -> Run[S]:
-        entries, _ = self._read_entries(head, state)
+        entries, _ = self._stored.entries(head, state)
         return Run(
             workflow_id=self._order.workflow_id,
-            state=self._state_of(entries, head.checkpoint_id),
+            state=self._stored.state_of(entries, head.checkpoint_id),
             status="completed",
             checkpoint_id=head.checkpoint_id,
             sequence=head.sequence,
@@ -518,60 +427,13 @@ class Engine(Generic[S]):
         journal = self._the_journal
         return Run(
             workflow_id=self._order.workflow_id,
-            state=self._state_of(journal.entries, journal.head_id),
+            state=self._stored.state_of(journal.entries, journal.head_id),
             status=status,
             checkpoint_id=journal.head_id,
             sequence=journal.sequence,
             resumed=self._is_resumed,
             waiting_for=waiting_for,
         )
-
-    # What must not go on.
-
-    def _check_input(self, state: RunState) -> Flow[None]:
-        # An input of another schema says nothing about one of this schema.
-        if self._input is None or state.input_schema != self._workflow.schema_version:
-            return
-        if self._input.digest() == state.input:
-            return
-        # It was saved by hand, or differs in the order of keys alone, which is no difference.
-        try:
-            first: Checkpoint = yield LoadAncestor(self._order.scope, state.first, with_state=True)
-        except CheckpointNotFoundError:
-            is_other = bool(state.input)
-        else:
-            is_first = bool(state.input) or not first.parent_id
-            is_other = is_first and self._ordered(first.state) != self._ordered(self._input.values())
-        if is_other:
-            raise self._failures.other_input()
-
-    def _ordered(self, state: Mapping[str, Any]) -> Entries:
-        return Entries.of({key: _in_order(value) for key, value in state.items()}, self._codec)
-
-    def _check_definition(
-        self, head: Checkpoint, state: RunState, records: HeadRecords
-    ) -> Flow[tuple[frozenset[str], Sequence[str]]]:
-        """Return the steps that count as finished, and those the store does not know as such."""
-        fingerprint = self._definition.manifest.fingerprint
-        completed = frozenset(head.completed_steps)
-        # It was said on the checkpoint that followed the change.
-        state.changed = None
-        if not head.fingerprint or head.fingerprint == fingerprint:
-            return completed, ()
-        try:
-            text: str = yield LoadManifest(head.fingerprint)
-        except DefinitionNotFoundError:
-            if self._settings.on_change != "force":
-                raise
-            return completed, ()
-        begun = {task.partition("[")[0] for task in (*records.branches, *records.started)} | state.iterations.keys()
-        changes = compare(Manifest.read(text), self._definition, head.completed_steps, begun)
-        if not changes.allows(self._settings.on_change):
-            raise changes.error(self._settings.on_change, self._order.workflow_id)
-        if self._settings.on_change == "force":
-            state.changed = changes.to_metadata()
-        state.iterations = {changes.renamed.get(one, one): count for one, count in state.iterations.items()}
-        return changes.finished, changes.newly_named
 
     def _refuse_unresolved(self, head: Checkpoint) -> None:
         if head.status is not Status.FAILED:
@@ -878,9 +740,9 @@ class Engine(Generic[S]):
         deadline = self._the_journal.state.deadline
         try:
             # What ran since is not stored and builds on what was refused: the store knows where the run stands.
-            head = yield from self._load_head()
+            head = yield from self._stored.load_head()
             assert head is not None, "only what has begun is saved again"
-            yield from self._adopt(head, (yield from self._run_state(head)))
+            yield from self._adopt(head, (yield from self._stored.run_state(head)))
         except MilepostError as unread:
             failed = [_failed_branch(step, error) for step in steps]
             raise self._failures.unstored(self._failures.unstorable(failed, error), unread) from error
@@ -933,34 +795,15 @@ class Engine(Generic[S]):
             yield from self._save(Status.RUNNING)
         yield from self._the_journal.drain()
 
-    def _branch_records(self, branches: Sequence[Branch]) -> list[Record]:
-        if not self._keeps_records:
-            return []
-        return branch_records(branches, self._order.workflow_id)
-
-    # Values.
-
     @property
     def _the_journal(self) -> Journal:
         assert self._journal is not None, "made when the workflow is begun or adopted"
         return self._journal
 
-    def _encode(self, state: S) -> Entries:
-        return Entries.of_state(state, self._workflow.state_type, self._codec, "the input")
-
-    def _state_of(self, entries: Entries, checkpoint_id: str) -> S:
-        return self._workflow.state_type.from_entries(
-            entries.values(), workflow_id=self._order.workflow_id, checkpoint_id=checkpoint_id
-        )
-
-
-def _in_order(value: Any) -> Any:
-    """Return a value whose mappings have their keys in order, as far as plain containers reach."""
-    if type(value) is dict:
-        return {key: _in_order(value[key]) for key in sorted(value, key=repr)}
-    if type(value) is list or type(value) is tuple:
-        return type(value)(map(_in_order, value))
-    return value
+    def _branch_records(self, branches: Sequence[Branch]) -> list[Record]:
+        if not self._keeps_records:
+            return []
+        return branch_records(branches, self._order.workflow_id)
 
 
 def _failed_branch(step: Step[Any], error: Exception) -> Branch:

@@ -19,11 +19,12 @@ from milepost.memory import AsyncInMemoryStore, InMemoryStore
 from milepost.runner import tracing
 from milepost.runner.async_driver import AsyncDriver
 from milepost.runner.context import AsyncContext, BaseContext, ChildOutageError
-from milepost.runner.engine import ENDED, Engine, Order
+from milepost.runner.engine import ENDED, Engine
 from milepost.runner.events import Flow, SuspendRequested
 from milepost.runner.heartbeats import heartbeats_for
 from milepost.runner.journal import PASSING
 from milepost.runner.lease_keeper import LeaseKeeper
+from milepost.runner.order import Order
 from milepost.runner.progress import shown, view_for
 from milepost.runner.resolving import Resolution
 from milepost.runner.run import Run
