@@ -54,7 +54,7 @@ from milepost_server.model import (
     SendSignalCommand,
     WorkflowAnswer,
 )
-from milepost_server.storage import commands, keys, lmdb_env, queries, records, status_index
+from milepost_server.storage import commands, keys, lmdb_env, queries, read_slices, records, status_index
 from milepost_server.storage.lease_timers import LeaseTimers, boot_clock_ms
 from milepost_server.storage.lmdb_env import META_KEY, DataDirError, LmdbEnv, MetaRow
 from milepost_server.storage.lmdb_read_transaction import LmdbReadTransaction
@@ -406,7 +406,7 @@ class LmdbEngine:
 
     def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """See `Engine`."""
-        return queries.load_in_slices(self._load_slice, query, self._limits)
+        return read_slices.load(self._load_slice, query, self._limits)
 
     def _load_slice(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         with self._reading() as txn:
@@ -422,7 +422,7 @@ class LmdbEngine:
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """See `Engine`."""
-        return queries.list_checkpoints_in_slices(self._list_slice, query)
+        return read_slices.list_checkpoints(self._list_slice, query)
 
     def _list_slice(self, query: ListQuery) -> ListAnswer:
         with self._reading() as txn:
@@ -450,7 +450,7 @@ class LmdbEngine:
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """See `Engine`."""
-        return queries.list_workflows_in_slices(self._list_workflows_slice, query)
+        return read_slices.list_workflows(self._list_workflows_slice, query)
 
     def _list_workflows_slice(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         with self._reading() as txn:
@@ -458,7 +458,7 @@ class LmdbEngine:
 
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """See `Engine`."""
-        return queries.entry_history_in_slices(self._entry_history_slice, query)
+        return read_slices.entry_history(self._entry_history_slice, query)
 
     def _entry_history_slice(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         with self._reading() as txn:

@@ -56,7 +56,7 @@ from milepost_server.model import (
     WorkflowChange,
     WorkflowRow,
 )
-from milepost_server.storage import commands, queries
+from milepost_server.storage import commands, queries, read_slices
 from milepost_server.storage.lease_timers import LeaseTimers, Timer, boot_clock_ms
 from milepost_server.storage.port import CommandLane, LoadLane, NameRow, ResolvedState, StateChange
 
@@ -670,7 +670,7 @@ class MemoryEngine:
 
     def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """Read one checkpoint."""
-        return queries.load_in_slices(lambda part: self._read(queries.load, part, self._limits), query, self._limits)
+        return read_slices.load(lambda part: self._read(queries.load, part, self._limits), query, self._limits)
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """See `Engine`."""

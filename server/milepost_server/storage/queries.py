@@ -6,10 +6,7 @@ where rows are filtered, by `rows_examined_max`; an engine decides how long one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
-
-import msgspec
+from collections.abc import Iterable
 
 from milepost_server import rules
 from milepost_server.errors import NotFoundError, StoreError
@@ -48,6 +45,8 @@ VERSION_WIRE_BYTES = 512
 """What a version of an entry costs on the wire beside the entry: a checkpoint_id, and the rest about."""
 SIGNAL_WIRE_BYTES = 640
 """What a signal costs on the wire beside its value, at most."""
+SLICE_ROWS_MAX = 1_000
+"""Rows that one read transaction examines: a longer one would keep LMDB from reusing pages freed since it began."""
 
 
 def load(txn: ReadTransaction, query: LoadQuery, limits: Limits) -> LoadAnswer | LongLoad:
@@ -324,111 +323,6 @@ def _is_same(ref: EntryRef | None, other: EntryRef | None) -> bool:
     if ref is None or other is None:
         return ref is other
     return ref.digest == other.digest
-
-
-# Slices.
-
-SLICE_ROWS_MAX = 1_000
-"""Rows that one read transaction examines: a longer one would keep LMDB from reusing pages freed since it began."""
-
-Query = TypeVar("Query", ListQuery, ListWorkflowsQuery, EntryHistoryQuery)
-PageAnswer = TypeVar("PageAnswer", ListAnswer, ListWorkflowsAnswer, EntryHistoryAnswer)
-_replace = msgspec.structs.replace
-
-
-def load_in_slices(
-    run: Callable[[LoadQuery], LoadAnswer | LongLoad], query: LoadQuery, limits: Limits
-) -> LoadAnswer | LongLoad:
-    """Read one checkpoint in as many transactions as its rows need, but for so many rows that it must go on later."""
-    answer = run(query)
-    for _ in range(SLICE_ROWS_MAX, limits.page_rows_examined_max, SLICE_ROWS_MAX):
-        if not isinstance(answer, LongLoad):
-            break
-        answer = run(_replace(query, position=answer.position))
-    return answer
-
-
-def list_checkpoints_in_slices(run: Callable[[ListQuery], ListAnswer], query: ListQuery) -> ListAnswer:
-    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
-
-    def rest_of(query: ListQuery, answer: ListAnswer) -> ListQuery | None:
-        if answer.position is None:
-            return None
-        return _replace(
-            query,
-            position=answer.position,
-            sequence_max=answer.sequence_max,
-            incarnation=answer.workflow.incarnation,
-            page_size=query.page_size - len(answer.checkpoints),
-            is_page_started=bool(answer.checkpoints),
-        )
-
-    def join(first: ListAnswer, second: ListAnswer) -> ListAnswer:
-        return _replace(second, checkpoints=first.checkpoints + second.checkpoints)
-
-    return _in_slices(run, query, rest_of, join)
-
-
-def list_workflows_in_slices(
-    run: Callable[[ListWorkflowsQuery], ListWorkflowsAnswer], query: ListWorkflowsQuery
-) -> ListWorkflowsAnswer:
-    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
-
-    def rest_of(query: ListWorkflowsQuery, answer: ListWorkflowsAnswer) -> ListWorkflowsQuery | None:
-        if answer.after_workflow_id is None:
-            return None
-        return _replace(
-            query,
-            after_workflow_id=answer.after_workflow_id,
-            page_size=query.page_size - len(answer.workflows),
-            is_page_started=bool(answer.workflows),
-        )
-
-    def join(first: ListWorkflowsAnswer, second: ListWorkflowsAnswer) -> ListWorkflowsAnswer:
-        return _replace(second, workflows=first.workflows + second.workflows)
-
-    return _in_slices(run, query, rest_of, join)
-
-
-def entry_history_in_slices(
-    run: Callable[[EntryHistoryQuery], EntryHistoryAnswer], query: EntryHistoryQuery
-) -> EntryHistoryAnswer:
-    """Read one page in as many transactions as its rows need; `run` reads one slice in one transaction."""
-
-    def rest_of(query: EntryHistoryQuery, answer: EntryHistoryAnswer) -> EntryHistoryQuery | None:
-        if answer.position is None:
-            return None
-        return _replace(
-            query,
-            position=answer.position,
-            incarnation=answer.workflow.incarnation,
-            page_size=query.page_size - len(answer.versions),
-            is_page_started=bool(answer.versions),
-        )
-
-    def join(first: EntryHistoryAnswer, second: EntryHistoryAnswer) -> EntryHistoryAnswer:
-        return _replace(second, versions=first.versions + second.versions)
-
-    return _in_slices(run, query, rest_of, join)
-
-
-def _in_slices(
-    run: Callable[[Query], PageAnswer],
-    query: Query,
-    rest_of: Callable[[Query, PageAnswer], Query | None],
-    join: Callable[[PageAnswer, PageAnswer], PageAnswer],
-) -> PageAnswer:
-    answer = run(_replace(query, rows_examined_max=min(SLICE_ROWS_MAX, query.rows_examined_max)))
-    examined = answer.rows_examined
-    while not answer.is_full and examined < query.rows_examined_max:
-        rest = rest_of(query, answer)
-        if rest is None:
-            break
-        rows_max = min(SLICE_ROWS_MAX, query.rows_examined_max - examined)
-        following = run(_replace(rest, bytes_max=answer.bytes_left, rows_examined_max=rows_max))
-        examined += following.rows_examined
-        answer = join(answer, following)
-    return answer
 
 
 # Shared steps.
