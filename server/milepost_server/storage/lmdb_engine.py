@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -70,6 +70,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _replace = msgspec.structs.replace
+
+_P = ParamSpec("_P")
+_V = TypeVar("_V")
 
 LOW_DISK_DEFAULT_BYTES = 256 * MIB
 UPGRADE_ROWS = 1_000
@@ -404,13 +407,15 @@ class LmdbEngine:
             finally:
                 raw.abort()
 
+    def _read(
+        self, read: Callable[Concatenate[LmdbReadTransaction, _P], _V], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _V:
+        with self._reading() as txn:
+            return read(txn, *args, **kwargs)
+
     def load(self, query: LoadQuery) -> LoadAnswer | LongLoad:
         """See `Engine`."""
-        return read_slices.load(self._load_slice, query, self._limits)
-
-    def _load_slice(self, query: LoadQuery) -> LoadAnswer | LongLoad:
-        with self._reading() as txn:
-            return queries.load(txn, query, self._limits)
+        return read_slices.load(lambda part: self._read(queries.load, part, self._limits), query, self._limits)
 
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """See `Engine`."""
@@ -422,47 +427,31 @@ class LmdbEngine:
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:
         """See `Engine`."""
-        return read_slices.list_checkpoints(self._list_slice, query)
-
-    def _list_slice(self, query: ListQuery) -> ListAnswer:
-        with self._reading() as txn:
-            return queries.list_checkpoints(txn, query)
+        return read_slices.list_checkpoints(lambda part: self._read(queries.list_checkpoints, part), query)
 
     def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """See `Engine`."""
-        with self._reading() as txn:
-            return queries.get_workflow(txn, namespace, workflow_id)
+        return self._read(queries.get_workflow, namespace, workflow_id)
 
     def list_signals(self, query: ListSignalsQuery) -> ListSignalsAnswer:
         """See `Engine`."""
-        with self._reading() as txn:
-            return queries.list_signals(txn, query)
+        return self._read(queries.list_signals, query)
 
     def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
         """See `Engine`."""
-        with self._reading() as txn:
-            return queries.get_definition(txn, namespace, fingerprint)
+        return self._read(queries.get_definition, namespace, fingerprint)
 
     def get_lease(self, namespace: str, workflow_id: str) -> LeaseQueryAnswer:
         """See `Engine`."""
-        with self._reading() as txn:
-            return queries.get_lease(txn, namespace, workflow_id)
+        return self._read(queries.get_lease, namespace, workflow_id)
 
     def list_workflows(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
         """See `Engine`."""
-        return read_slices.list_workflows(self._list_workflows_slice, query)
-
-    def _list_workflows_slice(self, query: ListWorkflowsQuery) -> ListWorkflowsAnswer:
-        with self._reading() as txn:
-            return queries.list_workflows(txn, query)
+        return read_slices.list_workflows(lambda part: self._read(queries.list_workflows, part), query)
 
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """See `Engine`."""
-        return read_slices.entry_history(self._entry_history_slice, query)
-
-    def _entry_history_slice(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
-        with self._reading() as txn:
-            return queries.entry_history(txn, query)
+        return read_slices.entry_history(lambda part: self._read(queries.entry_history, part), query)
 
     def statistics(self) -> Mapping[str, int]:
         """See `Engine`."""
