@@ -549,20 +549,23 @@ def _lease_lost(workflow_id: str) -> PreconditionError:
 # Answers.
 
 
-def replay_answer(
+def save_answer(
     row: CheckpointRow,
     head_checkpoint_id: str,
     workflow: WorkflowRow,
     lease_remaining_ms: int,
     pending_signals: tuple[PendingSignal, ...],
+    *,
+    is_replayed: bool = False,
+    is_replaced: bool = False,
 ) -> SaveAnswer:
-    """Answer a Save that had been stored before."""
+    """Answer a Save by the row that it made, or that had been made by an earlier try."""
     return SaveAnswer(
         row.checkpoint_id,
         row.sequence,
         row.parent_id,
         head_checkpoint_id,
-        True,
+        is_replayed,
         row.create_time_ms,
         workflow.revision,
         row.digest,
@@ -571,6 +574,7 @@ def replay_answer(
         lease_remaining_ms,
         workflow.pending_signal_count,
         pending_signals,
+        is_replaced,
     )
 
 

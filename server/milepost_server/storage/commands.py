@@ -174,21 +174,8 @@ def _save_new(
     txn.put_workflow(workflow)
     if is_manifest_new:
         txn.put_manifest(command.namespace, command.fingerprint, command.manifest)
-    return SaveAnswer(
-        row.checkpoint_id,
-        sequence,
-        parent_id,
-        row.checkpoint_id,
-        False,
-        row.create_time_ms,
-        workflow.revision,
-        row.digest,
-        workflow.incarnation,
-        workflow.definition,
-        _settle_lease(txn, command, name, fence),
-        workflow.pending_signal_count,
-        signals.pending(txn, workflow, limits),
-    )
+    left_ms = _settle_lease(txn, command, name, fence)
+    return rules.save_answer(row, row.checkpoint_id, workflow, left_ms, signals.pending(txn, workflow, limits))
 
 
 def _is_manifest_new(txn: ReadTransaction, command: SaveCommand, limits: Limits) -> bool:
@@ -274,22 +261,9 @@ def _save_existing(
     if row.checkpoint_id == workflow.head_checkpoint_id and command.scope == "":
         workflow = _replace(rules.with_head(workflow, row), update_time_ms=txn.now_ms)
     txn.put_workflow(workflow)
-    return SaveAnswer(
-        row.checkpoint_id,
-        row.sequence,
-        parent_id,
-        head_id,
-        False,
-        row.create_time_ms,
-        workflow.revision,
-        row.digest,
-        workflow.incarnation,
-        workflow.definition,
-        _settle_lease(txn, command, name, fence),
-        workflow.pending_signal_count,
-        signals.pending(txn, workflow, limits),
-        True,
-    )
+    left_ms = _settle_lease(txn, command, name, fence)
+    pending = signals.pending(txn, workflow, limits)
+    return rules.save_answer(row, head_id, workflow, left_ms, pending, is_replaced=True)
 
 
 def _replay(
@@ -303,7 +277,8 @@ def _replay(
 ) -> SaveAnswer:
     """Answer a Save that had been stored before, whoever holds the lease by now. It renews and consumes nothing."""
     left_ms = leases.remaining_ms(txn, name, command.lease_token)
-    return rules.replay_answer(existing, head_id, workflow, left_ms, signals.pending(txn, workflow, limits))
+    pending = signals.pending(txn, workflow, limits)
+    return rules.save_answer(existing, head_id, workflow, left_ms, pending, is_replayed=True)
 
 
 def _find_base_and_parent(
