@@ -274,7 +274,6 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         key = keys.numbered(internal_id, keys.SIGNAL, signal.number)
         value = signal.value or Value(0, b"")
         payload = value.payload
-        tail = payload[pieces.covered(len(payload)) :]
         head = SignalHead(
             signal.signal_id,
             signal.name,
@@ -283,7 +282,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
             value.codec,
             value.compression,
             len(payload),
-            tail,
+            pieces.tail(payload),
         )
         self.write(key, head)
         self._append_pieces(key, keys.SIGNAL_PIECE, payload)
@@ -309,7 +308,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         row = self.read_required(namespace_key, NamespaceRow)
         key = keys.manifest(row.namespace_id, fingerprint)
         body = manifest.encode()
-        self.write(key, ManifestHead(len(body), body[pieces.covered(len(body)) :]))
+        self.write(key, ManifestHead(len(body), pieces.tail(body)))
         self._append_pieces(key, keys.MANIFEST_PIECE, body)
         self.write(namespace_key, _replace(row, manifest_count=row.manifest_count + 1))
 
@@ -420,8 +419,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
     ) -> None:
         raw = _encode_body(body)
         key = keys.prefix(node_id, keys.NODE)
-        tail = raw[pieces.covered(len(raw)) :]
-        self.append(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), tail, family_id))
+        self.append(key, NodeHead(1, prior_id, weight, chain_weight, len(raw), pieces.tail(raw), family_id))
         self._append_pieces(key, keys.NODE_PIECE, raw)
 
     def _read_head(self, node_id: int) -> NodeHead:
@@ -446,8 +444,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         value_id = self.new_id()
         key = keys.prefix(value_id, keys.VALUE)
         payload = value.payload
-        tail = payload[pieces.covered(len(payload)) :]
-        head = ValueHead(1, value.kind, value.codec, value.compression, len(payload), tail, family_id)
+        head = ValueHead(1, value.kind, value.codec, value.compression, len(payload), pieces.tail(payload), family_id)
         self.append(key, head)
         self._append_pieces(key, keys.VALUE_PIECE, payload)
         return value_id
@@ -491,7 +488,7 @@ class LmdbWriteTransaction(LmdbReadTransaction):
                 value.codec,
                 value.compression,
                 len(value.payload),
-                value.payload[pieces.covered(len(value.payload)) :],
+                pieces.tail(value.payload),
             ),
         )
         self._append_pieces(key, keys.RECORD_PIECE, value.payload)

@@ -44,6 +44,6 @@ def plan(size_bytes: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def covered(size_bytes: int) -> int:
-    """Return how much of a body of `size_bytes` is in its pieces: where its tail starts."""
-    return sum(plan(size_bytes))
+def tail(body: bytes) -> bytes:
+    """Return what of a body stays in its head: all that its pieces leave."""
+    return body[sum(plan(len(body))) :]
