@@ -167,7 +167,7 @@ def graphs(draw: st.DrawFn) -> list[tuple[list[int], bool]]:
 
 
 @given(graphs(), st.sampled_from(["sync", "pipelined", "exit"]), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_graph_of_steps_survives_any_crashes(
     graph: list[tuple[list[int], bool]], durability: Durability, data: st.DataObject
 ) -> None:

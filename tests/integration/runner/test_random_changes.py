@@ -75,7 +75,7 @@ def changed(draw: Draw, steps: list[Declared], finished: set[str], number: int) 
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 1 << 32))
 def test_every_step_runs_once_whatever_is_deployed_meanwhile(seed: int) -> None:
     """A deployment is refused only where a step has begun in a way that it no longer has."""

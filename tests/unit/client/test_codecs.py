@@ -225,7 +225,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("codec", TAGGED, ids=repr)
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=300)
 @given(value=VALUES)
 def test_any_value_comes_back_equal_and_of_its_types(codec: Codec, value: Any) -> None:
     encoded = codec.encode(value)
@@ -234,7 +234,7 @@ def test_any_value_comes_back_equal_and_of_its_types(codec: Codec, value: Any) -
     assert codec.encode(found) == encoded
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=300)
 @given(text=st.text(st.sampled_from('{}[]",:$milepostuesdc\\0123 ')) | st.binary())
 def test_any_text_is_read_or_refused_with_a_codec_error(text: str | bytes) -> None:
     for codec in (registered(), MSGPACK, PickleCodec()):
@@ -271,14 +271,14 @@ TREES = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@settings(derandomize=True, max_examples=500)
 @given(tree=TREES)
 def test_any_tree_of_tags_is_read_or_refused_with_a_codec_error(tree: Any) -> None:
     with contextlib.suppress(CodecError):
         registered().decode(json.dumps(tree))
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=200)
 @given(
     moment=st.datetimes(
         min_value=dt.datetime(2024, 3, 30),  # noqa: DTZ001

@@ -38,7 +38,7 @@ def test_other_codecs_are_named() -> None:
     assert encode_state({"a": b"x"}, BYTES).values["a"] == pb.Value(data=b"x", codec="bytes")
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(derandomize=True, max_examples=100)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=20).filter(lambda key: "\0" not in key),
