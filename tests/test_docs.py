@@ -33,8 +33,8 @@ from milepost_server.config import DEFAULT_LISTEN, QueueConfig, ServerConfig, re
 from milepost_server.grpc_api.status import STATUS_CODES
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.storage import keys
+from tests.support.documented import ROOT, metadata_keys, read, rows_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAMS = {"milepost": client_cli, "milepost-server": server_cli}
 COMMAND_TIMEOUT_S = 60.0
@@ -60,10 +60,6 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
 def blocks_of(page: Path) -> list[Block]:
     return [Block(match[1], match[2]) for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
 
@@ -77,22 +73,6 @@ def is_excerpt(block: Block) -> bool:
     texts = [path.read_text(encoding="utf-8") for path in ROOT.glob("examples/*.py")]
     forms = [block.text, textwrap.indent(block.text, "    ")]
     return "import" not in block.text and any(form in text for form in forms for text in texts)
-
-
-def rows_of(page: str, *header: str) -> list[list[str]]:
-    """Return the cells of the tables that have just this header, without backticks and commas in numbers."""
-    rows: list[list[str]] = []
-    is_inside = False
-    for line in read(page).splitlines():
-        cells = [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
-        if cells == list(header):
-            is_inside = True
-        elif not line.startswith("|"):
-            is_inside = False
-        elif is_inside and not set(cells[0]) <= set("-:"):
-            rows.append(cells)
-    assert rows, f"{page} has no table with the header {header}"
-    return rows
 
 
 def number(text: str) -> float:
@@ -322,17 +302,6 @@ def test_every_error_is_documented_as_it_is() -> None:
         reason: ", ".join(keys_of) for reason, keys_of in metadata_keys().items()
     }
     assert all(row[3] for row in rows)
-
-
-def metadata_keys() -> dict[str, list[str]]:
-    """Return the keys that the comment of each reason in the proto names."""
-    source = read("protos/milepost/v1/error_reason.proto")
-    found: dict[str, list[str]] = {}
-    for comment, reason in re.findall(r"((?: +// .*\n)+) +(\w+) = [1-9]\d*;", source):
-        text = re.sub(r"\s*// ", " ", comment)
-        named = re.search(r"Metadata: ([^.]*)\.", text)
-        found[reason] = re.findall(r"\b(?!or\b)[a-z_]+", re.sub(r"\(.*?\)", "", named[1])) if named else []
-    return found
 
 
 def test_every_call_is_documented() -> None:

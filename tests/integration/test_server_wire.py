@@ -9,9 +9,12 @@ from typing import Any
 import grpc
 import pytest
 import zstandard
+from google.protobuf import timestamp_pb2
 
 from milepost.v1 import checkpoint_pb2, checkpoint_store_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
+from milepost_server.limits import DEFAULT_LIMITS
+from tests.support.documented import rows_of
 from tests.support.raw_calls import SERVICE, open_stub, read_error, refusal, save_request
 
 DESCRIPTOR = checkpoint_store_pb2.DESCRIPTOR.services_by_name["CheckpointStore"]
@@ -96,95 +99,277 @@ def test_a_value_too_large_to_answer_decompressed_says_to_accept_compression(
     assert stub.Load(pb.LoadRequest(workflow_id=workflow_id, accept_compression=accept)).checkpoint.entry_count == 2
 
 
-WRONG: list[tuple[str, Any, str]] = [
-    ("Save", pb.SaveRequest(), "workflow_id"),
-    ("Save", pb.SaveRequest(workflow_id="x" * 1_025), "workflow_id"),
-    ("Save", pb.SaveRequest(workflow_id="é" * 513), "workflow_id"),
-    ("Save", pb.SaveRequest(workflow_id="a\0b"), "workflow_id"),
-    ("Save", pb.SaveRequest(workflow_id="w", namespace="n" * 129), "namespace"),
-    ("Save", pb.SaveRequest(workflow_id="w", scope="s" * 1_025), "scope"),
-    ("Save", pb.SaveRequest(workflow_id="w", checkpoint_id=""), "checkpoint_id"),
-    ("Save", pb.SaveRequest(workflow_id="w", checkpoint_id="c" * 257), "checkpoint_id"),
-    ("Save", pb.SaveRequest(workflow_id="w", parent_id="c" * 257), "parent_id"),
-    ("Save", pb.SaveRequest(workflow_id="w", base_checkpoint_id=""), "base_checkpoint_id"),
-    ("Save", pb.SaveRequest(workflow_id="w", current_step="\0"), "current_step"),
-    ("Save", pb.SaveRequest(workflow_id="w", definition="d" * 257), "definition"),
-    ("Save", pb.SaveRequest(workflow_id="w", status=99), "status"),  # type: ignore[arg-type]
-    ("Save", pb.SaveRequest(workflow_id="w", on_conflict=99), "on_conflict"),  # type: ignore[arg-type]
-    ("Save", pb.SaveRequest(workflow_id="w", replaces_digest=b"x" * 32), "replaces_digest"),
-    (
-        "Save",
-        pb.SaveRequest(workflow_id="w", on_conflict=pb.ON_CONFLICT_REPLACE, replaces_digest=b"x"),
-        "replaces_digest",
-    ),
-    ("Save", pb.SaveRequest(workflow_id="w", removed_keys=["x"]), "removed_keys"),
-    ("Save", save_request(base_checkpoint_id="c", removed_keys=["x"]), "removed_keys[0]"),
-    ("Save", save_request(entries={"x": "nope"}), "state['x'].json"),
-    ("Save", save_request(entries={"x": "[" * 513 + "]" * 513}), "state['x'].json"),
-    ("Save", save_request(entries={"": "1"}), "state['']"),
-    ("Save", pb.SaveRequest(workflow_id="w", state={"x": checkpoint_pb2.Value()}), "state['x']"),
-    (
-        "Save",
-        pb.SaveRequest(workflow_id="w", state={"x": checkpoint_pb2.Value(data=b"", compression=9)}),  # type: ignore[arg-type]
-        "state['x'].compression",
-    ),
-    (
-        "Save",
-        pb.SaveRequest(
-            workflow_id="w",
-            state={"x": checkpoint_pb2.Value(data=b"x", compression=checkpoint_pb2.COMPRESSION_ZSTD)},
-        ),
-        "state['x'].data",
-    ),
-    ("Save", pb.SaveRequest(workflow_id="w", metadata="[]"), "metadata"),
-    ("Save", pb.SaveRequest(workflow_id="w", metadata='{"a":"' + "x" * 65_536 + '"}'), "metadata"),
-    ("Save", pb.SaveRequest(workflow_id="w", labels={str(number): "" for number in range(17)}), "labels"),
-    ("Save", pb.SaveRequest(workflow_id="w", completed_steps_added=[""]), "completed_steps_added[0]"),
-    ("Save", pb.SaveRequest(workflow_id="w", history_entries=["k"] * 1_001), "history_entries"),
-    ("Save", pb.SaveRequest(workflow_id="w", records=[checkpoint_pb2.Record(task_id="t")]), "records[0].value"),
-    ("Save", pb.SaveRequest(workflow_id="w", records=[checkpoint_pb2.Record()] * 10_001), "records"),
-    ("BatchSave", pb.BatchSaveRequest(), "items"),
-    ("BatchSave", pb.BatchSaveRequest(items=[pb.SaveRequest(workflow_id="w")] * 1_001), "items"),
-    ("Load", pb.LoadRequest(), "workflow_id"),
-    ("Load", pb.LoadRequest(workflow_id="w", checkpoint_id="c", sequence=1), "checkpoint_id"),
-    ("Load", pb.LoadRequest(workflow_id="w", checkpoint_id=""), "checkpoint_id"),
-    ("Load", pb.LoadRequest(workflow_id="w", sequence=0), "sequence"),
-    ("Load", pb.LoadRequest(workflow_id="w", latest_with_status=[77]), "latest_with_status"),  # type: ignore[list-item]
-    ("List", pb.ListRequest(workflow_id="w", page_size=-1), "page_size"),
-    ("List", pb.ListRequest(workflow_id="w", order=9), "order"),  # type: ignore[arg-type]
-    ("List", pb.ListRequest(workflow_id="w", metadata_contains="1"), "metadata_contains"),
-    ("List", pb.ListRequest(workflow_id="w", before_sequence=0), "before_sequence"),
-    ("AppendRecords", pb.AppendRecordsRequest(workflow_id="w", checkpoint_id="c"), "records"),
-    ("AppendRecords", pb.AppendRecordsRequest(workflow_id="w"), "checkpoint_id"),
-    ("GetEntryHistory", pb.GetEntryHistoryRequest(workflow_id="w"), "entry_keys"),
-    (
-        "GetEntryHistory",
-        pb.GetEntryHistoryRequest(workflow_id="w", entry_keys=[str(n) for n in range(101)]),
-        "entry_keys",
-    ),
-    ("ListWorkflows", pb.ListWorkflowsRequest(page_size=-5), "page_size"),
-    ("ListWorkflows", pb.ListWorkflowsRequest(workflow_id_prefix="\0"), "workflow_id_prefix"),
-    ("GetWorkflow", pb.GetWorkflowRequest(), "workflow_id"),
-    ("ForkWorkflow", pb.ForkWorkflowRequest(workflow_id="w"), "target_workflow_id"),
-    ("ForkWorkflow", pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="w"), "target_workflow_id"),
-    ("ForkWorkflow", pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v", mode=9), "mode"),  # type: ignore[arg-type]
-    ("DeleteWorkflow", pb.DeleteWorkflowRequest(), "workflow_id"),
-    ("DeleteCheckpoints", pb.DeleteCheckpointsRequest(workflow_id="w"), "checkpoint_ids"),
-    ("DeleteCheckpoints", pb.DeleteCheckpointsRequest(checkpoint_ids=["c"]), "workflow_id"),
-    ("DeleteCheckpoints", pb.DeleteCheckpointsRequest(workflow_id="w", checkpoint_ids=["c"] * 1_001), "checkpoint_ids"),
-    ("PruneWorkflow", pb.PruneWorkflowRequest(workflow_id="w", keep_last=-1), "keep_last"),
+COMPRESSED = checkpoint_pb2.COMPRESSION_ZSTD
+
+
+def method_of(request: Any) -> str:
+    """Return the name of the method that takes a request."""
+    return type(request).__name__.removesuffix("Request")
+
+
+def value(data: bytes = b"", *, codec: str = "", compression: Any = 0) -> checkpoint_pb2.Value:
+    """Return an opaque value."""
+    return checkpoint_pb2.Value(data=data, codec=codec, compression=compression)
+
+
+def record(**fields: Any) -> checkpoint_pb2.Record:
+    """Return a record with a value."""
+    return checkpoint_pb2.Record(value=value(), **fields)
+
+
+def with_text(field: str, text: str) -> pb.SaveRequest:
+    """Return a Save that has a text in a field."""
+    request = save_request()
+    setattr(request, field, text)
+    return request
+
+
+def time_of(**fields: int) -> Any:
+    """Return a protocol time, also one that no clock shows."""
+    return timestamp_pb2.Timestamp(**fields)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (pb.SaveRequest(), "workflow_id"),
+    (pb.SaveRequest(workflow_id="a\0b"), "workflow_id"),
+    (pb.SaveRequest(workflow_id="w", namespace="\0"), "namespace"),
+    (pb.SaveRequest(workflow_id="w", scope="\0"), "scope"),
+    (pb.SaveRequest(workflow_id="w", checkpoint_id=""), "checkpoint_id"),
+    (pb.SaveRequest(workflow_id="w", checkpoint_id="\0"), "checkpoint_id"),
+    (pb.SaveRequest(workflow_id="w", parent_id="\0"), "parent_id"),
+    (pb.SaveRequest(workflow_id="w", base_checkpoint_id=""), "base_checkpoint_id"),
+    (pb.SaveRequest(workflow_id="w", expected_head="\0"), "expected_head"),
+    (pb.SaveRequest(workflow_id="w", current_step="\0"), "current_step"),
+    (pb.SaveRequest(workflow_id="w", definition="\0"), "definition"),
+    (pb.SaveRequest(workflow_id="w", fingerprint="\0"), "fingerprint"),
+    (pb.SaveRequest(workflow_id="w", run_id="\0"), "run_id"),
+    (pb.SaveRequest(workflow_id="w", status=99), "status"),  # type: ignore[arg-type]
+    (pb.SaveRequest(workflow_id="w", on_conflict=99), "on_conflict"),  # type: ignore[arg-type]
+    (pb.SaveRequest(workflow_id="w", replaces_digest=b"x" * 32), "replaces_digest"),
+    (pb.SaveRequest(workflow_id="w", on_conflict=pb.ON_CONFLICT_REPLACE, replaces_digest=b"x"), "replaces_digest"),
+    (pb.SaveRequest(workflow_id="w", base_digest=b"x" * 32), "base_digest"),
+    (pb.SaveRequest(workflow_id="w", base_checkpoint_id="c", base_digest=b"x"), "base_digest"),
+    (pb.SaveRequest(workflow_id="w", removed_keys=["x"]), "removed_keys"),
+    (save_request(base_checkpoint_id="c", removed_keys=["x"]), "removed_keys[0]"),
+    (save_request(base_checkpoint_id="c", removed_keys=["y", ""]), "removed_keys[1]"),
+    (save_request(entries={"x": "nope"}), "state['x'].json"),
+    (save_request(entries={"x": "NaN"}), "state['x'].json"),
+    (save_request(entries={"": "1"}), "state['']"),
+    (save_request(entries={"\0": "1"}), r"state['\x00']"),
+    (pb.SaveRequest(workflow_id="w", state={"x": checkpoint_pb2.Value()}), "state['x']"),
+    (pb.SaveRequest(workflow_id="w", state={"x": value(codec="a b")}), "state['x'].codec"),
+    (pb.SaveRequest(workflow_id="w", state={"x": value(compression=9)}), "state['x'].compression"),
+    (pb.SaveRequest(workflow_id="w", state={"x": value(b"x", compression=COMPRESSED)}), "state['x'].data"),
+    (pb.SaveRequest(workflow_id="w", metadata="[]"), "metadata"),
+    (pb.SaveRequest(workflow_id="w", labels={"": "x"}), "labels key"),
+    (pb.SaveRequest(workflow_id="w", completed_steps_added=[""]), "completed_steps_added[0]"),
+    (pb.SaveRequest(workflow_id="w", history_entries=["x", ""]), "history_entries[1]"),
+    (pb.SaveRequest(workflow_id="w", records=[checkpoint_pb2.Record(task_id="t")]), "records[0].value"),
+    (pb.SaveRequest(workflow_id="w", records=[record(), record()]), "records[1]"),
+    (pb.BatchSaveRequest(), "items"),
+    (pb.LoadRequest(), "workflow_id"),
+    (pb.LoadRequest(workflow_id="w", checkpoint_id="c", sequence=1), "checkpoint_id"),
+    (pb.LoadRequest(workflow_id="w", checkpoint_id=""), "checkpoint_id"),
+    (pb.LoadRequest(workflow_id="w", sequence=0), "sequence"),
+    (pb.LoadRequest(workflow_id="w", latest_with_status=[77]), "latest_with_status"),  # type: ignore[list-item]
+    (pb.LoadRequest(workflow_id="w", entry_keys=[""]), "entry_keys[0]"),
+    (pb.ListRequest(workflow_id="w", page_size=-1), "page_size"),
+    (pb.ListRequest(workflow_id="w", order=9), "order"),  # type: ignore[arg-type]
+    (pb.ListRequest(workflow_id="w", statuses=[77]), "statuses"),  # type: ignore[list-item]
+    (pb.ListRequest(workflow_id="w", metadata_contains="1"), "metadata_contains"),
+    (pb.ListRequest(workflow_id="w", before_sequence=0), "before_sequence"),
+    (pb.AppendRecordsRequest(workflow_id="w", checkpoint_id="c"), "records"),
+    (pb.AppendRecordsRequest(workflow_id="w"), "checkpoint_id"),
+    (pb.GetEntryHistoryRequest(workflow_id="w"), "entry_keys"),
+    (pb.GetEntryHistoryRequest(workflow_id="w", checkpoint_id="", entry_keys=["x"]), "checkpoint_id"),
+    (pb.ListWorkflowsRequest(page_size=-5), "page_size"),
+    (pb.ListWorkflowsRequest(workflow_id_prefix="\0"), "workflow_id_prefix"),
+    (pb.ListWorkflowsRequest(updated_from=time_of(nanos=-1)), "updated_from"),
+    (pb.ListWorkflowsRequest(updated_before=time_of(seconds=1 << 60)), "updated_before"),
+    (pb.GetWorkflowRequest(), "workflow_id"),
+    (pb.GetDefinitionRequest(), "fingerprint"),
+    (pb.ForkWorkflowRequest(workflow_id="w"), "target_workflow_id"),
+    (pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="w"), "target_workflow_id"),
+    (pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v", mode=9), "mode"),  # type: ignore[arg-type]
+    (pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v", checkpoint_id=""), "checkpoint_id"),
+    (pb.DeleteWorkflowRequest(), "workflow_id"),
+    (pb.DeleteCheckpointsRequest(workflow_id="w"), "checkpoint_ids"),
+    (pb.DeleteCheckpointsRequest(workflow_id="w", checkpoint_ids=["c"], run_ids=["r"]), "checkpoint_ids"),
+    (pb.DeleteCheckpointsRequest(workflow_id="w", checkpoint_ids=[""]), "checkpoint_ids[0]"),
+    (pb.DeleteCheckpointsRequest(run_ids=[""]), "run_ids[0]"),
+    (pb.DeleteCheckpointsRequest(checkpoint_ids=["c"]), "workflow_id"),
+    (pb.PruneWorkflowRequest(workflow_id="w", keep_last=-1), "keep_last"),
 ]
 
 
-@pytest.mark.parametrize("method,request_,field", WRONG, ids=[f"{each[0]}-{each[2]}" for each in WRONG])
-def test_a_wrong_field_is_named(stub: Any, method: str, request_: Any, field: str) -> None:
-    refused = refusal(getattr(stub, method), request_)
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.reason in {"INVALID_FIELD", "LIMIT_EXCEEDED"}
+@pytest.mark.parametrize("request_,field", WRONG, ids=[f"{method_of(each[0])}-{each[1]}" for each in WRONG])
+def test_a_wrong_field_is_named(stub: Any, request_: Any, field: str) -> None:
+    refused = refusal(getattr(stub, method_of(request_)), request_)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert refused.fields == (field,)
     assert refused.metadata["field"] == field
-    if refused.reason == "LIMIT_EXCEEDED":
-        assert int(refused.metadata["found"]) > int(refused.metadata["allowed"])
+    assert refused.message == f"{field}: {refused.metadata['rule']}; found {refused.metadata['found']}"
+
+
+DEEP_JSON = "[" * 10_000 + "]" * 10_000
+BOMB = zstandard.ZstdCompressor().compress(bytes(64 * MIB + 1))
+TOO_MUCH: list[tuple[Any, str, str, int]] = [
+    (pb.SaveRequest(workflow_id="w", namespace="n" * 129), "namespace", "namespace_bytes_max", 129),
+    (pb.SaveRequest(workflow_id="x" * 1_025), "workflow_id", "workflow_id_bytes_max", 1_025),
+    (pb.SaveRequest(workflow_id="é" * 513), "workflow_id", "workflow_id_bytes_max", 1_026),
+    (pb.SaveRequest(workflow_id="w", scope="s" * 1_025), "scope", "workflow_id_bytes_max", 1_025),
+    (save_request(entries={"k" * 1_025: "1"}), f"state['{'k' * 79}…]", "workflow_id_bytes_max", 1_025),
+    (
+        save_request(base_checkpoint_id="c", removed_keys=["k" * 1_025]),
+        "removed_keys[0]",
+        "workflow_id_bytes_max",
+        1_025,
+    ),
+    *(
+        (with_text(field, "c" * 257), field, "checkpoint_id_bytes_max", 257)
+        for field in (
+            "checkpoint_id",
+            "parent_id",
+            "base_checkpoint_id",
+            "expected_head",
+            "current_step",
+            "definition",
+            "fingerprint",
+            "run_id",
+        )
+    ),
+    (save_request(entries={f"{n}": "1" for n in range(10_001)}), "state", "entries_max", 10_001),
+    (save_request(base_checkpoint_id="c", removed_keys=["k"] * 10_001), "removed_keys", "entries_max", 10_001),
+    (save_request(entries={"x": DEEP_JSON}), "state['x'].json", "json_depth_max", 10_000),
+    (
+        pb.SaveRequest(workflow_id="w", state={"x": value(BOMB, compression=COMPRESSED)}),
+        "state['x'].data",
+        "value_decompressed_bytes_max",
+        64 * MIB + 1,
+    ),
+    (pb.SaveRequest(workflow_id="w", state={"x": value(codec="c" * 65)}), "state['x'].codec", "codec_bytes_max", 65),
+    (
+        pb.SaveRequest(workflow_id="w", metadata='{"a":"' + "x" * 65_536 + '"}'),
+        "metadata",
+        "metadata_bytes_max",
+        65_544,
+    ),
+    (pb.SaveRequest(workflow_id="w", metadata=DEEP_JSON), "metadata", "metadata_depth_max", 10_000),
+    (pb.SaveRequest(workflow_id="w", labels={f"{n}": "" for n in range(17)}), "labels", "labels_max", 17),
+    (pb.SaveRequest(workflow_id="w", labels={"k" * 65: ""}), "labels key", "label_key_bytes_max", 65),
+    (pb.SaveRequest(workflow_id="w", labels={"k": "v" * 257}), "labels['k']", "label_value_bytes_max", 257),
+    (
+        pb.SaveRequest(workflow_id="w", completed_steps_added=["s"] * 100_001),
+        "completed_steps_added",
+        "completed_steps_max",
+        100_001,
+    ),
+    (
+        pb.SaveRequest(workflow_id="w", completed_steps_added=["s" * 256] * 16_385),
+        "completed_steps_added",
+        "completed_steps_bytes_max",
+        16_385 * 256,
+    ),
+    (pb.SaveRequest(workflow_id="w", history_entries=["k"] * 1_001), "history_entries", "history_entries_max", 1_001),
+    (
+        pb.SaveRequest(workflow_id="w", history_entries=["k" * 1_024] * 65),
+        "history_entries",
+        "history_entries_bytes_max",
+        65 * 1_024,
+    ),
+    (pb.SaveRequest(workflow_id="w", records=[checkpoint_pb2.Record()] * 10_001), "records", "records_max", 10_001),
+    (
+        pb.SaveRequest(workflow_id="w", records=[checkpoint_pb2.Record(value=value(bytes(16 * MIB - 64 * 1_024)))]),
+        "records",
+        "records_bytes_max",
+        16 * MIB - 64 * 1_024 + 32,
+    ),
+    *(
+        (
+            pb.SaveRequest(workflow_id="w", records=[record(**{name: "t" * 1_025})]),
+            f"records[0].{name}",
+            "record_key_bytes_max",
+            1_025,
+        )
+        for name in ("task_id", "path", "name")
+    ),
+    (
+        pb.SaveRequest(workflow_id="w", consumed_signals=["s"] * 1_001),
+        "consumed_signals",
+        "consumed_signals_max",
+        1_001,
+    ),
+    (pb.SaveRequest(workflow_id="w", manifest=" " * (MIB + 1)), "manifest", "manifest_bytes_max", MIB + 1),
+    (pb.BatchSaveRequest(items=[pb.SaveRequest(workflow_id="w")] * 1_001), "items", "batch_items_max", 1_001),
+    (pb.LoadRequest(workflow_id="w", entry_keys=[f"{n}" for n in range(10_001)]), "entry_keys", "entries_max", 10_001),
+    (
+        pb.ListRequest(workflow_id="w", metadata_contains='{"a":"' + "x" * 65_536 + '"}'),
+        "metadata_contains",
+        "metadata_bytes_max",
+        65_544,
+    ),
+    (
+        pb.GetEntryHistoryRequest(workflow_id="w", entry_keys=[f"{n}" for n in range(101)]),
+        "entry_keys",
+        "history_keys_max",
+        101,
+    ),
+    (pb.ListWorkflowsRequest(workflow_id_prefix="p" * 1_025), "workflow_id_prefix", "workflow_id_bytes_max", 1_025),
+    (
+        pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v" * 1_025),
+        "target_workflow_id",
+        "workflow_id_bytes_max",
+        1_025,
+    ),
+    (
+        pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v", fork_id="f" * 257),
+        "fork_id",
+        "checkpoint_id_bytes_max",
+        257,
+    ),
+    (
+        pb.DeleteCheckpointsRequest(workflow_id="w", checkpoint_ids=["c"] * 1_001),
+        "checkpoint_ids",
+        "delete_ids_max",
+        1_001,
+    ),
+    (pb.DeleteCheckpointsRequest(run_ids=["r"] * 101), "run_ids", "delete_runs_max", 101),
+    (pb.AcquireLeaseRequest(workflow_id="w", holder="h" * 257), "holder", "lease_holder_bytes_max", 257),
+    (
+        pb.SendSignalRequest(workflow_id="w", signal_id="s", name="n", value=value(bytes(65_537))),
+        "value",
+        "signal_value_bytes_max",
+        65_537,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "request_,field,limit,found", TOO_MUCH, ids=[f"{method_of(each[0])}-{each[1][:24]}-{each[2]}" for each in TOO_MUCH]
+)
+def test_what_is_past_a_limit_is_refused_with_the_limit_what_is_allowed_and_what_was_found(
+    stub: Any, request_: Any, field: str, limit: str, found: int
+) -> None:
+    refused = refusal(getattr(stub, method_of(request_)), request_)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "LIMIT_EXCEEDED")
+    assert refused.fields == (field,)
+    allowed = getattr(DEFAULT_LIMITS, limit)
+    assert refused.metadata == {
+        "field": field,
+        "limit": limit,
+        "allowed": str(allowed),
+        "found": str(found),
+        "unit": refused.metadata["unit"],
+    }
+    unit = refused.metadata["unit"]
+    assert refused.message == f"{field}: {found} {unit}, at most {allowed} are allowed ({limit})"
+
+
+def test_every_limit_of_a_request_is_met_by_one_that_is_past_it() -> None:
+    documented = rows_of("docs/limits.md", "limit", "default", "unit", "error", "what it bounds")
+    limits = {row[0] for row in documented if row[3] == "LIMIT_EXCEEDED"}
+    # A message that is too large has a test of its own, below.
+    assert {each[2] for each in TOO_MUCH} == limits - {"request_bytes_max"}
 
 
 def test_a_wrong_item_of_a_batch_fails_alone(stub: Any, request: pytest.FixtureRequest) -> None:

@@ -1,0 +1,57 @@
+"""What the pages under docs/ and the comments of the protos say, as data that tests hold against what is."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def read(name: str) -> str:
+    """Return the text of a file of the project."""
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def rows_of(page: str, *header: str) -> list[list[str]]:
+    """Return the cells of the tables that have just this header, without backticks and commas in numbers."""
+    rows: list[list[str]] = []
+    is_inside = False
+    for line in read(page).splitlines():
+        cells = [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        if cells == list(header):
+            is_inside = True
+        elif not line.startswith("|"):
+            is_inside = False
+        elif is_inside and not set(cells[0]) <= set("-:"):
+            rows.append(cells)
+    assert rows, f"{page} has no table with the header {header}"
+    return rows
+
+
+@functools.cache
+def metadata_keys() -> dict[str, list[str]]:
+    """Return the keys that the comment of each reason in the proto names."""
+    return {
+        reason: re.findall(r"\b(?!or\b)[a-z_]+", re.sub(r"\(.*?\)", "", named)) for reason, named in _named().items()
+    }
+
+
+@functools.cache
+def certain_metadata_keys() -> dict[str, set[str]]:
+    """Return those that every error of the reason has: not "one or the other"."""
+    return {
+        reason: set(keys) - {key for pair in re.findall(r"(\w+) or (\w+)", _named()[reason]) for key in pair}
+        for reason, keys in metadata_keys().items()
+    }
+
+
+def _named() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for comment, reason in re.findall(
+        r"((?: +// .*\n)+) +(\w+) = [1-9]\d*;", read("protos/milepost/v1/error_reason.proto")
+    ):
+        named = re.search(r"Metadata: ([^.]*)\.", re.sub(r"\s*// ", " ", comment))
+        found[reason] = named[1] if named else ""
+    return found
