@@ -372,6 +372,136 @@ def test_every_limit_of_a_request_is_met_by_one_that_is_past_it() -> None:
     assert {each[2] for each in TOO_MUCH} == limits - {"request_bytes_max"}
 
 
+DIGEST = b"x" * 32
+REFUSED: list[tuple[list[Any], str, grpc.StatusCode, dict[str, str]]] = [
+    (
+        [save_request(checkpoint_id="c"), save_request(checkpoint_id="c", entries={"x": "2"})],
+        "CHECKPOINT_EXISTS",
+        grpc.StatusCode.ALREADY_EXISTS,
+        {"checkpoint_id": "c", "sequence": "1"},
+    ),
+    (
+        [
+            save_request(checkpoint_id="c"),
+            save_request(
+                checkpoint_id="c", on_conflict=pb.ON_CONFLICT_REPLACE, replaces_digest=DIGEST, current_step="other"
+            ),
+        ],
+        "DIGEST_MISMATCH",
+        grpc.StatusCode.ABORTED,
+        {"checkpoint_id": "c"},
+    ),
+    (
+        [save_request(checkpoint_id="c"), save_request(expected_head="d")],
+        "HEAD_MOVED",
+        grpc.StatusCode.ABORTED,
+        {"expected_head": "d", "head_checkpoint_id": "c", "head_sequence": "1"},
+    ),
+    (
+        [save_request(), save_request(base_checkpoint_id="gone")],
+        "BASE_NOT_FOUND",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"base_checkpoint_id": "gone"},
+    ),
+    (
+        [save_request(checkpoint_id="c"), save_request(base_checkpoint_id="c", base_digest=DIGEST)],
+        "BASE_NOT_FOUND",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"base_checkpoint_id": "c"},
+    ),
+    (
+        [save_request(), save_request(parent_id="nowhere")],
+        "PARENT_NOT_FOUND",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"parent_id": "nowhere"},
+    ),
+    (
+        [
+            save_request(checkpoint_id="c"),
+            pb.DeleteCheckpointsRequest(workflow_id="w", checkpoint_ids=["c"]),
+            save_request(checkpoint_id="c"),
+        ],
+        "CHECKPOINT_DELETED",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"checkpoint_id": "c", "sequence": "1"},
+    ),
+    (
+        [
+            save_request(checkpoint_id="pruned"),
+            save_request(),
+            pb.PruneWorkflowRequest(workflow_id="w"),
+            save_request(checkpoint_id="pruned"),
+        ],
+        "CHECKPOINT_DELETED",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"checkpoint_id": "pruned", "sequence": "1"},
+    ),
+    (
+        [save_request(definition="d"), save_request(definition="e")],
+        "DEFINITION_MISMATCH",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"definition": "d", "found": "e"},
+    ),
+    (
+        [
+            save_request(),
+            pb.AppendRecordsRequest(workflow_id="w", checkpoint_id="c", records=[record()], require_checkpoint=True),
+        ],
+        "RECORD_CHECKPOINT_MISSING",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        {"checkpoint_id": "c"},
+    ),
+    (
+        [
+            pb.AppendRecordsRequest(
+                workflow_id="w", checkpoint_id="c", records=[record(index=number) for number in range(1_001)]
+            )
+        ],
+        "QUOTA_EXCEEDED",
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        {"limit": "waiting_records_max", "allowed": "1000", "found": "1001", "unit": "records"},
+    ),
+    (
+        [
+            save_request(checkpoint_id="c", entries={"x": f'"{"x" * 9 * MIB}"'}),
+            save_request(base_checkpoint_id="c", entries={"y": f'"{"y" * 9 * MIB}"'}),
+        ],
+        "STATE_TOO_LARGE",
+        grpc.StatusCode.INVALID_ARGUMENT,
+        {"limit": "state_bytes_max", "allowed": "16711680", "found": "18874422", "unit": "bytes"},
+    ),
+    (
+        [save_request(), save_request("v"), pb.ForkWorkflowRequest(workflow_id="w", target_workflow_id="v")],
+        "WORKFLOW_EXISTS",
+        grpc.StatusCode.ALREADY_EXISTS,
+        {"workflow_id": "v"},
+    ),
+    (
+        [save_request(), pb.LoadRequest(workflow_id="w", sequence=7)],
+        "CHECKPOINT_NOT_FOUND",
+        grpc.StatusCode.NOT_FOUND,
+        {"workflow_id": "w", "scope": "", "sequence": "7"},
+    ),
+]
+
+
+@pytest.mark.parametrize("requests,reason,code,told", REFUSED)
+def test_a_refusal_by_the_rules_says_what_was_found_in_its_message_too(
+    stub: Any, requests: list[Any], reason: str, code: grpc.StatusCode, told: dict[str, str]
+) -> None:
+    for request in requests:
+        # One of its own for each case.
+        request.namespace = f"{reason} {told}"
+    *before, last = requests
+    for request in before:
+        getattr(stub, method_of(request))(request, timeout=30)
+    refused = refusal(getattr(stub, method_of(last)), last)
+    assert (refused.code, refused.reason) == (code, reason)
+    assert told.items() <= refused.metadata.items()
+    for key, text in told.items():
+        assert text in refused.message or key in {"workflow_id", "scope", "unit"}, key
+
+
 def test_a_wrong_item_of_a_batch_fails_alone(stub: Any, request: pytest.FixtureRequest) -> None:
     workflow_id = request.node.name
     answer = stub.BatchSave(
