@@ -98,7 +98,10 @@ def test_low_disk_refuses_what_grows_and_lets_deletes_through(disk: SmallDisk) -
         store.fork("w", "copy")
     answers = engine.execute([save("w", "c3", {}), delete_workflow("other"), save("w", "c4", {})])
 
-    assert int(refusal.error.metadata["found"]) < int(refusal.error.metadata["allowed"]) == 2 * MIB
+    told = refusal.error.metadata
+    assert told == {"limit": "low_disk_bytes", "allowed": str(2 * MIB), "found": told["found"], "unit": "bytes"}
+    assert int(told["found"]) < 2 * MIB
+    assert all(text in str(refusal.error) for text in (told["found"], told["allowed"], "low_disk_bytes"))
     assert [getattr(answer, "reason", "done") for answer in answers] == ["DISK_LOW", "done", "DISK_LOW"]
     assert store.sweep() > 0
     assert store.ids("w") == ["c1"]
@@ -170,7 +173,7 @@ def test_at_its_largest_size_the_store_refuses_only_what_does_not_fit(
     store = store_on(engine)
     acknowledged, error = save_until_refused(engine, "w")
     assert error.reason == "STORE_FULL"
-    assert error.metadata["allowed"] == str(2 * MIB)
+    assert error.metadata == {"limit": "map_size_max_bytes", "allowed": str(2 * MIB), "unit": "bytes"}
     assert_all_there(engine, "w", acknowledged)
 
     answers = engine.execute(

@@ -29,7 +29,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     LIMIT_EXCEEDED: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT. A field is larger, longer, deeper or more than allowed. Metadata: field, limit, allowed, found, unit."""
     STATE_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT. The state, metadata and steps together would not fit one Load message. Metadata: allowed, found, unit."""
+    """INVALID_ARGUMENT. The state, metadata and steps together would not fit one Load message. Metadata: field, limit, allowed, found, unit."""
     PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT. The token is damaged, or was never made by this server. Metadata: field."""
     PAGE_TOKEN_MISMATCH: _ErrorReason.ValueType  # 5
@@ -71,9 +71,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     QUEUE_FULL: _ErrorReason.ValueType  # 50
     """RESOURCE_EXHAUSTED, with RetryInfo. The queue of commands, or its bytes, is full. Metadata: limit, allowed, found, unit."""
     DISK_LOW: _ErrorReason.ValueType  # 51
-    """RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: allowed, found, unit."""
+    """RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: limit, allowed, found, unit."""
     STORE_FULL: _ErrorReason.ValueType  # 52
-    """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: allowed, unit."""
+    """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: limit, allowed, unit."""
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. A per-workflow or per-store count is used up. Metadata: limit, allowed, found, unit."""
     WATCH_COMPACTED: _ErrorReason.ValueType  # 54
@@ -104,7 +104,7 @@ INVALID_FIELD: ErrorReason.ValueType  # 1
 LIMIT_EXCEEDED: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT. A field is larger, longer, deeper or more than allowed. Metadata: field, limit, allowed, found, unit."""
 STATE_TOO_LARGE: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT. The state, metadata and steps together would not fit one Load message. Metadata: allowed, found, unit."""
+"""INVALID_ARGUMENT. The state, metadata and steps together would not fit one Load message. Metadata: field, limit, allowed, found, unit."""
 PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT. The token is damaged, or was never made by this server. Metadata: field."""
 PAGE_TOKEN_MISMATCH: ErrorReason.ValueType  # 5
@@ -146,9 +146,9 @@ RECORD_CHECKPOINT_MISSING: ErrorReason.ValueType  # 45
 QUEUE_FULL: ErrorReason.ValueType  # 50
 """RESOURCE_EXHAUSTED, with RetryInfo. The queue of commands, or its bytes, is full. Metadata: limit, allowed, found, unit."""
 DISK_LOW: ErrorReason.ValueType  # 51
-"""RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: allowed, found, unit."""
+"""RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: limit, allowed, found, unit."""
 STORE_FULL: ErrorReason.ValueType  # 52
-"""RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: allowed, unit."""
+"""RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: limit, allowed, unit."""
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. A per-workflow or per-store count is used up. Metadata: limit, allowed, found, unit."""
 WATCH_COMPACTED: ErrorReason.ValueType  # 54

@@ -378,9 +378,9 @@ class LmdbEngine:
         found = self._env.free_disk_bytes()
         return ResourceError(
             "DISK_LOW",
-            f"{found} bytes of disk are free, saves need {self._low_disk_bytes}; delete or prune, or give the data "
-            "directory more disk",
-            {"allowed": self._low_disk_bytes, "found": found, "unit": "bytes"},
+            f"{found} bytes of disk are free, saves need {self._low_disk_bytes} (low_disk_bytes); delete or prune, "
+            "or give the data directory more disk",
+            {"limit": "low_disk_bytes", "allowed": self._low_disk_bytes, "found": found, "unit": "bytes"},
         )
 
     def _store_full(self) -> StoreError:
@@ -388,7 +388,7 @@ class LmdbEngine:
             "STORE_FULL",
             f"the database has reached its largest size of {self._env.map_size_bytes} bytes; delete or prune, or raise "
             "map_size_max_bytes",
-            {"allowed": self._env.map_size_bytes, "unit": "bytes"},
+            {"limit": "map_size_max_bytes", "allowed": self._env.map_size_bytes, "unit": "bytes"},
         )
 
     # Reading.
