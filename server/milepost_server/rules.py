@@ -253,7 +253,7 @@ def resolve_content(
         entries_bytes=entries_bytes,
         entries_hash=entries_hash,
         step_count=basis.step_count + len(steps_added),
-        steps_bytes=basis.steps_bytes + _steps_bytes(steps_added),
+        steps_bytes=basis.steps_bytes + steps_bytes(steps_added),
         steps_hash=steps_hash,
         digest=digest_content(command, parent_id=parent_id, entries_hash=entries_hash, steps_hash=steps_hash),
     )
@@ -299,11 +299,11 @@ def stored_bytes(command: SaveCommand, content: Content) -> int:
         CHECKPOINT_OVERHEAD_BYTES
         + utf8_bytes(command.metadata)
         + sum([entry.size_bytes for entry in content.changed.values()])
-        + _steps_bytes(content.steps_added)
+        + steps_bytes(content.steps_added)
     )
 
 
-def _steps_bytes(steps: Sequence[str]) -> int:
+def steps_bytes(steps: Sequence[str]) -> int:
     """Return what completed steps cost, with 4 bytes for each on the wire."""
     return sum([utf8_bytes(step) + 4 for step in steps])
 

@@ -366,7 +366,7 @@ class _Check:
             if member is None or keys.digest_text(member.run_id) != digest:
                 self._report.add(f"run entry {namespace_id}/{internal_id}/{sequence}: leads to no checkpoint of it")
         live = {
-            (name.name_id, row.scope_ordinal, row.checkpoint_id): (workflow.internal_id, row.sequence)
+            (name.name_id, row.scope_ordinal, row.checkpoint_id): (workflow.internal_id, row.sequence, row.step_count)
             for name, workflow in self._reachable()
             for row in self._rows_of(workflow)
         }
@@ -377,8 +377,8 @@ class _Check:
                 continue
             is_live = id_row.deleted_time_ms == 0 and id_row.internal_id in (id_name.internal_id, id_name.building_id)
             expected = live.pop((name_id, ordinal, text), None)
-            if is_live and expected != (id_row.internal_id, id_row.sequence):
-                self._report.add(f"id {text!r} ({name_id}/{ordinal}): leads to no checkpoint")
+            if is_live and expected != (id_row.internal_id, id_row.sequence, id_row.step_count):
+                self._report.add(f"id {text!r} ({name_id}/{ordinal}): leads to no checkpoint of as many steps")
             if not is_live and expected is not None:
                 self._report.add(f"id {text!r} ({name_id}/{ordinal}): a stub, though its checkpoint is there")
         for name_id, ordinal, text in live:
@@ -634,6 +634,7 @@ class _Check:
             ("entries_bytes", row.entries_bytes, sum(ref.size_bytes for ref in state.entries.values())),
             ("entries_hash", row.entries_hash, entries_hash),
             ("step_count", row.step_count, len(state.steps)),
+            ("steps_bytes", row.steps_bytes, rules.steps_bytes(tuple(state.steps))),
             ("steps_hash", row.steps_hash, rules.extend_steps_hash(rules.EMPTY_STEPS_HASH, state.steps)),
         ):
             if said != found:
