@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from milepost_server.limits import DEFAULT_LIMITS
+from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.model import Status
 from milepost_server.testing.builders import (
     ManualClock,
@@ -14,11 +16,12 @@ from milepost_server.testing.builders import (
     data_value,
     is_found,
     json_value,
+    manifest_of,
     record,
     refused,
     save,
 )
-from milepost_server.testing.contracts.base import ContractBase
+from milepost_server.testing.contracts.base import ContractBase, OpenStore
 
 OTHER_CONTENT: dict[str, SaveOptions] = {
     "step": {"current_step": "other"},
@@ -50,6 +53,7 @@ CONTENT: SaveOptions = {
     "definition": "d",
     "fingerprint": "f",
 }
+THREE_ENTRIES: dict[str, object] = {"x": 3, "y": 3, "z": 3}
 CONTENT_STATE: dict[str, object] = {"x": 1, "d": data_value(b"d", "c")}
 
 
@@ -732,7 +736,85 @@ class ExpectedHeadContract(ContractBase):
         assert store.ids("w") == ["b", "a"]
 
 
+class ChecksContract(ContractBase):
+    """Which check a Save that fails several is answered by, and that none of them leaves anything."""
+
+    def test_the_first_check_that_fails_is_the_answer(self, open_store: OpenStore) -> None:
+        store, options = self._with_all_faults(open_store)
+        store.save("w", "gone")
+        store.delete_ids("w", "gone")
+        with refused("CHECKPOINT_DELETED"):
+            store.save("w", "gone", THREE_ENTRIES, **options)
+        token = store.acquire("w").lease.token
+        mended: list[tuple[str, SaveOptions]] = [
+            ("LEASE_HELD", {"lease_token": token}),
+            ("HEAD_MOVED", {"expected_head": "b"}),
+            ("BASE_NOT_FOUND", {"base_checkpoint_id": "a"}),
+            ("PARENT_NOT_FOUND", {"parent_id": "a"}),
+            ("DEFINITION_MISMATCH", {"definition": "d"}),
+        ]
+        options = self._mend(store, "c", options, mended)
+        assert store.save("w", "c", {"x": 3}, **options).sequence == 4
+
+    def test_the_first_check_of_a_replace_that_fails_is_the_answer(self, open_store: OpenStore) -> None:
+        store, options = self._with_all_faults(open_store)
+        digest = store.load("w", "b").row.digest
+        token = store.acquire("w").lease.token
+        mended: list[tuple[str, SaveOptions]] = [
+            ("BASE_NOT_FOUND", {"base_checkpoint_id": "a"}),
+            ("CHECKPOINT_EXISTS", {"is_replace": True, "replaces_digest": bytes(32)}),
+            ("DIGEST_MISMATCH", {"replaces_digest": digest}),
+            ("LEASE_HELD", {"lease_token": token}),
+            ("HEAD_MOVED", {"expected_head": "b"}),
+            ("PARENT_NOT_FOUND", {"parent_id": "a"}),
+            ("DEFINITION_MISMATCH", {"definition": "d"}),
+        ]
+        options = self._mend(store, "b", options, mended)
+        assert store.save("w", "b", {"x": 3}, **options).sequence == 2
+
+    @staticmethod
+    def _with_all_faults(open_store: OpenStore) -> tuple[Store, SaveOptions]:
+        store = open_store(Limits(entries_max=2, manifests_max=1))
+        manifest, fingerprint = manifest_of("first")
+        store.save("w", "a", {"x": 1}, definition="d", manifest=manifest, fingerprint=fingerprint)
+        store.save("w", "b", {"x": 2})
+        manifest, fingerprint = manifest_of("second")
+        options: SaveOptions = {
+            "expected_head": "nowhere",
+            "base_checkpoint_id": "nowhere",
+            "parent_id": "nowhere",
+            "definition": "other",
+            "manifest": manifest,
+            "fingerprint": fingerprint,
+        }
+        return store, options
+
+    @staticmethod
+    def _mend(
+        store: Store, checkpoint_id: str, options: SaveOptions, mended: Sequence[tuple[str, SaveOptions]]
+    ) -> SaveOptions:
+        """Meet each refusal and mend what it tells of, then the limit; return what is left of the faults: none."""
+        before = store.get_workflow("w")
+        for reason, mend in mended:
+            with refused(reason):
+                store.save("w", checkpoint_id, THREE_ENTRIES, **options)
+            options = {**options, **mend}
+        with refused("LIMIT_EXCEEDED"):
+            store.save("w", checkpoint_id, THREE_ENTRIES, **options)
+        with refused("QUOTA_EXCEEDED") as refusal:
+            store.save("w", checkpoint_id, {"x": 3}, **options)
+        assert refusal.error.metadata["limit"] == "manifests_max"
+        assert store.get_workflow("w") == before
+        return {**options, "manifest": ""}
+
+
 class SavingContract(
-    OrderContract, ParentContract, ReplayContract, ReplaceContract, StubContract, ExpectedHeadContract
+    OrderContract,
+    ParentContract,
+    ReplayContract,
+    ReplaceContract,
+    StubContract,
+    ExpectedHeadContract,
+    ChecksContract,
 ):
     """All of Save but its state."""
