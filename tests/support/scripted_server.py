@@ -21,6 +21,9 @@ from google.rpc import error_details_pb2, status_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2_grpc as pb_grpc
 
+DEADLINE_S_MAX = 3_600.0
+"""What has more time left came without a deadline."""
+
 Answer = Any
 """A response message, an `Abort`, or a function from (request, context) to either."""
 
@@ -73,6 +76,8 @@ class ScriptedServicer(pb_grpc.CheckpointStoreServicer):
         with self.lock:
             self.asked[method].append(request)
             self.metadata.append(dict(context.invocation_metadata()))
+            if method != "Watch" and not context.time_remaining() < DEADLINE_S_MAX:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{method} came without a deadline")
             if not self.script[method]:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the script has no further answer for {method}")
             answer = self.script[method].popleft()

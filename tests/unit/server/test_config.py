@@ -107,6 +107,8 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         ("LIMITS__ENTRIES_MAX", "-1"),
         ("LIMITS__JSON_DEPTH_MAX", "513"),
         ("LIMITS__STATE_BYTES_MAX", str(2**40)),
+        ("LIMITS__METADATA_BYTES_MAX", str(2**26)),
+        ("LIMITS__METADATA_DEPTH_MAX", "513"),
         ("LIMITS__PAGE_SIZE_DEFAULT", "1001"),
         ("DRAIN_GRACE_S", "-1"),
         ("INSECURE", "perhaps"),
