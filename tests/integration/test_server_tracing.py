@@ -197,3 +197,24 @@ def test_tracing_is_on_where_the_standard_variables_ask_for_it() -> None:
     tracing = make_tracing({"OTEL_TRACES_EXPORTER": "console"})
     assert tracing is not None
     tracing.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        save_request("w", entries={"x": '"canary"'}, metadata='{"m":"canary"}', labels={"l": "canary"}),
+        save_request("w", entries={"x": "canary"}),
+        save_request("w", metadata='"canary"'),
+        save_request("w", labels={"l": "canary\0"}),
+        save_request("w", labels={"l": "canary" * 100}),
+    ],
+)
+async def test_no_span_carries_values_metadata_or_labels(request_: pb.SaveRequest) -> None:
+    async with traced() as world:
+        try:
+            await world.stub.Save(request_)
+        except grpc.aio.AioRpcError as refused:
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    [server] = world.spans("Save", SpanKind.SERVER)
+    [client] = world.spans("Save", SpanKind.CLIENT)
+    assert "canary" not in str(server.to_json()) + str(client.to_json())

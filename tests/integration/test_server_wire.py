@@ -502,6 +502,27 @@ def test_a_refusal_by_the_rules_says_what_was_found_in_its_message_too(
         assert text in refused.message or key in {"workflow_id", "scope", "unit"}, key
 
 
+@pytest.mark.parametrize("text", ["x" * 1_024, "\N{LATIN SMALL LETTER E WITH ACUTE}" * 512, "\N{GRINNING FACE}" * 256])
+def test_ids_of_1024_bytes_are_ids_like_any_other(stub: Any, text: str) -> None:
+    stub.Save(save_request(text, entries={text: "1"}))
+    stub.Save(save_request(text, entries={text: "2"}, scope=text))
+    assert stub.Load(pb.LoadRequest(workflow_id=text)).checkpoint.state[text].json == "1"
+    nested = stub.Load(pb.LoadRequest(workflow_id=text, scope=text, entry_keys=[text])).checkpoint
+    assert (nested.workflow_id, nested.scope, nested.state[text].json) == (text, text, "2")
+    listed = stub.ListWorkflows(pb.ListWorkflowsRequest(workflow_id_prefix=text[:-1])).workflows
+    assert [each.workflow_id for each in listed] == [text]
+
+
+def test_a_page_size_beyond_the_largest_means_the_largest(stub: Any, request: pytest.FixtureRequest) -> None:
+    workflow_id = request.node.name
+    for count in (1_000, 1):
+        stub.BatchSave(pb.BatchSaveRequest(items=[save_request(workflow_id)] * count))
+    page = stub.List(pb.ListRequest(workflow_id=workflow_id, page_size=2**31 - 1))
+    assert len(page.checkpoints) == 1_000
+    rest = stub.List(pb.ListRequest(workflow_id=workflow_id, page_size=2**31 - 1, page_token=page.next_page_token))
+    assert ([each.sequence for each in rest.checkpoints], rest.next_page_token) == ([1], "")
+
+
 def test_a_wrong_item_of_a_batch_fails_alone(stub: Any, request: pytest.FixtureRequest) -> None:
     workflow_id = request.node.name
     answer = stub.BatchSave(
