@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -211,10 +212,9 @@ def test_tracing_is_on_where_the_standard_variables_ask_for_it() -> None:
 )
 async def test_no_span_carries_values_metadata_or_labels(request_: pb.SaveRequest) -> None:
     async with traced() as world:
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError):
             await world.stub.Save(request_)
-        except grpc.aio.AioRpcError as refused:
-            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     [server] = world.spans("Save", SpanKind.SERVER)
     [client] = world.spans("Save", SpanKind.CLIENT)
+    assert (server.attributes or {})["rpc.grpc.status_code"] in {0, grpc.StatusCode.INVALID_ARGUMENT.value[0]}
     assert "canary" not in str(server.to_json()) + str(client.to_json())
