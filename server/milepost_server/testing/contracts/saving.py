@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS, Limits
@@ -370,6 +371,13 @@ class ReplayContract(ContractBase):
         store.delete_ids("w", "a")
         assert store.save("w", "b", {"x": 1, "y": 2}, parent_id="a", steps_added=steps).is_replayed
 
+    def test_other_steps_are_no_replay_after_base_and_parent_have_gone(self, store: Store) -> None:
+        store.save("w", "a", {"x": 1}, steps_added=("s",))
+        store.save("w", "b", {"y": 2}, base_checkpoint_id="a", parent_id="a", steps_added=("t",))
+        store.delete_ids("w", "a")
+        with refused("CHECKPOINT_EXISTS"):
+            store.save("w", "b", {"x": 1, "y": 2}, parent_id="a", steps_added=("u",))
+
     def test_a_full_retry_is_a_replay_after_its_parent_has_been_forgotten(
         self, store: Store, clock: ManualClock
     ) -> None:
@@ -458,6 +466,30 @@ class ReplaceContract(ContractBase):
         store.save("w", "a", current_step="end", status=Status.COMPLETED, is_replace=True)
         shown = store.get_workflow("w")
         assert (shown.status, shown.current_step) == (Status.COMPLETED, "end")
+
+    def test_a_replace_of_the_root_head_is_an_update(self, store: Store, clock: ManualClock) -> None:
+        store.save_line("w", "a", "b")
+        updated_ms = store.get_workflow("w").update_time_ms
+        clock.advance(1_000)
+        store.save("w", "a", {"x": 2}, is_replace=True)
+        assert store.get_workflow("w").update_time_ms == updated_ms
+        store.save("w", "b", {"x": 2}, is_replace=True)
+        assert store.get_workflow("w").update_time_ms == clock.now_ms
+
+    def test_a_replace_in_a_sub_scope_does_not_show_in_the_workflow(self, store: Store) -> None:
+        store.save("w", "a", scope="s")
+        store.save("w", "a", {"x": 1})
+        store.save("w", "a", scope="s", current_step="end", status=Status.COMPLETED, is_replace=True)
+        shown = store.get_workflow("w")
+        assert (shown.status, shown.current_step) == (Status.RUNNING, "")
+
+    def test_a_replace_brings_labels_and_a_first_definition(self, store: Store) -> None:
+        store.save("w", "a", labels={"l": "1"})
+        store.save("w", "a", {"x": 2}, is_replace=True, labels={"l": "2"}, definition="d")
+        shown = store.get_workflow("w")
+        assert (shown.labels, shown.definition) == ({"l": "2"}, "d")
+        store.save("w", "a", {"x": 3}, is_replace=True)
+        assert store.get_workflow("w") == msgspec.structs.replace(shown, revision=shown.revision + 1)
 
     def test_a_replace_of_an_older_checkpoint_does_not_show_in_the_workflow(self, store: Store) -> None:
         store.save_line("w", "a", "b")

@@ -427,6 +427,20 @@ class ContentLimitsContract(ContractBase):
         store.save("w", "c", {"x": 1}, parent_id="a", steps_added=("three",))
         assert store.load("w", "c").steps == ("one", "three")
 
+    def test_an_increment_behind_a_deleted_parent_has_its_steps_from_its_base(self, store: Store) -> None:
+        store.save("w", "a", steps_added=("one",))
+        store.save("w", "b", steps_added=("two",))
+        store.delete_ids("w", "b")
+        store.save("w", "c", base_checkpoint_id="a", parent_id="b", steps_added=("three",))
+        assert store.load("w", "c").steps == ("one", "three")
+
+    def test_steps_that_a_replace_brought_are_not_lost_silently_either(self, store: Store) -> None:
+        store.save_line("w", "a", "b")
+        store.save("w", "a", steps_added=("one",), is_replace=True)
+        store.delete_ids("w", "a")
+        with refused("PARENT_NOT_FOUND"):
+            store.save("w", "c", {"x": 1}, parent_id="a")
+
     def test_namespaces_are_bounded(self, open_store: OpenStore) -> None:
         store = open_store(Limits(namespaces_max=2))
         store.save("w", "a", namespace="one")
