@@ -282,6 +282,13 @@ class PruneContract(ContractBase):
         store.prune("w", 1)
         assert store.ids("w") == ["3", "2", "1"]
 
+    def test_what_one_that_is_kept_needs_is_kept_behind_others_that_are_kept(self, store: Store) -> None:
+        store.save("w", "0", {"log": 1})
+        store.save("w", "1", {"x": 1})
+        store.save("w", "2", {"x": 2}, history_entries=("log",))
+        assert store.prune("w", 2) == 0
+        assert store.ids("w") == ["2", "1", "0"]
+
     def test_a_history_entry_that_the_checkpoint_has_itself_needs_no_ancestor(self, store: Store) -> None:
         store.save_line("w", "a", "b")
         store.save("w", "c", {"log": 1}, history_entries=("log",))
