@@ -33,7 +33,7 @@ from milepost_server.config import DEFAULT_LISTEN, QueueConfig, ServerConfig, re
 from milepost_server.grpc_api.status import STATUS_CODES
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.storage import keys
-from tests.support.documented import ROOT, metadata_keys, read, rows_of
+from tests.support.documented import ROOT, metadata_keys, read, reason_comments, rows_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAMS = {"milepost": client_cli, "milepost-server": server_cli}
@@ -302,6 +302,8 @@ def test_every_error_is_documented_as_it_is() -> None:
         reason: ", ".join(keys_of) for reason, keys_of in metadata_keys().items()
     }
     assert all(row[3] for row in rows)
+    codes = {reason: re.split(r"[.,]", comment)[0] for reason, comment in reason_comments().items()}
+    assert codes == {row[0]: row[1] for row in rows}
 
 
 def test_every_call_is_documented() -> None:

@@ -31,10 +31,19 @@ def rows_of(page: str, *header: str) -> list[list[str]]:
 
 
 @functools.cache
+def reason_comments() -> dict[str, str]:
+    """Return the comment of each reason in the proto, as one line."""
+    source = read("protos/milepost/v1/error_reason.proto")
+    found = re.findall(r"((?: +// .*\n)+) +(\w+) = [1-9]\d*;", source)
+    return {reason: re.sub(r"\s*// ", " ", comment).strip() for comment, reason in found}
+
+
+@functools.cache
 def metadata_keys() -> dict[str, list[str]]:
-    """Return the keys that the comment of each reason in the proto names."""
+    """Return the keys that the comment of each reason names."""
     return {
-        reason: re.findall(r"\b(?!or\b)[a-z_]+", re.sub(r"\(.*?\)", "", named)) for reason, named in _named().items()
+        reason: re.findall(r"\b(?!or\b)[a-z_]+", re.sub(r"\(.*?\)", "", _named_in(comment)))
+        for reason, comment in reason_comments().items()
     }
 
 
@@ -42,16 +51,12 @@ def metadata_keys() -> dict[str, list[str]]:
 def certain_metadata_keys() -> dict[str, set[str]]:
     """Return those that every error of the reason has: not "one or the other"."""
     return {
-        reason: set(keys) - {key for pair in re.findall(r"(\w+) or (\w+)", _named()[reason]) for key in pair}
+        reason: set(keys)
+        - {key for pair in re.findall(r"(\w+) or (\w+)", _named_in(reason_comments()[reason])) for key in pair}
         for reason, keys in metadata_keys().items()
     }
 
 
-def _named() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for comment, reason in re.findall(
-        r"((?: +// .*\n)+) +(\w+) = [1-9]\d*;", read("protos/milepost/v1/error_reason.proto")
-    ):
-        named = re.search(r"Metadata: ([^.]*)\.", re.sub(r"\s*// ", " ", comment))
-        found[reason] = named[1] if named else ""
-    return found
+def _named_in(comment: str) -> str:
+    named = re.search(r"Metadata: ([^.]*)\.", comment)
+    return named[1] if named else ""

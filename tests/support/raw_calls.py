@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2_grpc as pb_grpc
-from tests.support.documented import certain_metadata_keys
+from tests.support.documented import certain_metadata_keys, reason_comments
 
 SERVICE = "milepost.v1.CheckpointStore"
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -54,7 +54,7 @@ def refusal(call: Any, request: object, *, timeout_s: float = 30.0) -> Refusal:
 
 
 def read_error(error: grpc.RpcError) -> Refusal:
-    """Return what the error of a call says; one that has not the metadata that its reason is documented with fails."""
+    """Return what the error of a call says; one that has not the details that its reason is documented with fails."""
     call = cast(grpc.Call, error)
     trailers = dict(call.trailing_metadata() or ())
     status = status_pb2.Status.FromString(cast(bytes, trailers.get("grpc-status-details-bin", b"")))
@@ -71,7 +71,9 @@ def read_error(error: grpc.RpcError) -> Refusal:
             fields = tuple(violation.field for violation in bad.field_violations)
         elif packed.Unpack(retry):
             retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-    assert not reason or certain_metadata_keys()[reason] <= metadata.keys(), f"{reason} has {metadata}"
+    if reason:
+        assert certain_metadata_keys()[reason] <= metadata.keys(), f"{reason} has {metadata}"
+        assert retry_after_s or "with RetryInfo" not in reason_comments()[reason], f"{reason} has no RetryInfo"
     return Refusal(call.code(), reason, metadata, fields, retry_after_s, call.details() or "")
 
 
