@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,26 @@ from typing import Any
 import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS, KIB
-from milepost_server.model import SweepAnswer, SweepCommand
+from milepost_server.model import (
+    CheckpointFilter,
+    EntryHistoryAnswer,
+    ListAnswer,
+    ListWorkflowsAnswer,
+    Status,
+    SweepAnswer,
+    SweepCommand,
+)
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
-from milepost_server.testing.builders import data_value, delete_workflow, save
+from milepost_server.testing.builders import (
+    data_value,
+    delete_workflow,
+    history_query,
+    list_query,
+    list_workflows_query,
+    save,
+)
+from tests.support.counting_env import counting_rows
 from tests.support.fault_engines import OpenEngine, count_rows, open_on, store_on
 from tests.support.killable_server import REPOSITORY
 
@@ -107,6 +123,37 @@ def test_a_list_read_page_by_page_does_not_hold_pages(open_engine: OpenEngine) -
 
     assert found == [f"c{number:03d}" for number in range(200)]
     assert file_bytes(engine) <= before + 500 * KIB
+
+
+@pytest.mark.parametrize("call", ["List", "ListWorkflows", "GetEntryHistory"])
+def test_a_read_that_finds_nothing_among_many_rows_takes_many_short_transactions(
+    call: str, open_engine: OpenEngine
+) -> None:
+    """Of 11,500 it examines 10,000 for one answer, 1,000 in a transaction."""
+    engine = open_engine()
+    for start in range(0, 11_500, SAVES_PER_BATCH):
+        names = [f"{number:05d}" for number in range(start, start + SAVES_PER_BATCH)]
+        engine.execute([save(name, "c") if call == "ListWorkflows" else save("w", name) for name in names])
+    reads: dict[str, Callable[[], ListAnswer | ListWorkflowsAnswer | EntryHistoryAnswer]] = {
+        "List": lambda: engine.list_checkpoints(
+            list_query("w", filter=CheckpointFilter(statuses=frozenset({Status.FAILED})))
+        ),
+        "ListWorkflows": lambda: engine.list_workflows(list_workflows_query(labels={"no": "such"})),
+        "GetEntryHistory": lambda: engine.entry_history(history_query("w", "none")),
+    }
+
+    with counting_rows() as count:
+        answer = reads[call]()
+
+    assert len(count.rows_of_transactions) == 10
+    assert max(count.rows_of_transactions) <= 5 * 1_000  # A few for each that is examined.
+    match answer:
+        case ListAnswer():
+            assert (answer.checkpoints, answer.position) == ((), 1_501)
+        case ListWorkflowsAnswer():
+            assert (answer.workflows, answer.after_workflow_id) == ((), "09999")
+        case EntryHistoryAnswer():
+            assert (answer.versions, answer.position) == ((), 1_500)
 
 
 SWEEPER = """

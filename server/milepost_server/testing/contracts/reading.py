@@ -593,6 +593,12 @@ class EntryHistoryContract(ContractBase):
         store.save("w", "2", {"x": 2}, base_checkpoint_id="1")
         assert self._versions(store, "x") == [("2", "x", 2), ("0", "x", 0)]
 
+    def test_what_another_line_has_stored_alike_is_no_change(self, store: Store) -> None:
+        store.save("w", "0", {"x": 1})
+        store.save("w", "beside", {"x": 1}, parent_id="")
+        store.save("w", "1", {"y": 1}, base_checkpoint_id="beside", parent_id="0")
+        assert self._versions(store, "x") == [("0", "x", 1)]
+
     def test_a_removed_entry_is_told_without_value(self, store: Store) -> None:
         store.save("w", "0", {"x": 0, "y": 0})
         store.save("w", "1", base_checkpoint_id="0", removed_keys=("x",))
