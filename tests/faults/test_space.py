@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from milepost_server.limits import KIB, MIB
 from milepost_server.model import ProbeAnswer, ProbeCommand, SaveAnswer
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.verify import verify_store
-from milepost_server.testing.builders import data_value, delete_workflow, refused, save
+from milepost_server.testing.builders import data_value, delete_workflow, record, refused, save
 from tests.support.fault_engines import OpenEngine, open_on, store_on
 from tests.support.small_disk import SmallDisk, mounted_tmpfs, require_mounts
 
@@ -88,14 +88,23 @@ def test_a_full_disk_loses_nothing_and_saves_go_on_with_room(disk: SmallDisk, lm
 def test_low_disk_refuses_what_grows_and_lets_deletes_through(disk: SmallDisk) -> None:
     engine = open_on(disk.path / "data", low_disk_bytes=2 * MIB)
     store = store_on(engine)
+    store.save_line("w", "c-2", "c-1", "c0")
     store.save("w", "c1", {"block": data_value(BLOCK)})
     store.save("other", "c1", {"a": 1})
+    token = store.acquire("w").lease.token
     ballast = disk.fill(leave_bytes=2 * MIB - 64 * KIB)
 
     with refused("DISK_LOW") as refusal:
         store.save("w", "c2", {"a": 1})
-    with refused("DISK_LOW"):
-        store.fork("w", "copy")
+    growing: list[Callable[[], object]] = [
+        lambda: store.fork("w", "copy"),
+        lambda: store.append("w", "c1", record("t")),
+        lambda: store.send("w", "s1"),
+        lambda: store.acquire("other"),
+    ]
+    for grow in growing:
+        with refused("DISK_LOW"):
+            grow()
     answers = engine.execute([save("w", "c3", {}), delete_workflow("other"), save("w", "c4", {})])
 
     told = refusal.error.metadata
@@ -103,6 +112,10 @@ def test_low_disk_refuses_what_grows_and_lets_deletes_through(disk: SmallDisk) -
     assert int(told["found"]) < 2 * MIB
     assert all(text in str(refusal.error) for text in (told["found"], told["allowed"], "low_disk_bytes"))
     assert [getattr(answer, "reason", "done") for answer in answers] == ["DISK_LOW", "done", "DISK_LOW"]
+    assert store.renew("w", token).lease.token == token
+    assert store.release("w", token)
+    assert store.delete_ids("w", "c-2") == 1
+    assert store.prune("w", 1) == 2
     assert store.sweep() > 0
     assert store.ids("w") == ["c1"]
     ballast.unlink()
