@@ -306,6 +306,13 @@ def test_every_error_is_documented_as_it_is() -> None:
     assert codes == {row[0]: row[1] for row in rows}
 
 
+def test_every_error_is_named_by_the_calls_that_it_comes_from() -> None:
+    source = read("protos/milepost/v1/checkpoint_store.proto")
+    service = source[source.index("// The durable authority") : source.index("\nenum ")]
+
+    assert [reason for reason in STATUS_CODES if not re.search(rf"\b{reason}\b", service)] == []
+
+
 def test_every_call_is_documented() -> None:
     service = checkpoint_store_pb2.DESCRIPTOR.services_by_name["CheckpointStore"]
 

@@ -29,11 +29,15 @@ class CheckpointStoreStub(object):
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """
@@ -150,11 +154,15 @@ class CheckpointStoreServicer(object):
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """
@@ -162,9 +170,9 @@ class CheckpointStoreServicer(object):
     def Save(self, request, context):
         """Store one checkpoint, durably and once.
 
-        Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+        Checks, in order: replay, lease, expected_head, base and parent, definition, limits; then writes. The same checkpoint_id with the same content is answered
         as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
-        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, QUOTA_EXCEEDED (a namespace or a manifest too many).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +180,7 @@ class CheckpointStoreServicer(object):
 
     def BatchSave(self, request, context):
         """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are.
+        Errors of an item: those of a Save, and PREDECESSOR_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,7 +194,7 @@ class CheckpointStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED.
+        """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,14 +202,14 @@ class CheckpointStoreServicer(object):
 
     def AppendRecords(self, request, context):
         """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
-        LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+        LEASE_HELD, LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEntryHistory(self, request, context):
-        """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND.
+        """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND, PAGE_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,14 +231,15 @@ class CheckpointStoreServicer(object):
 
     def ForkWorkflow(self, request, context):
         """Make a new workflow whose history is another's up to a checkpoint. Stored values are shared, not copied. Errors: WORKFLOW_NOT_FOUND,
-        CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS.
+        CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS, LEASE_HELD (of the new name).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWorkflow(self, request, context):
-        """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background.
+        """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background. Errors: LEASE_HELD,
+        LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,6 +247,7 @@ class CheckpointStoreServicer(object):
 
     def DeleteCheckpoints(self, request, context):
         """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`.
+        Errors: WORKFLOW_NOT_FOUND, LEASE_HELD, LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,7 +262,7 @@ class CheckpointStoreServicer(object):
 
     def AcquireLease(self, request, context):
         """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
-        before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+        before it. A grant whose caller has gone is released again. Errors: LEASE_HELD, when the wait is over; QUOTA_EXCEEDED (a namespace too many).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,7 +298,8 @@ class CheckpointStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSignals(self, request, context):
-        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND.
+        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time.
+        Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,11 +435,15 @@ class CheckpointStore(object):
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """

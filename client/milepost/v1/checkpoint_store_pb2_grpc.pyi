@@ -30,11 +30,15 @@ class CheckpointStoreStub:
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """
@@ -46,39 +50,45 @@ class CheckpointStoreStub:
     Save: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SaveRequest, _checkpoint_store_pb2.SaveResponse]
     """Store one checkpoint, durably and once.
 
-    Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+    Checks, in order: replay, lease, expected_head, base and parent, definition, limits; then writes. The same checkpoint_id with the same content is answered
     as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
-    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, QUOTA_EXCEEDED (a namespace or a manifest too many).
     """
     BatchSave: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.BatchSaveRequest, _checkpoint_store_pb2.BatchSaveResponse]
-    """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are."""
+    """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are.
+    Errors of an item: those of a Save, and PREDECESSOR_FAILED.
+    """
     Load: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.LoadRequest, _checkpoint_store_pb2.LoadResponse]
     """Read one checkpoint with its whole state. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
     List: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListRequest, _checkpoint_store_pb2.ListResponse]
-    """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED."""
+    """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED."""
     AppendRecords: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AppendRecordsRequest, _checkpoint_store_pb2.AppendRecordsResponse]
     """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
-    LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+    LEASE_HELD, LEASE_LOST.
     """
     GetEntryHistory: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetEntryHistoryRequest, _checkpoint_store_pb2.GetEntryHistoryResponse]
-    """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
+    """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND, PAGE_EXPIRED."""
     ListWorkflows: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListWorkflowsRequest, _checkpoint_store_pb2.ListWorkflowsResponse]
     """List workflows of a namespace, by workflow_id, a page at a time."""
     GetWorkflow: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetWorkflowRequest, _checkpoint_store_pb2.GetWorkflowResponse]
     """Read what is known of one workflow without reading its state. Error: WORKFLOW_NOT_FOUND."""
     ForkWorkflow: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ForkWorkflowRequest, _checkpoint_store_pb2.ForkWorkflowResponse]
     """Make a new workflow whose history is another's up to a checkpoint. Stored values are shared, not copied. Errors: WORKFLOW_NOT_FOUND,
-    CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS.
+    CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS, LEASE_HELD (of the new name).
     """
     DeleteWorkflow: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.DeleteWorkflowRequest, _checkpoint_store_pb2.DeleteWorkflowResponse]
-    """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background."""
+    """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background. Errors: LEASE_HELD,
+    LEASE_LOST.
+    """
     DeleteCheckpoints: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.DeleteCheckpointsRequest, _checkpoint_store_pb2.DeleteCheckpointsResponse]
-    """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`."""
+    """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`.
+    Errors: WORKFLOW_NOT_FOUND, LEASE_HELD, LEASE_LOST.
+    """
     PruneWorkflow: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.PruneWorkflowRequest, _checkpoint_store_pb2.PruneWorkflowResponse]
     """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND."""
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AcquireLeaseRequest, _checkpoint_store_pb2.AcquireLeaseResponse]
     """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
-    before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+    before it. A grant whose caller has gone is released again. Errors: LEASE_HELD, when the wait is over; QUOTA_EXCEEDED (a namespace too many).
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.RenewLeaseRequest, _checkpoint_store_pb2.RenewLeaseResponse]
     """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST."""
@@ -91,7 +101,9 @@ class CheckpointStoreStub:
     Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
     """
     ListSignals: _grpc.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListSignalsRequest, _checkpoint_store_pb2.ListSignalsResponse]
-    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time.
+    Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_checkpoint_store_pb2.WatchRequest, _checkpoint_store_pb2.WatchResponse]
     """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
     WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
@@ -104,11 +116,15 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """
@@ -117,39 +133,45 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     Save: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.SaveRequest, _checkpoint_store_pb2.SaveResponse]  # type: ignore[assignment]
     """Store one checkpoint, durably and once.
 
-    Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+    Checks, in order: replay, lease, expected_head, base and parent, definition, limits; then writes. The same checkpoint_id with the same content is answered
     as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
-    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+    PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, QUOTA_EXCEEDED (a namespace or a manifest too many).
     """
     BatchSave: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.BatchSaveRequest, _checkpoint_store_pb2.BatchSaveResponse]  # type: ignore[assignment]
-    """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are."""
+    """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are.
+    Errors of an item: those of a Save, and PREDECESSOR_FAILED.
+    """
     Load: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.LoadRequest, _checkpoint_store_pb2.LoadResponse]  # type: ignore[assignment]
     """Read one checkpoint with its whole state. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
     List: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListRequest, _checkpoint_store_pb2.ListResponse]  # type: ignore[assignment]
-    """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED."""
+    """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED."""
     AppendRecords: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AppendRecordsRequest, _checkpoint_store_pb2.AppendRecordsResponse]  # type: ignore[assignment]
     """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
-    LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+    LEASE_HELD, LEASE_LOST.
     """
     GetEntryHistory: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetEntryHistoryRequest, _checkpoint_store_pb2.GetEntryHistoryResponse]  # type: ignore[assignment]
-    """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
+    """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND, PAGE_EXPIRED."""
     ListWorkflows: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListWorkflowsRequest, _checkpoint_store_pb2.ListWorkflowsResponse]  # type: ignore[assignment]
     """List workflows of a namespace, by workflow_id, a page at a time."""
     GetWorkflow: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.GetWorkflowRequest, _checkpoint_store_pb2.GetWorkflowResponse]  # type: ignore[assignment]
     """Read what is known of one workflow without reading its state. Error: WORKFLOW_NOT_FOUND."""
     ForkWorkflow: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ForkWorkflowRequest, _checkpoint_store_pb2.ForkWorkflowResponse]  # type: ignore[assignment]
     """Make a new workflow whose history is another's up to a checkpoint. Stored values are shared, not copied. Errors: WORKFLOW_NOT_FOUND,
-    CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS.
+    CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS, LEASE_HELD (of the new name).
     """
     DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.DeleteWorkflowRequest, _checkpoint_store_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
-    """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background."""
+    """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background. Errors: LEASE_HELD,
+    LEASE_LOST.
+    """
     DeleteCheckpoints: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.DeleteCheckpointsRequest, _checkpoint_store_pb2.DeleteCheckpointsResponse]  # type: ignore[assignment]
-    """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`."""
+    """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`.
+    Errors: WORKFLOW_NOT_FOUND, LEASE_HELD, LEASE_LOST.
+    """
     PruneWorkflow: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.PruneWorkflowRequest, _checkpoint_store_pb2.PruneWorkflowResponse]  # type: ignore[assignment]
     """Delete old checkpoints of a workflow; keeps every scope's head and all that a kept checkpoint needs. Errors: WORKFLOW_NOT_FOUND."""
     AcquireLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.AcquireLeaseRequest, _checkpoint_store_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
     """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
-    before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+    before it. A grant whose caller has gone is released again. Errors: LEASE_HELD, when the wait is over; QUOTA_EXCEEDED (a namespace too many).
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.RenewLeaseRequest, _checkpoint_store_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Keep a lease for another ttl. The newest token ever granted may do so also after the lease has expired, until anyone else acts. Error: LEASE_LOST."""
@@ -162,7 +184,9 @@ class CheckpointStoreAsyncStub(CheckpointStoreStub):
     Errors: WORKFLOW_NOT_FOUND, SIGNAL_EXISTS, QUOTA_EXCEEDED.
     """
     ListSignals: _aio.UnaryUnaryMultiCallable[_checkpoint_store_pb2.ListSignalsRequest, _checkpoint_store_pb2.ListSignalsResponse]  # type: ignore[assignment]
-    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+    """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time.
+    Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_checkpoint_store_pb2.WatchRequest, _checkpoint_store_pb2.WatchResponse]  # type: ignore[assignment]
     """Follow what changes: one workflow, resumable without a gap, or all of a namespace, from now on. The first event is always
     WATCH_EVENT_KIND_STARTED. Errors: WATCH_COMPACTED, WATCH_TOO_SLOW, QUOTA_EXCEEDED.
@@ -174,11 +198,15 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
     """The durable authority for workflow checkpoints.
 
     Every answer to a call that writes is given after its commit is on disk. Errors carry `google.rpc.ErrorInfo` with domain "milepost"
-    and a reason of `ErrorReason`. Common to all calls: INVALID_ARGUMENT for a malformed field or one past its limit, UNAVAILABLE
-    while the server starts or drains, DATA_LOSS where a stored record is damaged.
+    and a reason of `ErrorReason`. Common to all calls: INVALID_FIELD and LIMIT_EXCEEDED for a malformed field or one past its limit,
+    QUEUE_FULL where too many calls wait, NOT_SERVING while the server starts or drains or has lost its storage, RECORD_DAMAGED where a stored
+    record is damaged, INTERNAL_ERROR for a defect. Common to all that write: NOT_COMMITTED and OUTCOME_UNKNOWN; to those that make the store
+    larger (Save, BatchSave, AppendRecords, ForkWorkflow, AcquireLease, SendSignal) also DISK_LOW and STORE_FULL. Common to all with a
+    `page_token` or a `continue_token`: PAGE_TOKEN_INVALID and PAGE_TOKEN_MISMATCH.
 
     Identifiers are UTF-8 without NUL. Limits: namespace 128 bytes ("" stands for "default"); workflow_id, scope and entry keys 1,024;
-    checkpoint_id, step, definition, fingerprint and run_id 256. A request or an answer has at most 16 MiB.
+    checkpoint_id, step, definition, fingerprint and run_id 256. A request has at most 16 MiB; an answer to Load has that much of state and as
+    much of records, any other about 3 MiB, or one item.
 
     A call that the caller cancelled, or whose deadline passed, may still take effect: send it again with the same ids to learn.
     """
@@ -191,9 +219,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_checkpoint_store_pb2.SaveResponse, _abc.Awaitable[_checkpoint_store_pb2.SaveResponse]]:
         """Store one checkpoint, durably and once.
 
-        Checks, in order: replay, lease, expected_head, base and parent, limits; then writes. The same checkpoint_id with the same content is answered
+        Checks, in order: replay, lease, expected_head, base and parent, definition, limits; then writes. The same checkpoint_id with the same content is answered
         as the first time, with `replayed`. Errors: CHECKPOINT_EXISTS, CHECKPOINT_DELETED, LEASE_HELD, LEASE_LOST, HEAD_MOVED, BASE_NOT_FOUND,
-        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, LIMIT_EXCEEDED, QUEUE_FULL, DISK_LOW, NOT_COMMITTED, OUTCOME_UNKNOWN.
+        PARENT_NOT_FOUND, DEFINITION_MISMATCH, DIGEST_MISMATCH, STATE_TOO_LARGE, QUOTA_EXCEEDED (a namespace or a manifest too many).
         """
 
     @_abc_1.abstractmethod
@@ -202,7 +230,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.BatchSaveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.BatchSaveResponse, _abc.Awaitable[_checkpoint_store_pb2.BatchSaveResponse]]:
-        """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are."""
+        """Store many checkpoints, in order: one result or error for each item. Not atomic: an item that fails leaves the others as they are.
+        Errors of an item: those of a Save, and PREDECESSOR_FAILED.
+        """
 
     @_abc_1.abstractmethod
     def Load(
@@ -218,7 +248,7 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.ListResponse, _abc.Awaitable[_checkpoint_store_pb2.ListResponse]]:
-        """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_TOKEN_INVALID, PAGE_TOKEN_MISMATCH, PAGE_EXPIRED."""
+        """List checkpoints of one workflow, a page at a time. Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED."""
 
     @_abc_1.abstractmethod
     def AppendRecords(
@@ -227,7 +257,7 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.AppendRecordsResponse, _abc.Awaitable[_checkpoint_store_pb2.AppendRecordsResponse]]:
         """Append records to a checkpoint, also before that checkpoint exists. Errors: CHECKPOINT_DELETED, RECORD_CHECKPOINT_MISSING, QUOTA_EXCEEDED,
-        LEASE_HELD, LEASE_LOST, and those of a commit, as for Save.
+        LEASE_HELD, LEASE_LOST.
         """
 
     @_abc_1.abstractmethod
@@ -236,7 +266,7 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.GetEntryHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.GetEntryHistoryResponse, _abc.Awaitable[_checkpoint_store_pb2.GetEntryHistoryResponse]]:
-        """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND."""
+        """Read the values that entries had along a checkpoint's line of ancestors. Errors: WORKFLOW_NOT_FOUND, CHECKPOINT_NOT_FOUND, PAGE_EXPIRED."""
 
     @_abc_1.abstractmethod
     def ListWorkflows(
@@ -261,7 +291,7 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.ForkWorkflowResponse, _abc.Awaitable[_checkpoint_store_pb2.ForkWorkflowResponse]]:
         """Make a new workflow whose history is another's up to a checkpoint. Stored values are shared, not copied. Errors: WORKFLOW_NOT_FOUND,
-        CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS.
+        CHECKPOINT_NOT_FOUND, WORKFLOW_EXISTS, LEASE_HELD (of the new name).
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +300,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.DeleteWorkflowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.DeleteWorkflowResponse, _abc.Awaitable[_checkpoint_store_pb2.DeleteWorkflowResponse]]:
-        """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background."""
+        """Delete a workflow with all its scopes. Not an error where there is none. Its space is freed in the background. Errors: LEASE_HELD,
+        LEASE_LOST.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCheckpoints(
@@ -278,7 +310,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.DeleteCheckpointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.DeleteCheckpointsResponse, _abc.Awaitable[_checkpoint_store_pb2.DeleteCheckpointsResponse]]:
-        """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`."""
+        """Delete checkpoints by id or by run. Idempotent, in bounded steps, not atomic: call again with `continue_token` until `done`.
+        Errors: WORKFLOW_NOT_FOUND, LEASE_HELD, LEASE_LOST.
+        """
 
     @_abc_1.abstractmethod
     def PruneWorkflow(
@@ -295,7 +329,7 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.AcquireLeaseResponse, _abc.Awaitable[_checkpoint_store_pb2.AcquireLeaseResponse]]:
         """Take the exclusive right to advance a workflow, which need not exist yet, or wait for it. Answers a fencing token that is larger than every one
-        before it. A grant whose caller has gone is released again. Error: LEASE_HELD, when the wait is over.
+        before it. A grant whose caller has gone is released again. Errors: LEASE_HELD, when the wait is over; QUOTA_EXCEEDED (a namespace too many).
         """
 
     @_abc_1.abstractmethod
@@ -338,7 +372,9 @@ class CheckpointStoreServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_store_pb2.ListSignalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_store_pb2.ListSignalsResponse, _abc.Awaitable[_checkpoint_store_pb2.ListSignalsResponse]]:
-        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time. Error: WORKFLOW_NOT_FOUND."""
+        """List the signals of a workflow that no Save has consumed yet, in the order they came, a page at a time.
+        Errors: WORKFLOW_NOT_FOUND, PAGE_EXPIRED.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
