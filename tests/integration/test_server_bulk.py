@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from milepost.v1 import checkpoint_store_pb2 as pb
-from tests.support.raw_calls import open_stub, refusal, save_request
+from tests.support.raw_calls import open_channel, open_stub, refusal, save_request
+from tests.support.server_process import ServerProcess
 
 STEPS = 600
 """More checkpoints than one transaction deletes or copies."""
@@ -155,3 +158,98 @@ def test_the_history_of_an_entry_is_read_page_by_page(stub: Any, request: pytest
         if not token:
             break
     assert found == [str(number) for number in range(29, -1, -1)]
+
+
+@pytest.fixture(scope="module")
+def small_slices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The stub of a server that deletes few checkpoints in a call, with 100 of each kind of thing to go through."""
+    environment = {"MILEPOST_SERVER__LIMITS__SLICE_ROWS_MAX": "12"}
+    with (
+        ServerProcess(tmp_path_factory.mktemp("small") / "data", environment=environment) as server,
+        open_channel(server.target) as channel,
+    ):
+        stub = open_stub(channel)
+        fill(stub, "w", 100, run_id="r", parent_id="")
+        fill(stub, "line", 100)
+        for number in range(2):
+            stub.SendSignal(pb.SendSignalRequest(workflow_id="w", signal_id=str(number), name="n"))
+        yield stub
+
+
+OTHER: dict[str, Any] = {
+    "namespace": "other",
+    "workflow_id": "other",
+    "scope": "s",
+    "order": pb.ORDER_OLDEST_FIRST,
+    "statuses": [1],
+    "current_step": "s",
+    "before_checkpoint_id": "z",
+    "before_sequence": 9,
+    "metadata_contains": '{"a":1}',
+    "include_state": True,
+    "include_records": True,
+    "run_id": "r",
+    "workflow_id_prefix": "w",
+    "labels": {"l": "1"},
+    "definition": "d",
+    "updated_from": Timestamp(seconds=1),
+    "updated_before": Timestamp(seconds=1),
+    "is_leased": False,
+    "has_pending_signals": False,
+    "fingerprint": "f",
+    "checkpoint_id": "c50",
+    "entry_keys": ["x", "y"],
+    "name": "n",
+    "keep_last": 2,
+    "dry_run": False,
+    "run_ids": ["r", "q"],
+}
+"""For each argument of a call with a token, one that it was not made with."""
+NOT_ARGUMENTS = {"page_size", "accept_compression", "lease_token", "checkpoint_ids"}
+"""May change from page to page; or (the ids of a delete) go with no token."""
+
+
+@pytest.mark.parametrize(
+    "kind,arguments",
+    [
+        (pb.ListRequest, {"workflow_id": "w", "page_size": 1}),
+        (pb.ListWorkflowsRequest, {"page_size": 1}),
+        (pb.GetEntryHistoryRequest, {"workflow_id": "line", "entry_keys": ["x"], "page_size": 1}),
+        (pb.ListSignalsRequest, {"workflow_id": "w", "page_size": 1}),
+        (pb.PruneWorkflowRequest, {"workflow_id": "w", "keep_last": 1, "dry_run": True}),
+        (pb.DeleteCheckpointsRequest, {"workflow_id": "w", "run_ids": ["r"]}),
+    ],
+    ids=lambda each: each.__name__ if isinstance(each, type) else "",
+)
+def test_a_token_goes_with_the_arguments_it_was_made_with_and_no_others(
+    small_slices: Any, kind: Any, arguments: dict[str, Any]
+) -> None:
+    call = getattr(small_slices, kind.__name__.removesuffix("Request"))
+    field = "page_token" if "page_token" in kind.DESCRIPTOR.fields_by_name else "continue_token"
+    token = getattr(call(kind(**arguments)), field.replace("page", "next_page"))
+    names = {each.name for each in kind.DESCRIPTOR.fields} - {field} - NOT_ARGUMENTS
+    if kind is pb.DeleteCheckpointsRequest:
+        # A run is deleted in every scope.
+        names.remove("scope")
+    for name in sorted(names):
+        refused = refusal(call, kind(**{**arguments, field: token, name: OTHER[name]}))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_MISMATCH"), name
+        assert refused.fields == (field,)
+    refused = refusal(call, kind(**{**arguments, field: token[:-2]}))
+    assert (refused.reason, refused.fields) == ("PAGE_TOKEN_INVALID", (field,))
+    call(kind(**{**arguments, field: token}))
+
+
+def test_a_delete_of_a_run_goes_on_with_its_token_and_leaves_what_is_saved_meanwhile(small_slices: Any) -> None:
+    fill(small_slices, "runs", 100, run_id="run", parent_id="")
+    arguments: dict[str, Any] = {"workflow_id": "runs", "run_ids": ["none", "run"]}
+    first = small_slices.DeleteCheckpoints(pb.DeleteCheckpointsRequest(**arguments))
+    assert (first.done, 0 < first.deleted < 100) == (False, True)
+    small_slices.Save(save_request("runs", checkpoint_id="meanwhile", run_id="run"))
+    deleted, token = first.deleted, first.continue_token
+    while token:
+        answer = small_slices.DeleteCheckpoints(pb.DeleteCheckpointsRequest(**arguments, continue_token=token))
+        deleted, token = deleted + answer.deleted, answer.continue_token
+        assert answer.done == (not token)
+    assert deleted == 100
+    assert sequences(small_slices, workflow_id="runs") == [101]
