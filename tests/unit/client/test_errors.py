@@ -12,6 +12,7 @@ import pytest
 from milepost import errors
 from milepost.errors import ERROR_CLASSES, Code, MilepostError, error_class
 from milepost.v1 import error_reason_pb2
+from tests.support.documented import metadata_keys
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, MilepostError)]
 
@@ -83,6 +84,23 @@ def test_built_in_handlers_catch_what_they_say() -> None:
 def test_fields_are_read_from_metadata() -> None:
     error = errors.LimitExceededError("…", metadata={"limit": "entries", "allowed": "10", "found": "many"})
     assert (error.limit, error.allowed, error.found, error.unit) == ("entries", 10, None, "")
+
+
+UNKNOWN_TO_THE_SERVER = {("STORE_FULL", "found"), ("WATCH_TOO_SLOW", "found"), ("WATCH_TOO_SLOW", "unit")}
+
+
+@pytest.mark.parametrize("reason", metadata_keys())
+def test_whatever_an_error_can_be_asked_for_comes_with_its_reason(reason: str) -> None:
+    (kind,) = (kind for (_, named), kind in ERROR_CLASSES.items() if named == reason)
+    error = kind("what happened", reason=reason, metadata=dict.fromkeys(metadata_keys()[reason], "7"))
+    asked = {
+        name
+        for each in kind.__mro__
+        if issubclass(each, MilepostError)
+        for name, value in vars(each).items()
+        if isinstance(value, property) and (reason, name) not in UNKNOWN_TO_THE_SERVER
+    }
+    assert [name for name in sorted(asked) if not getattr(error, name)] == []
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
