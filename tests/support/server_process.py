@@ -3,7 +3,8 @@
     with ServerProcess(tmp_path / "data") as server:
         channel = grpc.insecure_channel(server.target)
 
-Leaving the block kills what still runs. Nothing here waits by sleeping: the server says on stdout when it listens.
+Leaving the block kills what still runs, and proves the store sound. Nothing here waits by sleeping: the server says on
+stdout when it listens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from milepost_server.storage.verify import verify_store
 
 LISTENING = "milepost-server listening on "
 START_TIMEOUT_S = 30.0
@@ -72,6 +75,9 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        # Whatever a test of a server did, killed at its end as it is, the store must be sound.
+        if kind is None and (self.data_dir / "store").exists():
+            assert verify_store(self.data_dir).problems == []
 
     @property
     def target(self) -> str:
