@@ -1,9 +1,10 @@
-"""Kill a worker in the middle of a job with `kill -9`, and watch another one take over: `make demo`.
+"""Kill a worker and the server in the middle of a job with `kill -9`, and watch another worker take over: `make demo`.
 
 The job counts the words of Python's own standard library, one package a step. Two workers, each a process of its own,
 share a real server. The first starts the job; the second serves, which means that it takes up whatever nobody runs.
-When the first has begun the largest step, it is killed with SIGKILL. Its lease runs out a second later, and the other
-worker goes on behind the last finished step.
+When the first has begun the largest step, it is killed with SIGKILL, and the server too, which is then started again on
+its data. The lease of the killed worker runs out a second later, and the other one goes on behind the last finished
+step.
 
 Every start of a step is also noted in a journal, a plain file that milepost knows nothing of. At the end the journal
 must say that no finished step ran again, and the result must equal that of a run that was never interrupted. The exit
@@ -176,7 +177,7 @@ def worker(what: str, server: LocalServer, journal: Path) -> Generator[Worker]:
 
 
 def tell_story(server: LocalServer, journal: Path) -> tuple[int, int]:
-    """Run the job with two workers, of which one is killed; return their process ids."""
+    """Run the job with two workers, of which one is killed, and the server too; return the workers' process ids."""
     with worker("serve", server, journal) as second:
         second_events = second.events()
         next(second_events)
@@ -188,6 +189,9 @@ def tell_story(server: LocalServer, journal: Path) -> tuple[int, int]:
                     first.kill()
                     print(f"  kill -9 {first.pid}")
                     break
+        server.kill()
+        print("  kill -9 the server; another one starts on its data")
+        server.restart()
         print(f"worker {second.pid} takes over when the lease of {first.pid} has run out")
         for event in second_events:
             print(f"  {event.pid}  {event.step}")

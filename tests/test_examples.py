@@ -119,9 +119,13 @@ def test_workers_share_workflows(name: str, shown: str, server: LocalServer, tmp
     assert run(str(file)) == shown
 
 
-def test_a_job_whose_worker_is_killed_is_finished_by_another() -> None:
+def test_a_job_whose_worker_and_server_are_killed_is_finished_by_another_worker() -> None:
     lines = run(str(EXAMPLES / "crash_and_resume.py")).splitlines()
 
+    assert [re.sub(r"\d+", "0", line.strip()) for line in lines if "kill -9" in line] == [
+        "kill -0 0",
+        "kill -0 the server; another one starts on its data",
+    ]
     facts = [line for line in lines if re.match(r"yes  |NO   ", line)]
     assert len(facts) == 4
     assert all(line.startswith("yes  ") for line in facts)
