@@ -326,6 +326,15 @@ class ListContract(ContractBase):
         assert store.ids("w", filter=wanted) == ["2007", "1007", "7"]
         assert store.ids("w", filter=wanted, newest_first=False, page_size=2) == ["7", "1007"]
 
+    def test_a_page_is_bounded_in_bytes_also_where_it_takes_more_rows_than_a_slice(self, store: Store) -> None:
+        large = f'{{"m": "{"x" * 3_000}"}}'
+        store.save("w", "old", parent_id="", current_step="wanted", metadata=large)
+        store.engine.execute([save("w", str(number), parent_id="") for number in range(1_000)])
+        store.save("w", "new", parent_id="", current_step="wanted", metadata=large)
+        page = store.page("w", filter=CheckpointFilter(current_step="wanted"), bytes_max=5_000)
+        assert [each.row.checkpoint_id for each in page.checkpoints] == ["new"]
+        assert page.position is not None
+
     def test_a_page_of_a_deleted_incarnation_has_expired(self, store: Store) -> None:
         store.save_line("w", *"abc")
         first = store.page("w", page_size=2)
@@ -701,6 +710,21 @@ class EntryHistoryContract(ContractBase):
             store.history("w", "x", checkpoint_id="nowhere")
         with refused("CHECKPOINT_NOT_FOUND"):
             store.history("w", "x", scope="s")
+
+    def test_a_page_of_a_history_is_bounded_in_bytes_over_more_rows_than_a_slice_too(self, store: Store) -> None:
+        store.save("w", "old", {"x": "o" * 3_000})
+        store.engine.execute([save("w", str(number), base_checkpoint_id="old") for number in range(1_000)])
+        store.save("w", "new", {"x": "n" * 3_000})
+        page = store.history("w", "x", bytes_max=5_000)
+        assert [each.checkpoint_id for each in page.versions] == ["new"]
+        assert page.position is not None
+
+    def test_a_history_whose_next_checkpoint_was_deleted_between_pages_ends_there(self, store: Store) -> None:
+        store.save_line("w", *"abc")
+        first = store.history("w", "at", page_size=1)
+        store.delete_ids("w", "b")
+        rest = store.history("w", "at", position=first.position, incarnation=first.workflow.incarnation)
+        assert (rest.versions, rest.position, rest.ancestors_pruned) == ((), None, True)
 
     def test_a_page_of_a_deleted_history_has_expired(self, store: Store) -> None:
         store.save_line("w", *"abc")
