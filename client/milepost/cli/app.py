@@ -14,7 +14,7 @@ from typing_extensions import override
 from milepost.cli import checking, leases, reading, resolving, signals, watching, writing
 from milepost.cli.failures import EXIT_CODES_HELP, ExitCode, Failure, explain
 from milepost.cli.rendering import printable
-from milepost.cli.session import CommandError, Session, setting_options
+from milepost.cli.session import CommandError, CommandGroup, Session, setting_options
 from milepost.errors import MilepostError
 
 EPILOG = f"""\b
@@ -29,7 +29,7 @@ The token, where the server wants one, is read from the file that
 MILEPOST_TOKEN_FILE names."""
 
 
-class _Group(click.Group):
+class _Group(CommandGroup):
     """A group whose commands never end in a traceback."""
 
     @override

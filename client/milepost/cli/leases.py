@@ -7,13 +7,13 @@ import click
 from milepost.cli.documents import lease_document
 from milepost.cli.failures import ExitCode
 from milepost.cli.rendering import lease_text, moment, printable
-from milepost.cli.session import TEXT, CommandError, Session, pass_session, setting_options
+from milepost.cli.session import TEXT, CommandError, CommandGroup, Session, pass_session, setting_options
 from milepost.cli.store import Store
 from milepost.cli.writing import yes_option
 from milepost.types import LeaseInfo
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 @setting_options(hidden=True)
 def lease() -> None:
     """Look at the lease of a workflow, or take it from its holder."""

@@ -145,7 +145,9 @@ class Column:
     name: str
     is_number: bool = False
     shrinks: bool = False
-    """Where the terminal is narrow, this column gives way; every other stays whole."""
+    """Where the terminal is narrow, this column gives way before others are left out."""
+    is_optional: bool = False
+    """Where the terminal is narrower still, this column is left out, the last of these first."""
 
 
 class Output:
@@ -182,14 +184,18 @@ class Output:
         waiting = iter(rows)
         written = 0
         needed = [cell_len(column.name) for column in columns]
+        shown = list(range(len(columns)))
         while batch := [[_text(cell) for cell in row] for row in islice(waiting, ROWS_AT_ONCE)]:
             # Later rows keep the widths of the first, so that their columns stand below each other.
             needed = [max(width, *(row[at].cell_len for row in batch)) for at, width in enumerate(needed)]
-            widths = self._fitting(columns, needed)
             if written == 0:
-                self._write(_row(columns, widths, [Text(column.name) for column in columns], style="bold"))
+                shown = self._shown(columns, needed)
+            chosen = [columns[at] for at in shown]
+            widths = self._fitting(chosen, [needed[at] for at in shown])
+            if written == 0:
+                self._write(_row(chosen, widths, [Text(column.name) for column in chosen], style="bold"))
             for row in batch:
-                self._write(_row(columns, widths, row))
+                self._write(_row(chosen, widths, [row[at] for at in shown]))
             self.flush()
             written += len(batch)
         return written
@@ -198,11 +204,24 @@ class Output:
         """Hand over everything that was written."""
         self._stream.flush()
 
+    def _shown(self, columns: Sequence[Column], needed: Sequence[int]) -> list[int]:
+        """Return which columns the terminal has room for, their numbers."""
+        shown = list(range(len(columns)))
+        for at in reversed(shown[:]):
+            widths = self._fitting([columns[one] for one in shown], [needed[one] for one in shown])
+            if self.is_terminal and columns[at].is_optional and self._excess(widths) > 0:
+                shown.remove(at)
+        return shown
+
+    def _excess(self, widths: Sequence[int]) -> int:
+        """Return how many cells of a row the terminal has no room for."""
+        return sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) - self._console.width
+
     def _fitting(self, columns: Sequence[Column], needed: Sequence[int]) -> list[int]:
         """Return the widths of columns: what they need, less where the terminal has no room for it."""
         widths = list(needed)
         if self.is_terminal:
-            excess = sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) - self._console.width
+            excess = self._excess(widths)
             for at, column in enumerate(columns):
                 if column.shrinks and excess > 0:
                     given = min(excess, max(0, widths[at] - SHRUNK_WIDTH_MIN))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 import click
+from typing_extensions import override
 
 from milepost import TLS
 from milepost._config import TARGET_DEFAULT
@@ -25,9 +26,23 @@ from milepost.errors import UnavailableError
 
 TIMEOUT_S: Final = 30.0
 TIMEOUT_MAX_S: Final = 86_400.0
+SUMMARY_CHARACTERS_MAX: Final = 300
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator: TypeAlias = Callable[[Function], Function]
+
+
+class CommandGroup(click.Group):
+    """A group whose help has the first sentence of each command whole, over several lines where it needs them."""
+
+    @override
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of the commands."""
+        rows = [
+            (name, self.commands[name].get_short_help_str(SUMMARY_CHARACTERS_MAX)) for name in sorted(self.commands)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class CommandError(Exception):
@@ -170,8 +185,9 @@ class Session:
         try:
             is_confirmed = click.confirm(question, err=True)
         except click.Abort:
+            # Ctrl-C and Ctrl-D alike, which leave the cursor behind the question.
             click.echo(err=True)
-            raise
+            raise CommandError(ExitCode.INTERRUPTED, f"not confirmed: {otherwise}") from None
         if not is_confirmed:
             raise CommandError(ExitCode.NEGATIVE, f"not confirmed: {otherwise}")
 

@@ -468,6 +468,13 @@ def test_delete_asks_and_does_as_told(
     assert len(list(store.workflows())) == left
 
 
+def test_a_question_that_meets_the_end_of_input_is_not_confirmed(run_and_ask: Run, store: MemoryStore) -> None:
+    result = run_and_ask("delete", "order-7", input="")
+    assert (result.exit_code, result.stdout) == (ExitCode.INTERRUPTED, "")
+    assert result.stderr.endswith("\nerror: not confirmed: nothing was deleted\n")
+    assert store.load("order-7").sequence == 3
+
+
 def test_delete_of_nothing_is_exit_1(run: Run) -> None:
     assert run("delete", "nope", "--yes").exit_code == ExitCode.NEGATIVE
 
@@ -650,6 +657,15 @@ def test_every_command_has_help(run: Run, command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("group, columns", [(["lease"], 60), ([], 60), ([], 80)])
+def test_the_list_of_commands_cuts_no_summary(run: Run, group: list[str], columns: int) -> None:
+    text = run(*group, "--help", terminal_width=columns).stdout
+    listed = text[text.index("Commands:") :]
+    summaries = [command.get_short_help_str(1_000) for command in (cli.commands["lease"], *cli.commands.values())]
+    assert "..." not in listed
+    assert group or all(summary in " ".join(listed.split()) for summary in summaries)
 
 
 def test_help_lists_the_exit_codes(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
 
@@ -101,3 +102,37 @@ def test_a_narrow_terminal_takes_from_the_columns_that_give_way(
     monkeypatch.setenv("TERM", "xterm")
     Output(color=True).table([Column("id"), Column("step", shrinks=True)], [("i" * 20, "s" * 30)])
     assert capsys.readouterr().out.splitlines()[1] == "i" * 20 + "  " + "s" * 17 + "…"
+
+
+@pytest.mark.parametrize(
+    "width, header",
+    [
+        (80, "id    size  records  age"),
+        (23, "id    size  age"),
+        (16, "id    size  age"),
+        (14, "id    age"),
+        (5, "id    age"),
+    ],
+)
+def test_a_narrow_terminal_goes_without_the_optional_columns_from_the_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, header: str
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    optional = [Column("size", is_number=True, is_optional=True), Column("records", is_number=True, is_optional=True)]
+    Output(color=False).table(
+        [Column("id"), *optional, Column("age", is_number=True)],
+        [("w-17", "7 B", "3", "9s"), ("w-18", "8 B", "4", "8s")],
+    )
+    shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert shown[0] == header
+    assert len({len(line) for line in shown}) == 1
+
+
+def test_an_optional_column_is_left_out_for_people_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    Output(color=False).table([Column("id"), Column("size", is_optional=True)], [("w-17", "7 B")])
+    assert capsys.readouterr().out == "id    size\nw-17  7 B\n"
