@@ -538,7 +538,8 @@ def statuses_to_wire(status: Status | Iterable[Status] | None) -> list[checkpoin
     """Return one status or several as the wire has them."""
     if status is None:
         return []
-    return [STATUS_TO_WIRE[s] for s in ([status] if isinstance(status, Status) else status)]
+    # A Status is a str, and its text alone is as good.
+    return [STATUS_TO_WIRE[Status(s)] for s in ([status] if isinstance(status, str) else status)]
 
 
 def _texts(texts: Iterable[str], name: str) -> list[str]:

@@ -15,6 +15,7 @@ from milepost.errors import AuthError
 
 TARGET_DEFAULT: Final = "127.0.0.1:7450"
 NAMESPACE_DEFAULT: Final = "default"
+PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest request; larger ones are refused before they are sent."""
 RECEIVE_BYTES_MAX: Final = 33 * 1024 * 1024
@@ -138,10 +139,16 @@ def resolve(
     """Combine arguments, environment and defaults.
 
     Raises:
-        ValueError: A token would travel in clear text to another machine, or is malformed.
+        ValueError: A token would travel in clear text to another machine, or is malformed; the target is no address, or
+            target or namespace are empty: what was meant to name another must not become the default.
     """
-    target = target or environ.get("MILEPOST_TARGET") or TARGET_DEFAULT
-    namespace = namespace or environ.get("MILEPOST_NAMESPACE") or NAMESPACE_DEFAULT
+    if target is None:
+        target = environ.get("MILEPOST_TARGET") or TARGET_DEFAULT
+    if namespace is None:
+        namespace = environ.get("MILEPOST_NAMESPACE") or NAMESPACE_DEFAULT
+    if not namespace:
+        raise ValueError('the namespace is empty: name one, or give None for MILEPOST_NAMESPACE, else "default"')
+    _check_target(target)
     token_file = environ.get("MILEPOST_TOKEN_FILE") if token is None else None
     found = Token(token, Path(token_file) if token_file else None)
     if found.is_set and tls is None and not insecure and not is_local(target):
@@ -150,6 +157,18 @@ def resolve(
             "encrypts the connection"
         )
     return Endpoint(target, namespace, tls, found)
+
+
+def _check_target(target: str) -> None:
+    """Refuse what gRPC would look for without end, or at port 443."""
+    scheme, is_url, _ = target.partition("://")
+    if is_url and scheme.lower() in {"http", "https", "grpc", "grpcs", "tcp"}:
+        raise ValueError(f"the target {target!r} is a URL: write host:port, without {scheme}://")
+    host, has_port, port = target.rpartition(":")
+    if not has_port or port.endswith("]") or not host:
+        raise ValueError(f"the target {target!r} is no address: write host:port or unix:PATH")
+    if port.isdecimal() and int(port) > PORT_MAX:
+        raise ValueError(f"the target {target!r} has no port of 1 to {PORT_MAX}")
 
 
 def is_local(target: str) -> bool:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
+
+from typing_extensions import override
 
 from milepost import _schema
 from milepost.errors import StateNotLoadedError
@@ -59,6 +61,11 @@ class Status(enum.StrEnum):
     """A step failed."""
     CANCELLED = "cancelled"
     """It was cancelled."""
+
+    @classmethod
+    @override
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"a status is one of {', '.join(cls)}, not {value!r}")
 
 
 class RecordOutcome(enum.StrEnum):
@@ -456,6 +463,22 @@ class SaveItem:
     release_lease: bool = False
     consumed_signals: Sequence[str] = field(default=(), repr=False, hash=False)
     manifest: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        # What a type checker would have said, to those who have none: the mistakes that are made most, said here
+        # rather than from deep inside of what follows.
+        if not isinstance(self.workflow_id, str):
+            raise TypeError(f"workflow_id is a str, not {type(self.workflow_id).__name__}")
+        if not isinstance(self.state, Mapping):
+            raise TypeError(f"state is a mapping of entries, not {type(self.state).__name__}")
+        after = self.after
+        if not (after is None or isinstance(after, (Checkpoint, Saved, SaveItem)) or after == "start"):
+            raise TypeError(
+                f'after is what save, load or list returned, or "start", or None; not {type(after).__name__} '
+                f"{str(after)[:100]!r}"
+            )
+        if self.status.__class__ is not Status:
+            Status(self.status)
 
 
 After: TypeAlias = Checkpoint | Saved | SaveItem | Literal["start"] | None

@@ -113,7 +113,7 @@ def list_of_texts(texts: Iterable[str], name: str) -> list[str]:
 def status_set(status: Status | Iterable[Status] | None) -> frozenset[Status]:
     if status is None:
         return frozenset()
-    return frozenset([status] if isinstance(status, Status) else status)
+    return frozenset(Status(s) for s in ([status] if isinstance(status, str) else status))
 
 
 def check_item(item: SaveItem) -> None:

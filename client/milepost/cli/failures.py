@@ -63,7 +63,8 @@ Exit codes:
   130  Ctrl-C
 """
 
-_CONNECT_ERROR: Final = re.compile(r"(?:.*Failed to connect to remote host: |.*last error: )([^;(]*)", re.DOTALL)
+_CAUSE: Final = re.compile(r"(?:^|.*?: )([^:;(\[\]]+?)[\].]* \(", re.DOTALL)
+"""What a person acts on of what gRPC says at length: the last words before what is in parentheses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,12 @@ def explain(error: MilepostError, target: str) -> Failure:
 
 def unreachable(error: MilepostError, target: str) -> Failure:
     """Return how it is reported that nothing answers at the target."""
-    # gRPC says it at length; what a person acts on comes last.
-    match = _CONNECT_ERROR.match(error.message)
-    why = match[1].strip(" .:") if match else error.message
-    return Failure(
-        ExitCode.UNAVAILABLE,
-        f"no milepost-server answers at {target}: {why}",
-        "start one with `make run` or `milepost-server serve`, or name another with --target or MILEPOST_TARGET",
-    )
+    match = _CAUSE.match(error.message)
+    why = match[1] if match else error.message
+    hint = "start one with `make run` or `milepost-server serve`, or name another with --target or MILEPOST_TARGET"
+    if "handshake" in why:
+        hint = "does that server speak TLS? Where it does not, leave out --tls, --ca-file, --cert-file and --key-file"
+    return Failure(ExitCode.UNAVAILABLE, f"no milepost-server answers at {target}: {why}", hint)
 
 
 def _exit_code(error: MilepostError) -> ExitCode:

@@ -109,6 +109,12 @@ class StoreContract(LeaseContract, SignalContract, WatchContract):
         assert store.load(W).records[0].value == text
         assert store.load(W, sequence=1).state["noise"] == bytes(range(256)) * 100
 
+    def test_a_status_is_told_by_its_text_too(self, store: CheckpointStore) -> None:
+        store.save(W, state={}, status=Status.COMPLETED)
+        assert store.load(W, latest_with_status=cast("Status", "completed")).status is Status.COMPLETED
+        with pytest.raises(ValueError, match="a status is one of running"):
+            store.load(W, latest_with_status=cast("Status", "done"))
+
     def test_an_empty_state_is_a_state(self, store: CheckpointStore) -> None:
         store.save(W, state={})
         assert store.load(W).state == {}

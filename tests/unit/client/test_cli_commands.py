@@ -15,10 +15,11 @@ from click.testing import CliRunner, Result
 
 from milepost import Record, Status
 from milepost.cli.app import cli
-from milepost.cli.failures import ExitCode
+from milepost.cli.failures import ExitCode, unreachable
 from milepost.cli.session import Session, Settings, connect
 from milepost.cli.store import StoredValue
 from milepost.codecs import JSON
+from milepost.errors import UnavailableError
 from milepost.v1 import checkpoint_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 from tests.support.scripted_server import Abort, ScriptedServer, scripted_server
@@ -619,6 +620,39 @@ def test_no_server_is_told_soon_with_the_target_that_was_tried(server: ScriptedS
     assert first.startswith(f"error: no milepost-server answers at {server.target}: ")
     assert "make run" in second
     assert "--target" in second
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        (
+            "last error: UNKNOWN: ipv4:127.0.0.1:9: Failed to connect to remote host: Connection refused",
+            "Connection refused",
+        ),
+        (
+            "errors resolving a:1: [field:hostname lookup error:address lookup failed for a:1: Domain name not found]",
+            "Domain name not found",
+        ),
+        (
+            "last error: UNKNOWN: ipv4:1.1.1.1:9: Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: OK",
+            "Tls handshake failed",
+        ),
+        ("connect failed: addr: unix:/n error: No such file or directory", "No such file or directory"),
+        ("Socket closed", "Socket closed"),
+    ],
+)
+def test_why_nothing_answers_is_told_without_the_words_around_it(said: str, told: str) -> None:
+    failure = unreachable(
+        UnavailableError(f"ping: {said} (UNAVAILABLE), after 5 attempts in 0.6 s. Is it running?"), "a:1"
+    )
+    assert failure.message == f"no milepost-server answers at a:1: {told}"
+    assert ("--tls" in failure.hint) is ("handshake" in said)
+
+
+@pytest.mark.parametrize("option", ["--target", "--namespace"])
+def test_an_option_that_is_empty_is_refused(run_at: Run, option: str) -> None:
+    result = run_at("delete", "w", "--yes", option, "")
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
 
 
 def test_a_token_goes_to_the_server_and_nowhere_else(

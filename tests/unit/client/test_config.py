@@ -65,6 +65,40 @@ def test_a_client_shows_no_token_and_cannot_be_pickled(kind: type[Client] | type
         pickle.dumps(client)
 
 
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        ("http://127.0.0.1:7450", "without http://"),
+        ("https://milepost.internal:7450", "without https://"),
+        ("localhost", "write host:port"),
+        ("[::1]", "write host:port"),
+        (":7450", "write host:port"),
+        ("", "write host:port"),
+        ("127.0.0.1:70000", "no port of 1 to 65535"),
+    ],
+)
+def test_a_target_that_is_no_address_is_told_at_once(target: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Client(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["localhost:7450", "[::1]:7450", "dns:///milepost:7450", "unix:m.sock", "unix:///run/m.sock", "milepost:grpc"],
+)
+def test_a_target_that_grpc_knows_is_taken(target: str) -> None:
+    assert Client(target).target == target
+
+
+def test_an_empty_name_does_not_become_the_default() -> None:
+    """A script with a variable that is not set must not work on the workflows of another tenant."""
+    environ = {"MILEPOST_TARGET": "", "MILEPOST_NAMESPACE": ""}
+    with pytest.raises(ValueError, match="namespace is empty"):
+        resolve(None, "", None, None, insecure=False, environ=environ)
+    found = resolve(None, None, None, None, insecure=False, environ=environ)
+    assert (found.target, found.namespace) == ("127.0.0.1:7450", "default")
+
+
 def test_half_a_client_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="belong together"):
         TLS(cert_file="client.pem")

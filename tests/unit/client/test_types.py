@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from milepost.errors import StateNotLoadedError
-from milepost.types import Checkpoint, EntryVersion, Record, Saved, SaveItem, WorkflowInfo, new_checkpoint_id
+from milepost.types import Checkpoint, EntryVersion, Record, Saved, SaveItem, Status, WorkflowInfo, new_checkpoint_id
 
 MOMENT = datetime(2024, 5, 1, tzinfo=UTC)
 
@@ -70,3 +70,24 @@ def test_later_ids_sort_later_and_none_comes_twice() -> None:
     made = [new_checkpoint_id(time_ns=lambda m=moment: m) for moment in moments]  # type: ignore[misc]
     assert made == sorted(made)
     assert len({new_checkpoint_id(time_ns=lambda: 1) for _ in range(1_000)}) == 1_000
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, said",
+    [
+        ({"after": "c1"}, TypeError, "after is what save, load or list returned, or \"start\", or None; not str 'c1'"),
+        ({"after": 3}, TypeError, "not int '3'"),
+        ({"state": [1]}, TypeError, "state is a mapping of entries, not list"),
+        ({"workflow_id": 7}, TypeError, "workflow_id is a str, not int"),
+        ({"status": "done"}, ValueError, "a status is one of running, waiting, .*, not 'done'"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_told_by_its_name(
+    arguments: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        SaveItem(**{"workflow_id": "w", "state": {}, **arguments})
+
+
+def test_a_status_may_be_given_as_text() -> None:
+    assert SaveItem(workflow_id="w", state={}, status="completed").status == Status.COMPLETED  # type: ignore[arg-type]  # as those without a type checker write it
