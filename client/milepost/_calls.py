@@ -53,6 +53,7 @@ ITEMS_MAX: Final = 1_000
 """Most items of one BatchSave, and most ids of one DeleteCheckpoints."""
 RUNS_MAX: Final = 100
 """Most runs of one DeleteCheckpoints."""
+SHOWN_ID_CHARACTERS_MAX: Final = 128
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """A batch is sent when it has this much: well below the limit of a message, well above what makes a batch pay."""
 
@@ -833,12 +834,17 @@ def _asked(method: Method[Any], request: Message) -> str:
         return f"save_all of {len(request.items)} items"  # type: ignore[attr-defined]  # a BatchSaveRequest
     if not ids["workflow_id"] or method.name not in _VERBS:
         return _VERBS_ALONE.get(method.name, method.name)
-    text = f"{_VERBS[method.name]} workflow {ids['workflow_id']!r}"
+    text = f"{_VERBS[method.name]} workflow {_quoted(ids['workflow_id'])}"
     if ids["scope"]:
-        text += f", scope {ids['scope']!r}"
+        text += f", scope {_quoted(ids['scope'])}"
     if ids["checkpoint_id"]:
-        text += f", checkpoint {ids['checkpoint_id']!r}"
+        text += f", checkpoint {_quoted(ids['checkpoint_id'])}"
     return text
+
+
+def _quoted(name: str) -> str:
+    """Return an id for a message, its end cut off where it is long; the error has it whole."""
+    return repr(name) if len(name) <= SHOWN_ID_CHARACTERS_MAX else f"{name[:SHOWN_ID_CHARACTERS_MAX]!r}…"
 
 
 def _ids(request: Message) -> dict[str, str]:

@@ -308,10 +308,12 @@ def _limit_drain(seconds: float) -> None:
 def _announce(config: ServerConfig, bound: list[Address]) -> None:
     for address in bound:
         _tell(f"milepost-server listening on {address}")
+    where = "memory, NOT durable" if config.engine == "memory" else str(Path(config.data_dir).absolute())
     if not sys.stderr.isatty():
+        addresses = ", ".join(str(each) for each in bound)
+        _logger.info("milepost-server %s serves, data in %s, listening on %s", __version__, where, addresses)
         return
     target = next(f"{'-unix ' if each.path else ''}{each.path or each}" for each in bound)
-    where = "memory, NOT durable" if config.engine == "memory" else str(Path(config.data_dir).absolute())
     request = '{"workflow_id":"w1","current_step":"a","state":{"x":{"json":"1"}}}'
     print(
         f"milepost-server {__version__}, data in {where}\n"

@@ -366,7 +366,7 @@ def check_expected_head(expected: str | None, head_id: str, head_sequence: int) 
     found = f"{head_id!r} at sequence {head_sequence}" if head_id else "none"
     raise PreconditionError(
         "HEAD_MOVED",
-        f"expected_head: the head is {found}, not {expected!r}; load it and decide again",
+        f"expected_head: the head is {found}, not {repr(expected) if expected else 'none'}; load it and decide again",
         {"expected_head": expected, "head_checkpoint_id": head_id, "head_sequence": head_sequence},
     )
 

@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1 import checkpoint_store_pb2_grpc as pb_grpc
+from milepost_server import __version__
 from milepost_server.limits import CEILINGS, MIB
 from tests.support.deaf_caller import unread_load
 from tests.support.raw_calls import SERVICE, open_channel, open_stub, read_error, refusal, save_request
@@ -403,6 +404,13 @@ def test_logs_are_json_where_asked_for_and_hold_no_state(start: Any) -> None:
     assert "canary" not in server.stderr
     for line in server.stderr.splitlines():
         assert {"time", "level", "logger", "message"} <= set(json.loads(line))
+
+
+def test_the_log_tells_of_each_start_what_serves_which_store_and_where(start: Any, tmp_path: Path) -> None:
+    server = start()
+    assert server.stop() == 0
+    first = server.stderr.splitlines()[0]
+    assert f"milepost-server {__version__} serves, data in {tmp_path / 'data'}, listening on {server.target}" in first
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

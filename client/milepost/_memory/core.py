@@ -240,7 +240,8 @@ class MemoryCore(Coordination):
         found = f"{found_id!r} at sequence {found_sequence}" if head is not None else "none"
         raise self._error(
             "HEAD_MOVED",
-            f"expected_head: the head is {found}, not {expected!r}; load it and decide again",
+            f"expected_head: the head is {found}, not {repr(expected) if expected else 'none'}; load it and decide "
+            "again",
             item,
             expected_head=expected,
             head_checkpoint_id=found_id,

@@ -88,7 +88,8 @@ def check(session: Session, *, definition: str, on_change: str, statuses: tuple[
         session.note(f"{blocked} of {count(checked, 'unfinished workflow')} of {name} could not be resumed")
         output.flush()
         click.get_current_context().exit(ExitCode.NEGATIVE)
-    session.note(f"all {count(checked, 'unfinished workflow')} of {name} could be resumed")
+    what = f"all {count(checked, 'unfinished workflow')} of {name} could be resumed"
+    session.note(what if checked else f"{name} has no unfinished workflows")
 
 
 class _Manifests:

@@ -10,6 +10,7 @@ from typing import Final
 from milepost.errors import (
     AuthError,
     CapacityError,
+    CheckpointExistsError,
     CheckpointNotFoundError,
     CodecError,
     ConflictError,
@@ -119,6 +120,8 @@ def _hint(error: MilepostError, target: str) -> str:
             return "`milepost history WORKFLOW --all-scopes` lists what there is; --scope names a nested run"
         case HeadMovedError():
             return "somebody saved in between: look at `milepost show WORKFLOW`, then save --after that head"
+        case CheckpointExistsError():
+            return "`milepost show WORKFLOW id:ID` tells what is there; without --id the save gets a new id"
         case LeaseHeldError():
             return "`milepost lease show WORKFLOW` tells how long; `milepost lease break` takes it from who is gone"
         case DefinitionChangedError():

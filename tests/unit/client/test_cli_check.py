@@ -91,6 +91,12 @@ def test_a_build_with_the_same_definition_could_go_on(run: Run) -> None:
     assert found == "all 1 unfinished workflow of 'order' could be resumed"
 
 
+def test_a_definition_without_unfinished_workflows_is_told_so(run: Run) -> None:
+    result = run(MODULE.format(options=""), "--status", "suspended")
+    assert result.exit_code == ExitCode.OK
+    assert result.stderr.endswith("\n'order' has no unfinished workflows\n")
+
+
 def test_what_could_not_go_on_is_listed_with_reasons(run: Run) -> None:
     source = MODULE.format(options="(version=2)")
     result = run(source)

@@ -402,6 +402,7 @@ def test_a_head_that_moved_is_a_conflict(run: Run) -> None:
         result = run("save", "order-7", "--entry", "a=1", "--after", after)
         assert (result.exit_code, result.stdout) == (ExitCode.CONFLICT, "")
         assert "hint: somebody saved in between" in result.stderr
+        assert ("at sequence 3, not none;" in result.stderr) is (after == "start")
 
 
 @pytest.mark.parametrize(

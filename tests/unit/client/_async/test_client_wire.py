@@ -191,6 +191,14 @@ async def test_a_missing_base_does_not_settle_what_a_lost_answer_left_open(
         await client.save("w", state={"x": 1, "y": 9}, after=first)
 
 
+async def test_a_message_cuts_a_long_id_and_the_error_has_it_whole(server: ScriptedServer, client: AsyncClient) -> None:
+    server.on("Save", BASE_NOT_FOUND)
+    with pytest.raises(errors.MilepostError) as caught:
+        await client.save("w" * 1_000, state={"x": 1})
+    assert len(str(caught.value)) < 500
+    assert caught.value.workflow_id == "w" * 1_000
+
+
 async def test_an_unreachable_server_stores_nothing(server: ScriptedServer) -> None:
     server.stop()
     async with AsyncClient(server.target, retry=RetryPolicy(attempts_max=2, backoff_initial_s=0.001)) as client:

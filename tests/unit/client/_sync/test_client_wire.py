@@ -184,6 +184,14 @@ def test_a_missing_base_does_not_settle_what_a_lost_answer_left_open(server: Scr
         client.save("w", state={"x": 1, "y": 9}, after=first)
 
 
+def test_a_message_cuts_a_long_id_and_the_error_has_it_whole(server: ScriptedServer, client: Client) -> None:
+    server.on("Save", BASE_NOT_FOUND)
+    with pytest.raises(errors.MilepostError) as caught:
+        client.save("w" * 1_000, state={"x": 1})
+    assert len(str(caught.value)) < 500
+    assert caught.value.workflow_id == "w" * 1_000
+
+
 def test_an_unreachable_server_stores_nothing(server: ScriptedServer) -> None:
     server.stop()
     with Client(server.target, retry=RetryPolicy(attempts_max=2, backoff_initial_s=0.001)) as client:
