@@ -95,6 +95,7 @@ for _command in (
     reading.show,
     reading.diff,
     reading.stats,
+    reading.health,
     watching.watch,
     checking.check,
     resolving.resolve,

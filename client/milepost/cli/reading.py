@@ -1,4 +1,4 @@
-"""The commands that only look: workflows, history, show, diff, stats."""
+"""The commands that only look: workflows, history, show, diff, stats, health."""
 
 from __future__ import annotations
 
@@ -555,6 +555,20 @@ def stats(session: Session, *, workflow: str | None) -> None:
     )
     numbers = [Column(name, is_number=True) for name in ("workflows", "checkpoints", "size")]
     output.table([Column("status"), *numbers], rows)
+
+
+@click.command()
+@setting_options(hidden=True)
+@pass_session
+def health(session: Session) -> None:
+    """Tell whether the server serves; for probes and scripts. Exits with 3 where it does not or cannot be reached."""
+    output = session.output()
+    with session.store() as store:
+        store.ping()
+    if session.as_json:
+        output.document({"target": session.target, "serving": True})
+    else:
+        output.line(f"the server at {printable(session.target)} serves")
 
 
 def _totals(store: Store) -> dict[str, Any]:

@@ -80,6 +80,10 @@ class Store(Protocol):
         """Tenant boundary of every call."""
         ...
 
+    def ping(self) -> None:
+        """Return when the server says that it serves."""
+        ...
+
     def load_stored(
         self,
         workflow_id: str,

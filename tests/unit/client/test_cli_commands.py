@@ -609,6 +609,22 @@ def test_a_server_that_does_not_serve_is_still_asked(server: ScriptedServer, run
     assert run_at("workflows").exit_code == 0
 
 
+def test_health_tells_whether_the_server_serves(server: ScriptedServer, run_at: Run) -> None:
+    server.on("Check", *[health(b"\x08\x01")] * 4)
+    serving = run_at("health")
+    assert (serving.exit_code, serving.stdout) == (0, f"the server at {server.target} serves\n")
+    assert documents(run_at("health", "--json")) == [{"target": server.target, "serving": True}]
+
+
+def test_health_of_a_server_that_does_not_serve_is_no(server: ScriptedServer, run_at: Run) -> None:
+    server.on("Check", *[health(b"\x08\x02")] * 2)
+    result = run_at("health")
+    assert (result.exit_code, result.stdout) == (ExitCode.UNAVAILABLE, "")
+    assert "does not serve now" in result.stderr
+    server.stop()
+    assert run_at("--timeout", "0.3", "health").exit_code == ExitCode.UNAVAILABLE
+
+
 def health(answer: bytes) -> Any:
     return lambda request, context: answer
 
