@@ -24,20 +24,26 @@ import msgspec
 import pytest
 from google.rpc import code_pb2
 
+import milepost
+from milepost import MilepostError
 from milepost.cli.app import cli as client_cli
 from milepost.runner.settings import Settings
 from milepost.testing import LocalServer, local_server
 from milepost.v1 import checkpoint_store_pb2, error_reason_pb2
+from milepost_server.cli import STORAGE_GRACE_S
 from milepost_server.cli import cli as server_cli
 from milepost_server.config import DEFAULT_LISTEN, QueueConfig, ServerConfig, read_config, sections, settings
+from milepost_server.grpc_api.addresses import is_private, parse_address
 from milepost_server.grpc_api.status import STATUS_CODES
 from milepost_server.limits import DEFAULT_LIMITS, Limits
 from milepost_server.storage import keys
 from tests.support.documented import ROOT, metadata_keys, read, reason_comments, rows_of
+from tests.support.server_process import ServerProcess
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAMS = {"milepost": client_cli, "milepost-server": server_cli}
 COMMAND_TIMEOUT_S = 60.0
+SAID_BY_GRPC = frozenset({"Tls handshake failed"})
 
 VOLATILE = frozenset({"create_time", "grant_time", "update_time", "incarnation", "next_page_token"})
 """Fields whose values differ from run to run."""
@@ -98,6 +104,8 @@ def test_snippets_and_sessions_do_what_they_show(page: Path, tmp_path: Path) -> 
                     check_command(command, shown, server, tmp_path)
             elif block.language == "toml":
                 check_config(block.text, tmp_path)
+            elif block.language in {"ini", "yaml", "dockerfile"}:
+                check_deployment(block.text, tmp_path / block.language)
             else:
                 assert block.language in {"python", "text"}, f"no test knows what to do with ```{block.language}"
 
@@ -157,6 +165,27 @@ def check_config(text: str, folder: Path) -> None:
     file.write_text(text, encoding="utf-8")
     assert msgspec.to_builtins(read_config(file=file)) != msgspec.to_builtins(ServerConfig())
     assert tomllib.loads(text)
+
+
+def check_deployment(text: str, data_dir: Path) -> None:
+    """Start the server as a unit, an image or a manifest does, but for the directory and the address."""
+    (line,) = re.findall(r"^.*\bserve\b.*$", text, re.MULTILINE)
+    arguments = re.split(r"\bserve\b", re.sub(r"[\[\],\"]", " ", line))[1].split()
+    listen, directory = (take(arguments, flag) for flag in ("--listen", "--data-dir"))
+    assert is_private(parse_address(listen)) or "--insecure" in arguments
+    assert len(Path(directory).parts) > 2, "a volume may hold a lost+found, so the store is a folder in it"
+    for seconds in re.findall(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", text):
+        config = ServerConfig()
+        assert int(seconds) > config.drain_delay_s + config.drain_grace_s + STORAGE_GRACE_S
+    with ServerProcess(data_dir, arguments=arguments) as server:
+        assert server.stop() == 0, server.stderr
+
+
+def take(arguments: list[str], flag: str) -> str:
+    """Remove a flag and its value; return the value."""
+    at = arguments.index(flag)
+    del arguments[at]
+    return arguments.pop(at)
 
 
 def run(command: Sequence[str], server: LocalServer, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -251,6 +280,22 @@ def test_every_command_is_documented(program: str, group: click.Group) -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in group.commands:
         assert f"{program} {name}" in text, name
+
+
+def test_what_is_quoted_to_be_looked_for_is_said() -> None:
+    """Symptoms and lines of the log are words of the code, reasons are reasons, and errors are errors."""
+    source = "".join(path.read_text("utf-8") for root in ("client", "server") for path in (ROOT / root).rglob("*.py"))
+    cells = [line.split(" | ")[0] for line in read("docs/troubleshooting.md").splitlines() if line.startswith("| ")]
+    alarms = re.findall(r"\| (?:log|clients).*?: (.*?) \|", read("docs/deployment.md"))
+    quoted = [code for text in [*cells, *alarms] for code in CODE.findall(text)]
+    assert len(quoted) > 30
+    for code in quoted:
+        if code.isupper():
+            assert code in STATUS_CODES, code
+        elif code.endswith("Error"):
+            assert issubclass(getattr(milepost, code), MilepostError), code
+        else:
+            assert code in source or code in SAID_BY_GRPC, code
 
 
 # What is tabulated is what the code has.

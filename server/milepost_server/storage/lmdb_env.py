@@ -456,7 +456,8 @@ def _refuse_foreign(data_dir: Path) -> None:
     # Another server may just have made the store.
     if foreign and not (data_dir / "store").exists():
         raise DataDirError(
-            f"data directory {data_dir} has no store but other files ({', '.join(foreign[:3])}); name an empty one"
+            f"data directory {data_dir} has no store but other files ({', '.join(foreign[:3])}); name an empty "
+            f"one, or one that is not there yet: {data_dir / 'milepost'}"
         )
 
 
