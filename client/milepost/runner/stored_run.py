@@ -64,8 +64,11 @@ class StoredRun(Generic[S]):
         """Return the head; None where there is none, and the run may begin one."""
         try:
             head: Checkpoint = yield LoadHead(self._order.scope)
-        except WorkflowNotFoundError:
-            if self.input is None or self._order.kind == "resume":
+        except WorkflowNotFoundError as error:
+            if self._order.kind == "resume":
+                raise
+            if self.input is None:
+                error.add_note("A run without a state resumes; give it one to start the workflow.")
                 raise
             return None
         except CheckpointNotFoundError:

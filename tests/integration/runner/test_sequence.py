@@ -129,8 +129,9 @@ def test_start_and_resume_are_different_calls(world: World) -> None:
     bound = world.bind(Calls().workflow())
     with pytest.raises(WorkflowNotFoundError):
         bound.resume("o")
-    with pytest.raises(WorkflowNotFoundError):
+    with pytest.raises(WorkflowNotFoundError) as caught:
         bound.run("o")
+    assert caught.value.__notes__ == ["A run without a state resumes; give it one to start the workflow."]
     bound.start("o", {"items": 1})
     with pytest.raises(WorkflowExistsError):
         bound.start("o", {"items": 1})
