@@ -261,7 +261,11 @@ def _check_name(source: str, name: str, known: object, shown: str) -> None:
 
 def _explain(message: str) -> str:
     """Turn "Expected `int` >= 1 - at `$.queue.calls_max`" into "queue.calls_max: expected `int` >= 1"."""
-    text, separator, path = message.replace("`bool`", "true or false").partition(" - at `$.")
+    words = message.replace("`bool`", "true or false").replace("`array`", 'a list in brackets, ["…", "…"]')
+    text, separator, path = words.partition(" - at `$.")
     if not separator:
         return message
-    return f"{path.rstrip('`')}: {text[0].lower()}{text[1:]}"
+    name = path.rstrip("`")
+    choices = next((each.choices for each in settings() if each.name == name), ())
+    either = f"; it is one of {', '.join(choices)}" if choices else ""
+    return f"{name}: {text[0].lower()}{text[1:]}{either}"

@@ -81,6 +81,8 @@ def test_a_typo_in_the_environment_is_refused_with_what_was_meant(variable: str,
         ("limits = 3", "section"),
         ("data_dir = ", "--config"),
         ("log_level = 3", "log_level"),
+        ('log_level = "INFO"', "log_level: invalid enum value 'INFO'; it is one of debug, info, warning, error"),
+        ('listen = "127.0.0.1:7450"', "listen: expected a list in brackets, "),
     ],
 )
 def test_a_mistake_in_the_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
