@@ -22,6 +22,7 @@ from milepost._config import MESSAGE_BYTES_MAX
 from milepost._retry import Attempts, Failure
 from milepost._state import DigestMemory, EncodedState
 from milepost._status import Details, read_details
+from milepost._texts import build, build_part
 from milepost.codecs import Codec
 from milepost.errors import (
     Code,
@@ -59,6 +60,7 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 
 T = TypeVar("T")
 ResponseT = TypeVar("ResponseT")
+ErrorT = TypeVar("ErrorT", bound=MilepostError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ class SaveDraft:
         self.has_predecessor = item.after is not None
         try:
             self._encoded = _state.encode_state(item.state, codec, compress_over_bytes=compress_over_bytes)
-            request = pb.SaveRequest(
+            request = build(
+                pb.SaveRequest,
                 namespace=namespace,
                 workflow_id=item.workflow_id,
                 scope=item.scope,
@@ -203,22 +206,16 @@ class SaveDraft:
                 definition=item.definition,
                 fingerprint=item.fingerprint,
                 run_id=item.run_id,
-                records=[record_to_wire(r, codec, compress_over_bytes) for r in item.records],
+                records=records_to_wire(item.records, codec, compress_over_bytes),
                 history_entries=_texts(item.history_entries, "history_entries"),
+                on_conflict=pb.ON_CONFLICT_REPLACE if item.replace else pb.ON_CONFLICT_UNSPECIFIED,
+                lease_token=item.lease_token,
+                release_lease=item.release_lease,
+                consumed_signals=_texts(item.consumed_signals, "consumed_signals"),
+                manifest=item.manifest,
             )
-        except CodecError as error:
-            raise _located(error, namespace, item.workflow_id, item.scope, item.checkpoint_id) from error.__cause__
-        if item.replace:
-            request.on_conflict = pb.ON_CONFLICT_REPLACE
-        # Most saves have none of these, and a save should cost nothing for what it does not use.
-        if item.lease_token:
-            request.lease_token = item.lease_token
-        if item.release_lease:
-            request.release_lease = True
-        if item.consumed_signals:
-            request.consumed_signals.extend(_texts(item.consumed_signals, "consumed_signals"))
-        if item.manifest:
-            request.manifest = item.manifest
+        except (CodecError, InvalidRequestError) as error:
+            raise located(error, namespace, item.workflow_id, item.scope, item.checkpoint_id) from error.__cause__
         increment = None
         if item.after == "start":
             request.parent_id = request.expected_head = ""
@@ -307,17 +304,33 @@ def _put_state(request: pb.SaveRequest, values: Mapping[str, checkpoint_pb2.Valu
         state[key].CopyFrom(value)
 
 
-def record_to_wire(record: Record, codec: Codec, compress_over_bytes: int | None) -> checkpoint_pb2.Record:
-    """Return a record as it is sent."""
-    path = f"record({record.task_id!r}, {record.index})"
-    return checkpoint_pb2.Record(
-        task_id=record.task_id,
-        index=record.index,
-        path=record.path,
-        name=record.name,
-        value=_state.encode_value(record.value, codec, compress_over_bytes=compress_over_bytes, path=path),
-        overwrite=record.overwrite,
-    )
+def records_to_wire(
+    records: Iterable[Record], codec: Codec, compress_over_bytes: int | None
+) -> list[checkpoint_pb2.Record]:
+    """Return records as they are sent.
+
+    Raises:
+        CodecError: The value of one cannot be encoded.
+        InvalidRequestError: A text of one has a lone surrogate.
+    """
+    return [
+        build_part(
+            f"records[{number}].",
+            checkpoint_pb2.Record,
+            task_id=record.task_id,
+            index=record.index,
+            path=record.path,
+            name=record.name,
+            value=_state.encode_value(
+                record.value,
+                codec,
+                compress_over_bytes=compress_over_bytes,
+                path=f"record({record.task_id!r}, {record.index})",
+            ),
+            overwrite=record.overwrite,
+        )
+        for number, record in enumerate(records)
+    ]
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> str:
@@ -366,7 +379,8 @@ def load_request(
             workflow_id=workflow_id,
         )
     keys = None if entries is None else _texts(entries, "entries")
-    return pb.LoadRequest(
+    return build(
+        pb.LoadRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         scope=scope,
@@ -400,7 +414,8 @@ def list_request(
     before_sequence = before if isinstance(before, int) else None
     if isinstance(before, (Checkpoint, Saved)):
         before_sequence = before.sequence
-    return pb.ListRequest(
+    return build(
+        pb.ListRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         scope=scope,
@@ -436,10 +451,11 @@ def append_records_request(
         CodecError: The value of a record cannot be encoded.
     """
     try:
-        encoded = [record_to_wire(record, codec, compress_over_bytes) for record in records]
-    except CodecError as error:
-        raise _located(error, namespace, workflow_id, scope, checkpoint_id) from error.__cause__
-    return pb.AppendRecordsRequest(
+        encoded = records_to_wire(records, codec, compress_over_bytes)
+    except (CodecError, InvalidRequestError) as error:
+        raise located(error, namespace, workflow_id, scope, checkpoint_id) from error.__cause__
+    return build(
+        pb.AppendRecordsRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         scope=scope,
@@ -461,7 +477,8 @@ def entry_history_request(
     page_size: int | None,
 ) -> pb.GetEntryHistoryRequest:
     """Return the request of the first page."""
-    return pb.GetEntryHistoryRequest(
+    return build(
+        pb.GetEntryHistoryRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         scope=scope,
@@ -488,7 +505,8 @@ def list_workflows_request(
     page_size: int | None,
 ) -> pb.ListWorkflowsRequest:
     """Return the request of the first page."""
-    return pb.ListWorkflowsRequest(
+    return build(
+        pb.ListWorkflowsRequest,
         namespace=namespace,
         workflow_id_prefix=prefix,
         statuses=statuses_to_wire(status),
@@ -515,7 +533,8 @@ def delete_requests(
     """Return the requests that delete these checkpoints and these runs, each within the limits of one call."""
     ids, runs = _texts(checkpoint_ids, "checkpoint_ids"), _texts(run_ids, "run_ids")
     requests = [
-        pb.DeleteCheckpointsRequest(
+        build(
+            pb.DeleteCheckpointsRequest,
             namespace=namespace,
             workflow_id=workflow_id,
             scope=scope,
@@ -525,7 +544,8 @@ def delete_requests(
         for i in range(0, len(ids), ITEMS_MAX)
     ]
     return requests + [
-        pb.DeleteCheckpointsRequest(
+        build(
+            pb.DeleteCheckpointsRequest,
             namespace=namespace,
             workflow_id=workflow_id,
             run_ids=runs[i : i + RUNS_MAX],
@@ -589,7 +609,7 @@ def read_checkpoint(
         state = _state.decode_state(found.state, codec) if with_state else None
         records = tuple(read_record(record, codec) for record in found.records)
     except CodecError as error:
-        raise _located(error, found.namespace, found.workflow_id, found.scope, found.checkpoint_id) from error.__cause__
+        raise located(error, found.namespace, found.workflow_id, found.scope, found.checkpoint_id) from error.__cause__
     return Checkpoint(
         namespace=found.namespace,
         workflow_id=found.workflow_id,
@@ -712,7 +732,8 @@ def read_time(stamp: Timestamp) -> datetime:
     return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1_000)
 
 
-def _located(error: CodecError, namespace: str, workflow_id: str, scope: str, checkpoint_id: str) -> CodecError:
+def located(error: ErrorT, namespace: str, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> ErrorT:
+    """Return an error of a part of a call with the ids of the call."""
     error.namespace, error.workflow_id = namespace, workflow_id
     error.scope, error.checkpoint_id = scope, checkpoint_id
     return error
@@ -734,9 +755,14 @@ def read_item_error(error: pb.ItemError) -> Failure:
         reason = error_reason_pb2.ErrorReason.Name(error.reason) if error.reason else ""
     except ValueError:
         reason = f"UNKNOWN_REASON_{error.reason}"
+    metadata, message = dict(error.metadata), error.message
+    at, found, field = metadata.get("field", "").partition("].")
+    if found and at.startswith("items["):
+        # Its place in a request that the caller never saw.
+        metadata["field"], message = field, message.replace(f"{at}].", "")
     # The one reason that comes with RetryInfo where its code alone does not invite to try again.
     retry_after_s = 0.0 if reason == "QUEUE_FULL" else None
-    return Failure(error.code, error.message, Details(reason, dict(error.metadata), retry_after_s))
+    return Failure(error.code, message, Details(reason, metadata, retry_after_s))
 
 
 def to_error(

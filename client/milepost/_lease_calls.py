@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from milepost import _calls
+from milepost._texts import build
 from milepost.errors import InvalidRequestError
 from milepost.types import LeaseInfo, LeaseRenewal
 from milepost.v1 import checkpoint_store_pb2 as pb
@@ -32,7 +33,8 @@ def acquire_request(
                 workflow_id=workflow_id,
                 metadata={"field": name},
             )
-    return pb.AcquireLeaseRequest(
+    return build(
+        pb.AcquireLeaseRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         holder=holder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from milepost import _calls, _compression, _state
+from milepost._texts import build
 from milepost.codecs import Codec
 from milepost.errors import CodecError
 from milepost.types import Signal
@@ -25,7 +26,7 @@ def send_request(
     Raises:
         CodecError: The value cannot be encoded.
     """
-    request = pb.SendSignalRequest(namespace=namespace, workflow_id=workflow_id, signal_id=signal_id, name=name)
+    request = build(pb.SendSignalRequest, namespace=namespace, workflow_id=workflow_id, signal_id=signal_id, name=name)
     if value is not None:
         try:
             encoded = _state.encode_value(value, codec, compress_over_bytes=compress_over_bytes, path="value")
@@ -38,7 +39,8 @@ def send_request(
 
 def list_request(namespace: str, workflow_id: str, *, name: str | None, page_size: int | None) -> pb.ListSignalsRequest:
     """Return the request of the first page."""
-    return pb.ListSignalsRequest(
+    return build(
+        pb.ListSignalsRequest,
         namespace=namespace,
         workflow_id=workflow_id,
         name=name,

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from milepost import _compression
 from milepost._refusals import child_path, type_name
+from milepost._texts import check_text, shown
 from milepost.codecs import JSON, Codec
 from milepost.errors import CodecError, InvalidRequestError
 from milepost.v1 import checkpoint_pb2 as pb
@@ -139,7 +140,7 @@ def encode_state(
         never.
 
     Raises:
-        InvalidRequestError: An entry key is no text, is empty, too long, or has a NUL.
+        InvalidRequestError: An entry key is no text, is empty, has a NUL, or (LimitExceededError) is too long.
         CodecError: A value has no exact form; `path` begins with the entry key.
     """
     contents: dict[str, _Content] = {}
@@ -269,26 +270,9 @@ class DigestMemory:
 def _key_bytes(key: object) -> int:
     if type(key) is not str:
         raise InvalidRequestError(f"entry keys are str; there is one of type {type_name(type(key))}")
-    if key.isascii():
-        size = len(key)
-    else:
-        try:
-            size = len(key.encode("utf-8"))
-        except UnicodeEncodeError:
-            raise InvalidRequestError(f"entry key {_shown(key)} has a lone surrogate") from None
-    if size == 0:
-        raise InvalidRequestError("an entry key is empty")
-    if size > ENTRY_KEY_BYTES_MAX:
-        raise InvalidRequestError(
-            f"entry key {_shown(key)} has {size} bytes; at most {ENTRY_KEY_BYTES_MAX} are allowed"
-        )
-    if "\0" in key:
-        raise InvalidRequestError(f"entry key {_shown(key)} has a NUL")
-    return size
-
-
-def _shown(key: str) -> str:
-    return ascii(key if len(key) <= 64 else f"{key[:64]}…")
+    if key.isascii() and 0 < len(key) <= ENTRY_KEY_BYTES_MAX and "\0" not in key:
+        return len(key)
+    return check_text(f"state[{shown(key)}]", key, limit="workflow_id_bytes_max", bytes_max=ENTRY_KEY_BYTES_MAX)
 
 
 def _encode(value: object, codec: Codec, path: str) -> _Content:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from milepost import _calls
+from milepost._texts import build
 from milepost.errors import InvalidRequestError
 from milepost.types import WatchAfter, WatchEvent, WatchEventKind
 from milepost.v1 import checkpoint_pb2
@@ -25,19 +26,28 @@ KIND_FROM_WIRE: Final[Mapping[int, WatchEventKind]] = {
 }
 
 
-def watch_position(after: WatchAfter) -> tuple[str, int] | None:
+def watch_position(after: WatchAfter, namespace: str, workflow_id: str) -> tuple[str, int] | None:
     """Return the (incarnation, revision) that a watch goes on after; None: from now on.
 
     Raises:
-        InvalidRequestError: It is that of a workflow that did not exist.
+        InvalidRequestError: It is that of a workflow that did not exist, or no workflow is named.
     """
     if after is None:
         return None
+    if not workflow_id:
+        raise InvalidRequestError(
+            "watch: only one workflow can be watched after a revision; name it",
+            reason="INVALID_FIELD",
+            namespace=namespace,
+            metadata={"field": "after_incarnation"},
+        )
     incarnation, revision = after if isinstance(after, tuple) else (after.incarnation, after.revision)
     if not incarnation:
         raise InvalidRequestError(
             "after: names no incarnation, so there is nothing to go on after; watch from now on instead",
             reason="INVALID_FIELD",
+            namespace=namespace,
+            workflow_id=workflow_id,
             metadata={"field": "after_incarnation"},
         )
     return incarnation, revision
@@ -55,14 +65,7 @@ class WatchProgress:
         self._namespace = namespace
         self._workflow_id = workflow_id
         self._definition = definition
-        self._position = watch_position(after)
-        if self._position is not None and not workflow_id:
-            raise InvalidRequestError(
-                "watch: only one workflow can be watched after a revision; name it",
-                reason="INVALID_FIELD",
-                namespace=namespace,
-                metadata={"field": "after_incarnation"},
-            )
+        self._position = watch_position(after, namespace, workflow_id)
         self._has_started = False
         self._is_resumed = False
 
@@ -71,7 +74,8 @@ class WatchProgress:
         # A stream that goes on where another broke is that one to whoever reads it.
         self._is_resumed = self._has_started and self._position is not None
         incarnation, revision = self._position or ("", 0)
-        return pb.WatchRequest(
+        return build(
+            pb.WatchRequest,
             namespace=self._namespace,
             workflow_id=self._workflow_id,
             after_incarnation=incarnation,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from milepost import CodecError
+from milepost import CodecError, InvalidRequestError
 from milepost.adapters.langgraph import MilepostSaver, encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.known import CHECKPOINTS_PER_SCOPE_MAX, KnownChannel, KnownCheckpoint, KnownCheckpoints
@@ -136,6 +136,24 @@ def test_a_saver_is_copied_and_not_pickled() -> None:
 def test_a_filter_that_json_has_no_word_for_is_refused() -> None:
     with pytest.raises(CodecError):
         encoding.filter_to_json({"x": {1, 2}})
+
+
+def test_half_a_surrogate_pair_is_no_json_and_no_id() -> None:
+    """Metadata keep it in the header alone, which the serializer writes; an id with it is refused by its field."""
+    assert encoding.metadata_to_json({"source": "loop", "said": "a\ud800"}) == ('{"source":"loop"}', False)
+    with pytest.raises(CodecError):
+        encoding.filter_to_json({"said": "a\ud800"})
+    saver = MilepostSaver("127.0.0.1:1")
+    for call in (
+        lambda: saver.get_tuple(config_of("t\ud800")),
+        lambda: saver.put(config_of("t\ud800"), make_checkpoint({}, {}), metadata_of(), {}),
+        lambda: saver.put_writes(config_of("t\ud800", "", "c"), [("a", 1)], "task"),
+        lambda: [*saver.list(config_of("t\ud800"))],
+        lambda: saver.delete_thread("t\ud800"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            call()
+        assert caught.value.field == "workflow_id"
 
 
 def test_nothing_of_langgraph_is_imported_unless_the_adapter_is() -> None:

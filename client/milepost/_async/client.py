@@ -32,6 +32,7 @@ from milepost._config import TLS
 from milepost._leases import TTL_S, default_holder
 from milepost._retry import Attempts, RetryPolicy
 from milepost._state import DigestMemory
+from milepost._texts import build
 from milepost.codecs import JSON, Codec
 from milepost.errors import BaseNotFoundError, ClientForkedError, LeaseHeldError, MilepostError, UnavailableError
 from milepost.types import (
@@ -544,7 +545,7 @@ class AsyncClient:
         Raises:
             WorkflowNotFoundError: There is no such workflow.
         """
-        request = pb.GetWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id)
+        request = build(pb.GetWorkflowRequest, namespace=self._namespace, workflow_id=workflow_id)
         response = await self._call(_calls.GET_WORKFLOW, request, self._attempts(timeout_s))
         return _calls.read_workflow(response.workflow)
 
@@ -575,7 +576,8 @@ class AsyncClient:
             CheckpointNotFoundError: The source has no such checkpoint in this scope.
             WorkflowExistsError: The new workflow exists already.
         """
-        request = pb.ForkWorkflowRequest(
+        request = build(
+            pb.ForkWorkflowRequest,
             namespace=self._namespace,
             workflow_id=workflow_id,
             scope=scope,
@@ -601,7 +603,9 @@ class AsyncClient:
             LeaseHeldError: Somebody else's lease is live, and no token was given.
             LeaseLostError: The token is not that of the newest lease.
         """
-        request = pb.DeleteWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=lease_token)
+        request = build(
+            pb.DeleteWorkflowRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=lease_token
+        )
         response = await self._call(_calls.DELETE_WORKFLOW, request, self._attempts(timeout_s))
         return response.existed
 
@@ -665,8 +669,12 @@ class AsyncClient:
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
-        request = pb.PruneWorkflowRequest(
-            namespace=self._namespace, workflow_id=workflow_id, keep_last=keep_last, dry_run=dry_run
+        request = build(
+            pb.PruneWorkflowRequest,
+            namespace=self._namespace,
+            workflow_id=workflow_id,
+            keep_last=keep_last,
+            dry_run=dry_run,
         )
         deleted = 0
         while True:
@@ -737,7 +745,7 @@ class AsyncClient:
         Raises:
             LeaseLostError: The token is not that of the newest lease.
         """
-        request = pb.RenewLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        request = build(pb.RenewLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
         response = await self._call(_calls.RENEW_LEASE, request, self._attempts(timeout_s))
         return _lease_calls.renewal(response, self._namespace, workflow_id)
 
@@ -746,7 +754,7 @@ class AsyncClient:
 
         An answer lost on the way and a second attempt give False, though it was this call that released it.
         """
-        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        request = build(pb.ReleaseLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
         return (await self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
 
     async def break_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
@@ -754,7 +762,7 @@ class AsyncClient:
 
         For people who know that the holder is gone or stuck: its token is refused from now on.
         """
-        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, force=True)
+        request = build(pb.ReleaseLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, force=True)
         return (await self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
 
     async def get_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> LeaseInfo | None:
@@ -762,7 +770,7 @@ class AsyncClient:
 
         A lease that has run out is still told, with nothing remaining, while nobody else has acted.
         """
-        request = pb.GetLeaseRequest(namespace=self._namespace, workflow_id=workflow_id)
+        request = build(pb.GetLeaseRequest, namespace=self._namespace, workflow_id=workflow_id)
         response = await self._call(_calls.GET_LEASE, request, self._attempts(timeout_s))
         return _lease_calls.lease(response, self._namespace, workflow_id)
 
@@ -880,7 +888,7 @@ class AsyncClient:
         Raises:
             DefinitionNotFoundError: No save has brought it.
         """
-        request = pb.GetDefinitionRequest(namespace=self._namespace, fingerprint=fingerprint)
+        request = build(pb.GetDefinitionRequest, namespace=self._namespace, fingerprint=fingerprint)
         return (await self._call(_calls.GET_DEFINITION, request, self._attempts(timeout_s))).manifest
 
     async def ping(self, *, timeout_s: float | None = None) -> None:

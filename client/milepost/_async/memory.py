@@ -453,7 +453,7 @@ class AsyncInMemoryStore:
         self, workflow_id: str = "", *, after: WatchAfter = None, definition: str | None = None
     ) -> AsyncMemoryWatch:
         """Follow one workflow, or all of them. See the client's `watch`."""
-        position = watch_position(after)
+        position = watch_position(after, self.namespace, workflow_id)
         return AsyncMemoryWatch(WatchCursor(self._core, workflow_id, after=position, definition=definition))
 
     async def definition_manifest(self, fingerprint: str, *, timeout_s: float | None = None) -> str:

@@ -6,13 +6,13 @@ The lock is held by whoever calls a method that begins with an underscore.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from typing_extensions import override
 
-from milepost._memory.checks import NAMESPACE_BYTES_MAX, WORKFLOW_ID_BYTES_MAX, check_id
+from milepost._memory.checks import check_texts
 from milepost._memory.events import EventLog
 from milepost._memory.leases import LeaseTable
 from milepost._memory.rows import Row, Stub, Workflow
@@ -31,7 +31,7 @@ class MemoryBase:
         codec: Codec,
         clock: Callable[[], datetime],
     ) -> None:
-        check_id("namespace", namespace, NAMESPACE_BYTES_MAX)
+        check_texts(namespace=namespace)
         self.namespace = namespace
         self.codec = codec
         self._clock = clock
@@ -77,18 +77,20 @@ class MemoryBase:
         return workflow
 
     def _require(self, workflow_id: str, scope: str) -> Workflow:
-        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.is_visible:
             raise WorkflowNotFoundError(
                 f"there is no workflow {workflow_id!r} in namespace {self.namespace!r}",
                 reason="WORKFLOW_NOT_FOUND",
-                **self._ids(workflow_id, scope, ""),
+                **self._ids(workflow_id, scope),
                 metadata={"namespace": self.namespace, "workflow_id": workflow_id},
             )
         return workflow
 
-    def _ids(self, workflow_id: str, scope: str, checkpoint_id: str) -> Any:
+    def _check_texts(self, **fields: str | Sequence[str] | Mapping[str, str] | None) -> None:
+        check_texts(namespace=self.namespace, **fields)
+
+    def _ids(self, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> dict[str, str]:
         return {
             "namespace": self.namespace,
             "workflow_id": workflow_id,

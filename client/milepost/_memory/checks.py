@@ -1,26 +1,33 @@
-"""What the in-memory store refuses before it looks at what is stored: ids, sizes, shapes. The limits are a server's."""
+"""What the in-memory store refuses before it looks at what is stored: texts, sizes, shapes. The limits are a server's.
+
+An error names the field as the wire does, and carries the ids of the call.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
 from milepost._calls import encode_metadata
+from milepost._memory.rows import Row
+from milepost._texts import IDS, check_text, not_unicode, shown
 from milepost.errors import ERROR_CLASSES, InvalidRequestError, LimitExceededError
-from milepost.types import SaveItem, Status
+from milepost.types import Record, SaveItem, Status
 from milepost.v1 import checkpoint_pb2 as pb
 
-REPLAY_WINDOW: Final = timedelta(days=7)
-"""How long what was deleted or consumed is known, so that a late retry cannot bring it back."""
-WORKFLOW_ID_BYTES_MAX: Final = 1_024
-SHORT_ID_BYTES_MAX: Final = 256
-NAMESPACE_BYTES_MAX: Final = 128
 ENTRIES_MAX: Final = 10_000
 STATE_BYTES_MAX: Final = 16 * 1024 * 1024 - 64 * 1024
+ENTRY_OVERHEAD_BYTES: Final = 24
+"""What an entry counts beside its key and its value."""
+COMPLETED_STEPS_MAX: Final = 100_000
+COMPLETED_STEPS_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 64 * 1024
+METADATA_DEPTH_MAX: Final = 32
+HISTORY_ENTRIES_MAX: Final = 1_000
+HISTORY_ENTRIES_BYTES_MAX: Final = 64 * 1024
+HISTORY_KEYS_MAX: Final = 100
 LABELS_MAX: Final = 16
 MANIFEST_BYTES_MAX: Final = 1024 * 1024
 CONSUMED_SIGNALS_MAX: Final = 1_000
@@ -30,72 +37,144 @@ RECORDS_BYTES_MAX: Final = STATE_BYTES_MAX
 # A reason comes with one code only.
 CLASS_BY_REASON: Final = {reason: kind for (_, reason), kind in ERROR_CLASSES.items() if reason}
 
+_LONG: Final = ("workflow_id_bytes_max", 1_024)
+SHORT_BYTES_MAX: Final = 256
+_SHORT: Final = ("checkpoint_id_bytes_max", SHORT_BYTES_MAX)
+_HOLDER: Final = ("lease_holder_bytes_max", 256)
+_RECORD_KEY: Final = ("record_key_bytes_max", 1_024)
+_LIMITS: Final[Mapping[str, tuple[str, int]]] = {
+    "namespace": ("namespace_bytes_max", 128),
+    "workflow_id": _LONG,
+    "target_workflow_id": _LONG,
+    "workflow_id_prefix": _LONG,
+    "scope": _LONG,
+    "entry_keys": _LONG,
+    "history_entries": _LONG,
+    "holder": _HOLDER,
+    "request_id": _HOLDER,
+    "labels key": ("label_key_bytes_max", 64),
+    "labels": ("label_value_bytes_max", 256),
+    "task_id": _RECORD_KEY,
+    "path": _RECORD_KEY,
+    "record name": _RECORD_KEY,
+}
+"""By field, the limit and its bytes; those of other fields are as long as a checkpoint id."""
+_MAY_BE_EMPTY: Final = frozenset(
+    {
+        "scope",
+        "workflow_id_prefix",
+        "current_step",
+        "before_checkpoint_id",
+        "definition",
+        "fingerprint",
+        "run_id",
+        "fork_id",
+        "holder",
+        "request_id",
+        "labels",
+        "task_id",
+        "path",
+        "record name",
+    }
+)
 
-def check_id(name: str, value: object, bytes_max: int, *, may_be_empty: bool = False) -> None:
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{name} must be text", metadata={"field": name})
-    try:
-        size = len(value.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise InvalidRequestError(f"{name} has a lone surrogate", metadata={"field": name}) from None
-    if not size and not may_be_empty:
-        raise InvalidRequestError(f"{name} is empty", reason="INVALID_FIELD", metadata={"field": name})
-    if "\0" in value:
-        raise InvalidRequestError(f"{name} has a NUL", reason="INVALID_FIELD", metadata={"field": name})
-    if size > bytes_max:
-        raise LimitExceededError(
-            f"{name} has {size} bytes; at most {bytes_max} are allowed",
-            reason="LIMIT_EXCEEDED",
-            metadata={"field": name, **limit_metadata(f"{name}_bytes_max", bytes_max, size, "bytes")},
-        )
+
+def check_texts(**fields: str | Sequence[str] | Mapping[str, str] | None) -> None:
+    """Refuse the first text that a server would refuse. None is an absent one.
+
+    Raises:
+        InvalidRequestError: It is empty where it must not be, has a NUL or a lone surrogate.
+        LimitExceededError: It is too long.
+    """
+    ids = {name: str(fields.get(name) or "") for name in IDS}
+    for name, value in fields.items():
+        if value is None or (value == "" and name in _MAY_BE_EMPTY):
+            continue
+        if isinstance(value, str):
+            _check_text(name, name, value, ids)
+        elif isinstance(value, Mapping):
+            for key, text in value.items():
+                _check_text(f"{name} key", f"{name} key", key, ids)
+                _check_text(name, f"{name}[{shown(key)}]", text, ids)
+        else:
+            for number, text in enumerate(value):
+                _check_text(name, f"{name}[{number}]", text, ids)
 
 
-def check_size(name: str, found: int, *, limit: str, allowed: int, workflow_id: str, unit: str = "bytes") -> None:
-    """Refuse what is larger than allowed.
+def _check_text(name: str, path: str, text: str, ids: Mapping[str, str]) -> None:
+    limit, bytes_max = _LIMITS.get(name, _SHORT)
+    check_text(path, text, limit=limit, bytes_max=bytes_max, may_be_empty=name in _MAY_BE_EMPTY, **ids)
+
+
+def check_count(
+    field: str,
+    found: int,
+    *,
+    limit: str,
+    allowed: int,
+    ids: Mapping[str, str],
+    unit: str = "items",
+    reason: str = "LIMIT_EXCEEDED",
+) -> None:
+    """Refuse what is more than allowed.
 
     Raises:
         LimitExceededError: It is.
     """
     if found > allowed:
         raise LimitExceededError(
-            f"{name}: {found} {unit}; at most {allowed} are allowed ({limit})",
-            reason="LIMIT_EXCEEDED",
-            workflow_id=workflow_id,
-            metadata={"field": name, **limit_metadata(limit, allowed, found, unit)},
+            f"{field}: {found} {unit}, at most {allowed} are allowed ({limit})",
+            reason=reason,
+            metadata={"field": field, **limit_metadata(limit, allowed, found, unit)},
+            **ids,
         )
 
 
-def check_manifest(item: SaveItem) -> None:
+def limit_metadata(limit: str, allowed: int, found: int, unit: str) -> dict[str, str]:
+    return {"limit": limit, "allowed": str(allowed), "found": str(found), "unit": unit}
+
+
+def check_manifest(manifest: str, fingerprint: str, ids: Mapping[str, str]) -> None:
     """Refuse a manifest that is not what the fingerprint stands for.
 
     Raises:
         LimitExceededError: It is too large.
         InvalidRequestError: It is no JSON, or the fingerprint is that of another.
     """
-    if not item.manifest:
+    if not manifest:
         return
-    encoded = item.manifest.encode()
-    check_size(
-        "manifest",
-        len(encoded),
-        limit="manifest_bytes_max",
-        allowed=MANIFEST_BYTES_MAX,
-        workflow_id=item.workflow_id,
-    )
-    problem = "" if sha256(encoded).hexdigest() == item.fingerprint else "its SHA-256 is not the fingerprint"
     try:
-        json.loads(item.manifest)
+        encoded = manifest.encode()
+    except UnicodeEncodeError:
+        raise not_unicode("manifest", manifest, **ids) from None
+    check_count("manifest", len(encoded), limit="manifest_bytes_max", allowed=MANIFEST_BYTES_MAX, unit="bytes", ids=ids)
+    problem = "" if sha256(encoded).hexdigest() == fingerprint else "its SHA-256 is not the fingerprint"
+    try:
+        json.loads(manifest)
     except ValueError:
         problem = "it is not JSON"
     if problem:
-        raise InvalidRequestError(
-            f"manifest: {problem}",
-            reason="INVALID_FIELD",
-            workflow_id=item.workflow_id,
-            scope=item.scope,
-            checkpoint_id=item.checkpoint_id,
-            metadata={"field": "manifest"},
-        )
+        raise InvalidRequestError(f"manifest: {problem}", reason="INVALID_FIELD", metadata={"field": "manifest"}, **ids)
+
+
+def check_metadata(text: str, ids: Mapping[str, str]) -> None:
+    """Refuse metadata that is too large, or nested too deep.
+
+    Raises:
+        LimitExceededError: It is.
+    """
+    size_bytes = len(text.encode())
+    for limit, allowed, found, unit in (
+        ("metadata_bytes_max", METADATA_BYTES_MAX, size_bytes, "bytes"),
+        ("metadata_depth_max", METADATA_DEPTH_MAX, _depth(json.loads(text or "0")), "levels"),
+    ):
+        check_count("metadata", found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+
+
+def _depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 def check_limit(limit: int | None) -> None:
@@ -116,88 +195,124 @@ def status_set(status: Status | Iterable[Status] | None) -> frozenset[Status]:
     return frozenset(Status(s) for s in ([status] if isinstance(status, str) else status))
 
 
-def check_item(item: SaveItem) -> None:
-    check_id("workflow_id", item.workflow_id, WORKFLOW_ID_BYTES_MAX)
-    check_id("scope", item.scope, WORKFLOW_ID_BYTES_MAX, may_be_empty=True)
-    check_id("checkpoint_id", item.checkpoint_id, SHORT_ID_BYTES_MAX)
-    for name in ("current_step", "definition", "fingerprint", "run_id"):
-        check_id(name, getattr(item, name), SHORT_ID_BYTES_MAX, may_be_empty=True)
-    for step in item.completed_steps:
-        check_id("completed_steps_added", step, SHORT_ID_BYTES_MAX)
-    if len(item.labels or {}) > LABELS_MAX:
-        found = len(item.labels or {})
-        raise limit_error(item, "labels", limit="labels_max", allowed=LABELS_MAX, found=found, unit="labels")
-    check_size(
-        "consumed_signals",
-        len(list_of_texts(item.consumed_signals, "consumed_signals")),
-        limit="consumed_signals_max",
-        allowed=CONSUMED_SIGNALS_MAX,
-        workflow_id=item.workflow_id,
-        unit="signals",
+def check_item(item: SaveItem, ids: Mapping[str, str]) -> None:
+    """Refuse what a server would refuse of a save by itself, but for its state, its metadata and its records.
+
+    Raises:
+        InvalidRequestError: It is malformed, or (LimitExceededError) too large.
+    """
+    consumed = list_of_texts(item.consumed_signals, "consumed_signals")
+    history = list_of_texts(item.history_entries, "history_entries")
+    check_texts(
+        **ids,
+        current_step=item.current_step,
+        definition=item.definition,
+        fingerprint=item.fingerprint,
+        run_id=item.run_id,
+        consumed_signals=consumed,
+        completed_steps_added=list_of_texts(item.completed_steps, "completed_steps"),
+        labels=item.labels,
+        history_entries=history,
     )
-    if item.lease_token < 0 or (item.release_lease and not item.lease_token):
+    history_bytes = sum(len(key.encode()) for key in history)
+    for field, limit, allowed, found, unit in (
+        ("consumed_signals", "consumed_signals_max", CONSUMED_SIGNALS_MAX, len(consumed), "items"),
+        ("labels", "labels_max", LABELS_MAX, len(item.labels or ()), "items"),
+        ("history_entries", "history_entries_max", HISTORY_ENTRIES_MAX, len(history), "items"),
+        ("history_entries", "history_entries_bytes_max", HISTORY_ENTRIES_BYTES_MAX, history_bytes, "bytes"),
+    ):
+        check_count(field, found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+    check_token(item.lease_token, ids, is_needed=item.release_lease)
+    check_manifest(item.manifest, item.fingerprint, ids)
+
+
+def check_token(token: int, ids: Mapping[str, str], *, is_needed: bool = False) -> None:
+    """Refuse a lease token that can never have been granted.
+
+    Raises:
+        InvalidRequestError: It is negative, or 0 where one is needed.
+    """
+    if token < 0 or (is_needed and not token):
         raise InvalidRequestError(
-            "lease_token is a token that was granted",
+            "lease_token: must be a token that was granted",
             reason="INVALID_FIELD",
-            workflow_id=item.workflow_id,
             metadata={"field": "lease_token"},
+            **ids,
         )
-    check_manifest(item)
 
 
-def limit_metadata(limit: str, allowed: int, found: int, unit: str) -> dict[str, str]:
-    return {"limit": limit, "allowed": str(allowed), "found": str(found), "unit": unit}
+def line_of(item: SaveItem, ids: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return parent and expected head; `None` where they are not fixed."""
+    after = item.after
+    if after is None:
+        return None, None
+    if after == "start":
+        return "", ""
+    its_namespace = ids["namespace"] if isinstance(after, SaveItem) else after.namespace
+    if (its_namespace, after.workflow_id, after.scope) != (ids["namespace"], item.workflow_id, item.scope):
+        raise InvalidRequestError(
+            f"after names a checkpoint of workflow {after.workflow_id!r}, scope {after.scope!r}, namespace "
+            f"{its_namespace!r}",
+            reason="INVALID_FIELD",
+            metadata={"field": "parent_id"},
+            **ids,
+        )
+    return after.checkpoint_id, after.checkpoint_id
 
 
-def limit_error(
-    item: SaveItem,
-    name: str,
-    *,
-    limit: str,
-    allowed: int,
-    found: int,
-    unit: str,
-) -> LimitExceededError:
-    return LimitExceededError(
-        f"{name}: {found} {unit}; at most {allowed} are allowed ({limit})",
-        reason="STATE_TOO_LARGE" if limit == "state_bytes_max" else "LIMIT_EXCEEDED",
-        workflow_id=item.workflow_id,
-        scope=item.scope,
-        checkpoint_id=item.checkpoint_id,
-        metadata={"field": name, **limit_metadata(limit, allowed, found, unit)},
+def check_content(row: Row, ids: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that is larger than one Load can answer.
+
+    Raises:
+        LimitExceededError: It is.
+    """
+    steps = "completed_steps_added"
+    for field, limit, allowed, found, unit in (
+        (steps, "completed_steps_max", COMPLETED_STEPS_MAX, row.steps.count, "steps"),
+        (steps, "completed_steps_bytes_max", COMPLETED_STEPS_BYTES_MAX, row.steps.size_bytes, "bytes"),
+    ):
+        check_count(field, found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+    reason = "STATE_TOO_LARGE"
+    check_count(
+        "state", row.size_bytes, limit="state_bytes_max", allowed=STATE_BYTES_MAX, unit="bytes", reason=reason, ids=ids
     )
 
 
-def line_of(item: SaveItem) -> tuple[str | None, str | None]:
-    """Return parent and expected head; `None` where they are not fixed."""
-    if item.after is None:
-        return None, None
-    if item.after == "start":
-        return "", ""
-    if (item.after.workflow_id, item.after.scope) != (item.workflow_id, item.scope):
-        raise InvalidRequestError(
-            f"after names a checkpoint of workflow {item.after.workflow_id!r}, scope {item.after.scope!r}",
-            workflow_id=item.workflow_id,
-            scope=item.scope,
-            checkpoint_id=item.checkpoint_id,
-            metadata={"field": "after"},
-        )
-    return item.after.checkpoint_id, item.after.checkpoint_id
+def check_sent_records(records: Sequence[Record], ids: Mapping[str, str]) -> None:
+    """Refuse records that a server would refuse by themselves.
+
+    Raises:
+        InvalidRequestError: A text of one is malformed, or two have the same key.
+    """
+    keys: set[tuple[str, int]] = set()
+    for number, record in enumerate(records):
+        path = f"records[{number}]"
+        _check_text("task_id", f"{path}.task_id", record.task_id, ids)
+        _check_text("path", f"{path}.path", record.path, ids)
+        _check_text("record name", f"{path}.name", record.name, ids)
+        key = (record.task_id, record.index)
+        if key in keys:
+            raise InvalidRequestError(
+                f"{path}: must have a (task_id, index) of its own",
+                reason="INVALID_FIELD",
+                metadata={"field": path},
+                **ids,
+            )
+        keys.add(key)
 
 
-def check_records(records: Mapping[tuple[str, int], pb.Record], workflow_id: str) -> None:
+def check_records(records: Mapping[tuple[str, int], pb.Record], ids: Mapping[str, str]) -> None:
+    """Refuse more records beside one checkpoint than a server keeps.
+
+    Raises:
+        LimitExceededError: They are too many, or too large.
+    """
     size_bytes = sum(record.ByteSize() for record in records.values())
     for limit, allowed, found, unit in (
         ("records_max", RECORDS_MAX, len(records), "records"),
         ("records_bytes_max", RECORDS_BYTES_MAX, size_bytes, "bytes"),
     ):
-        if found > allowed:
-            raise LimitExceededError(
-                f"records: {found} {unit}; at most {allowed} are allowed ({limit})",
-                reason="LIMIT_EXCEEDED",
-                workflow_id=workflow_id,
-                metadata={"field": "records", **limit_metadata(limit, allowed, found, unit)},
-            )
+        check_count("records", found, limit=limit, allowed=allowed, unit=unit, ids=ids)
 
 
 def metadata_contains(text: str, wanted: Mapping[str, Any]) -> bool:

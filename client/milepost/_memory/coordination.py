@@ -6,11 +6,13 @@ import builtins
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from milepost._calls import located
 from milepost._memory.base import MemoryBase
-from milepost._memory.checks import SHORT_ID_BYTES_MAX, WORKFLOW_ID_BYTES_MAX, check_id, check_size, limit_metadata
+from milepost._memory.checks import SHORT_BYTES_MAX, check_count, check_token, limit_metadata
 from milepost._memory.signals import PENDING_SIGNALS_MAX, SIGNAL_BYTES_MAX, StoredSignal
 from milepost._state import decode_value, encode_value
-from milepost.errors import DefinitionNotFoundError, QuotaExceededError, SignalExistsError
+from milepost._texts import check_text
+from milepost.errors import CodecError, DefinitionNotFoundError, QuotaExceededError, SignalExistsError
 from milepost.types import LeaseInfo, LeaseRenewal, Signal, SignalSent, WatchEvent, WatchEventKind
 
 
@@ -25,7 +27,7 @@ class Coordination(MemoryBase):
 
     def acquire_lease(self, workflow_id: str, *, holder: str, ttl_s: float, request_id: str) -> LeaseInfo:
         """Grant the lease, or refuse it at once."""
-        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+        self._check_texts(workflow_id=workflow_id, holder=holder, request_id=request_id)
         with self._lock:
             info, replayed = self._leases.acquire(workflow_id, holder=holder, ttl_s=ttl_s, request_id=request_id)
             if not replayed:
@@ -34,6 +36,8 @@ class Coordination(MemoryBase):
 
     def renew_lease(self, workflow_id: str, token: int) -> LeaseRenewal:
         """Let the lease run its full ttl from now."""
+        self._check_texts(workflow_id=workflow_id)
+        check_token(token, self._ids(workflow_id), is_needed=True)
         with self._lock:
             lease = self._leases.renew(workflow_id, token)
             workflow = self._workflows.get(workflow_id)
@@ -47,6 +51,7 @@ class Coordination(MemoryBase):
 
     def release_lease(self, workflow_id: str, token: int) -> bool:
         """End the lease, if that token has it; tell whether it had."""
+        check_token(token, self._ids(workflow_id), is_needed=True)
         return self._end_lease(workflow_id, lambda: self._leases.release(workflow_id, token))
 
     def break_lease(self, workflow_id: str) -> bool:
@@ -54,6 +59,7 @@ class Coordination(MemoryBase):
         return self._end_lease(workflow_id, lambda: self._leases.clear(workflow_id))
 
     def _end_lease(self, workflow_id: str, end: Callable[[], bool]) -> bool:
+        self._check_texts(workflow_id=workflow_id)
         with self._lock:
             ended = end()
             if ended:
@@ -62,7 +68,7 @@ class Coordination(MemoryBase):
 
     def get_lease(self, workflow_id: str) -> LeaseInfo | None:
         """Return the lease without its token."""
-        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
+        self._check_texts(workflow_id=workflow_id)
         with self._lock:
             return self._leases.find(workflow_id)
 
@@ -77,18 +83,16 @@ class Coordination(MemoryBase):
 
     def send_signal(self, workflow_id: str, name: str, value: object, *, signal_id: str) -> SignalSent:
         """Let a signal wait for a save that consumes it, once."""
-        check_id("signal_id", signal_id, SHORT_ID_BYTES_MAX)
-        check_id("name", name, SHORT_ID_BYTES_MAX)
+        self._check_texts(workflow_id=workflow_id, signal_id=signal_id, name=name)
         encoded = None
         if value is not None:
-            encoded = encode_value(value, self.codec, compress_over_bytes=None, path="value")
-            check_size(
-                "value",
-                encoded.ByteSize(),
-                limit="signal_value_bytes_max",
-                allowed=SIGNAL_BYTES_MAX,
-                workflow_id=workflow_id,
-            )
+            try:
+                encoded = encode_value(value, self.codec, compress_over_bytes=None, path="value")
+            except CodecError as error:
+                raise located(error, **self._ids(workflow_id)) from error.__cause__
+            size_bytes, ids = len(encoded.data or encoded.json.encode()), self._ids(workflow_id)
+            limit, allowed = "signal_value_bytes_max", SIGNAL_BYTES_MAX
+            check_count("value", size_bytes, limit=limit, allowed=allowed, unit="bytes", ids=ids)
         with self._lock:
             workflow = self._require(workflow_id, "")
             now = self._clock()
@@ -98,7 +102,7 @@ class Coordination(MemoryBase):
                     raise SignalExistsError(
                         f"signal {signal_id!r} exists with another name or value",
                         reason="SIGNAL_EXISTS",
-                        **self._ids(workflow_id, "", ""),
+                        **self._ids(workflow_id),
                         metadata={"signal_id": signal_id},
                     )
                 return SignalSent(signal_id=signal_id, replayed=True, consumed=consumed, revision=workflow.revision)
@@ -107,7 +111,7 @@ class Coordination(MemoryBase):
                     f"{len(workflow.signals)} signals of workflow {workflow_id!r} wait already; at most "
                     f"{PENDING_SIGNALS_MAX} may",
                     reason="QUOTA_EXCEEDED",
-                    **self._ids(workflow_id, "", ""),
+                    **self._ids(workflow_id),
                     metadata=limit_metadata(
                         "pending_signals_max", PENDING_SIGNALS_MAX, len(workflow.signals) + 1, "signals"
                     ),
@@ -118,6 +122,7 @@ class Coordination(MemoryBase):
 
     def signals(self, workflow_id: str, *, name: str | None) -> Iterator[Signal]:
         """Return the signals that wait, in the order they came."""
+        self._check_texts(workflow_id=workflow_id, name=name or None)
         with self._lock:
             stored = self._require(workflow_id, "").signals.pending(name)
         return (
@@ -143,10 +148,10 @@ class Coordination(MemoryBase):
             self._log.unsubscribe(ring)
 
     def start_watch(
-        self, workflow_id: str, after: tuple[str, int] | None
+        self, workflow_id: str, after: tuple[str, int] | None, definition: str | None
     ) -> tuple[WatchEvent, builtins.list[WatchEvent], int]:
         """Return the first event, those since `after`, and where to read on."""
-        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX, may_be_empty=after is None)
+        self._check_texts(workflow_id=workflow_id or None, definition=definition)
         with self._lock:
             workflow = self._workflows.get(workflow_id)
             if workflow is not None and not workflow.is_visible:
@@ -174,6 +179,13 @@ class Coordination(MemoryBase):
 
     def definition_manifest(self, fingerprint: str) -> str:
         """Return the JSON text that was first saved under a fingerprint."""
+        check_text(
+            "fingerprint",
+            fingerprint,
+            limit="checkpoint_id_bytes_max",
+            bytes_max=SHORT_BYTES_MAX,
+            namespace=self.namespace,
+        )
         with self._lock:
             manifest = self._manifests.get(fingerprint)
         if manifest is None:

@@ -16,21 +16,21 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
-from milepost._calls import encode_metadata, read_record, record_to_wire
+from milepost._calls import encode_metadata, located, read_record, records_to_wire
 from milepost._memory.checks import (
     CLASS_BY_REASON,
     ENTRIES_MAX,
-    METADATA_BYTES_MAX,
-    REPLAY_WINDOW,
-    SHORT_ID_BYTES_MAX,
-    STATE_BYTES_MAX,
+    ENTRY_OVERHEAD_BYTES,
+    HISTORY_KEYS_MAX,
     WAITING_RECORDS_MAX,
-    WORKFLOW_ID_BYTES_MAX,
-    check_id,
+    check_content,
+    check_count,
     check_item,
     check_limit,
+    check_metadata,
     check_records,
-    limit_error,
+    check_sent_records,
+    check_token,
     limit_metadata,
     line_of,
     list_of_texts,
@@ -56,10 +56,12 @@ from milepost._memory.rows import (
     record_order,
     resolve_again,
 )
+from milepost._memory.signals import REPLAY_WINDOW
 from milepost._state import decode_state, decode_value, encode_state
 from milepost.errors import (
     CheckpointDeletedError,
     CheckpointNotFoundError,
+    CodecError,
     InvalidRequestError,
     MilepostError,
     QuotaExceededError,
@@ -87,19 +89,18 @@ class MemoryCore(Coordination):
 
     def save(self, item: SaveItem) -> Saved:
         """Store one checkpoint, once."""
-        check_item(item)
-        parent_id, expected_head = line_of(item)
-        encoded = encode_state(item.state, self.codec, compress_over_bytes=None)
-        metadata = "" if item.metadata is None else encode_metadata(item.metadata)
-        metadata_bytes = len(metadata.encode())
-        for name, limit, allowed, found, unit in (
-            ("state", "entries_max", ENTRIES_MAX, len(encoded.digests), "entries"),
-            ("metadata", "metadata_bytes_max", METADATA_BYTES_MAX, metadata_bytes, "bytes"),
-            ("state", "state_bytes_max", STATE_BYTES_MAX, encoded.size_bytes + metadata_bytes, "bytes"),
-        ):
-            if found > allowed:
-                raise limit_error(item, name, limit=limit, allowed=allowed, found=found, unit=unit)
-        records = self._encode_records(item.records)
+        ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
+        check_item(item, ids)
+        parent_id, expected_head = line_of(item, ids)
+        try:
+            encoded = encode_state(item.state, self.codec, compress_over_bytes=None)
+            metadata = "" if item.metadata is None else encode_metadata(item.metadata)
+            records = self._encode_records(item.records, ids)
+        except (CodecError, InvalidRequestError) as error:
+            raise located(error, **ids) from error.__cause__
+        check_metadata(metadata, ids)
+        size_bytes = encoded.size_bytes + len(encoded.digests) * ENTRY_OVERHEAD_BYTES + len(metadata.encode())
+        check_count("state", len(encoded.digests), limit="entries_max", allowed=ENTRIES_MAX, ids=ids)
         draft = Row(
             scope=item.scope,
             checkpoint_id=item.checkpoint_id,
@@ -115,7 +116,7 @@ class MemoryCore(Coordination):
             run_id=item.run_id,
             history_entries=tuple(item.history_entries),
             create_time=self._clock(),
-            size_bytes=encoded.size_bytes + metadata_bytes,
+            size_bytes=size_bytes,
             digest=digest_parts(*(part for pair in sorted(encoded.digests.items()) for part in pair)),
         )
         with self._lock:
@@ -141,7 +142,9 @@ class MemoryCore(Coordination):
         steps, known = add_steps(workflow, parent, item.completed_steps)
         if parent is None and parent_id and existing is not None and item.completed_steps:
             steps = resolve_again(existing, steps)
-        row = dataclasses.replace(draft, parent_id=parent_id, steps=steps)
+        row = dataclasses.replace(
+            draft, parent_id=parent_id, steps=steps, size_bytes=draft.size_bytes + steps.size_bytes
+        )
         digest = digest_content(row, entries_digest=draft.digest)
         if existing is not None and workflow is not None:
             if digest == existing.digest:
@@ -175,7 +178,9 @@ class MemoryCore(Coordination):
             )
         group = workflow.records.get((item.scope, item.checkpoint_id)) if workflow is not None else None
         merged = merge_records(group, records)
-        check_records(merged[0], item.workflow_id)
+        ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
+        check_content(row, ids)
+        check_records(merged[0], ids)
         # Nothing was changed so far, and nothing fails from here on.
         workflow = workflow or self._create(item.workflow_id)
         if existing is None:
@@ -225,7 +230,7 @@ class MemoryCore(Coordination):
             return parent
         # On the server the lease and the expected head are looked at first; `after` sets both to the same checkpoint.
         self._leases.check(item.workflow_id, item.lease_token)
-        self._check_head(item, line_of(item)[1], head)
+        self._check_head(item, parent_id, head)
         raise self._error(
             "PARENT_NOT_FOUND",
             f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
@@ -315,6 +320,7 @@ class MemoryCore(Coordination):
                 workflow_id=workflow_id,
             )
         entry_keys = None if entries is None else list_of_texts(entries, "entries")
+        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
         with self._lock:
             workflow = self._require(workflow_id, scope)
             row = pick(workflow, scope, checkpoint_id, sequence, status_set(latest_with_status))
@@ -345,6 +351,13 @@ class MemoryCore(Coordination):
         before_sequence = before if isinstance(before, int) else None
         if isinstance(before, Checkpoint | Saved):
             before_sequence = before.sequence
+        self._check_texts(
+            workflow_id=workflow_id,
+            scope=scope,
+            current_step=current_step,
+            before_checkpoint_id=before_checkpoint_id,
+            run_id=run_id,
+        )
         with self._lock:
             workflow = self._require(workflow_id, scope or "")
             rows = [row for row in workflow.rows.values() if scope is None or row.scope == scope]
@@ -380,7 +393,17 @@ class MemoryCore(Coordination):
     ) -> Iterator[EntryVersion]:
         """Return the values that entries had, newest first."""
         check_limit(limit)
-        entry_keys = dict.fromkeys([entries] if isinstance(entries, str) else entries)
+        entry_keys = list(dict.fromkeys([entries] if isinstance(entries, str) else entries))
+        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
+        ids = self._ids(workflow_id, scope, checkpoint_id or "")
+        check_count("entry_keys", len(entry_keys), limit="history_keys_max", allowed=HISTORY_KEYS_MAX, ids=ids)
+        if not entry_keys:
+            raise InvalidRequestError(
+                f"entry_keys: must be 1 to {HISTORY_KEYS_MAX} keys",
+                reason="INVALID_FIELD",
+                metadata={"field": "entry_keys"},
+                **ids,
+            )
         found: builtins.list[tuple[str, Row, pb.Value | None]] = []
         with self._lock:
             workflow = self._require(workflow_id, scope)
@@ -424,6 +447,7 @@ class MemoryCore(Coordination):
         for name, moment in (("updated_from", updated_from), ("updated_before", updated_before)):
             if moment is not None and moment.tzinfo is None:
                 raise ValueError(f"{name} has no time zone; give datetime.now(UTC), for example")
+        self._check_texts(workflow_id_prefix=prefix, labels=labels, definition=definition, fingerprint=fingerprint)
         with self._lock:
             infos = [
                 self._info(workflow)
@@ -451,6 +475,7 @@ class MemoryCore(Coordination):
 
     def workflow(self, workflow_id: str) -> WorkflowInfo:
         """Return what is known of one workflow."""
+        self._check_texts(workflow_id=workflow_id)
         with self._lock:
             return self._info(self._require(workflow_id, ""))
 
@@ -467,12 +492,16 @@ class MemoryCore(Coordination):
         lease_token: int,
     ) -> builtins.list[RecordOutcome]:
         """Append records to a checkpoint id, also before that checkpoint exists."""
-        check_id("workflow_id", workflow_id, WORKFLOW_ID_BYTES_MAX)
-        check_id("checkpoint_id", checkpoint_id, SHORT_ID_BYTES_MAX)
-        check_id("scope", scope, WORKFLOW_ID_BYTES_MAX, may_be_empty=True)
-        encoded = self._encode_records(records)
-        if not encoded:
+        records = [*records]
+        if not records:
             return []
+        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id)
+        ids = self._ids(workflow_id, scope, checkpoint_id)
+        check_token(lease_token, ids)
+        try:
+            encoded = self._encode_records(records, ids)
+        except (CodecError, InvalidRequestError) as error:
+            raise located(error, **ids) from error.__cause__
         now = self._clock()
         with self._lock:
             workflow = self._workflows.get(workflow_id)
@@ -494,7 +523,7 @@ class MemoryCore(Coordination):
                 waiting = sum(len(workflow.records[key].records) for key in workflow.waiting)
             group = workflow.records.get((scope, checkpoint_id)) if workflow is not None else None
             merged, outcomes = merge_records(group, encoded)
-            check_records(merged, workflow_id)
+            check_records(merged, ids)
             waiting += 0 if is_live else outcomes.count(RecordOutcome.CREATED)
             if waiting > WAITING_RECORDS_MAX:
                 raise QuotaExceededError(
@@ -516,8 +545,12 @@ class MemoryCore(Coordination):
                 self._changed(workflow, WatchEventKind.RECORDS_APPENDED, row=row, **where)
         return outcomes
 
-    def _encode_records(self, records: Iterable[Record]) -> builtins.list[tuple[pb.Record, bool]]:
-        return [(record_to_wire(record, self.codec, None), record.overwrite) for record in records]
+    def _encode_records(
+        self, records: Sequence[Record], ids: Mapping[str, str]
+    ) -> builtins.list[tuple[pb.Record, bool]]:
+        check_sent_records(records, ids)
+        encoded = records_to_wire(records, self.codec, None)
+        return [(one, record.overwrite) for one, record in zip(encoded, records, strict=True)]
 
     # Forking and deleting.
 
@@ -532,7 +565,20 @@ class MemoryCore(Coordination):
         fork_id: str,
     ) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint."""
-        check_id("target_workflow_id", target_workflow_id, WORKFLOW_ID_BYTES_MAX)
+        self._check_texts(
+            workflow_id=workflow_id,
+            scope=scope,
+            target_workflow_id=target_workflow_id,
+            fork_id=fork_id,
+            checkpoint_id=checkpoint_id,
+        )
+        if target_workflow_id == workflow_id:
+            raise InvalidRequestError(
+                "target_workflow_id: must not be the source",
+                reason="INVALID_FIELD",
+                metadata={"field": "target_workflow_id"},
+                **self._ids(workflow_id, scope, checkpoint_id or ""),
+            )
         origin = (workflow_id, scope, checkpoint_id, all_scopes)
         now = self._clock()
         with self._lock:
@@ -575,6 +621,8 @@ class MemoryCore(Coordination):
 
     def delete(self, workflow_id: str, *, lease_token: int) -> bool:
         """Delete a workflow with all its scopes; tell whether there was one."""
+        self._check_texts(workflow_id=workflow_id)
+        check_token(lease_token, self._ids(workflow_id))
         with self._lock:
             workflow = self._workflows.get(workflow_id)
             if workflow is None and self._leases.find(workflow_id) is None:
@@ -600,10 +648,17 @@ class MemoryCore(Coordination):
         lease_token: int,
     ) -> int:
         """Delete checkpoints of one scope by id, and those of executions in every scope; return how many."""
-        ids = dict.fromkeys(list_of_texts(checkpoint_ids, "checkpoint_ids"))
-        runs = frozenset(list_of_texts(run_ids, "run_ids"))
+        ids = list_of_texts(checkpoint_ids, "checkpoint_ids")
+        runs = list_of_texts(run_ids, "run_ids")
         if not ids and not runs:
             return 0
+        self._check_texts(
+            workflow_id=workflow_id if workflow_id or ids else None,
+            scope=scope,
+            checkpoint_ids=ids,
+            run_ids=runs,
+        )
+        check_token(lease_token, self._ids(workflow_id, scope))
         deleted = 0
         with self._lock:
             # Without a workflow, the runs of all of them.
@@ -628,6 +683,7 @@ class MemoryCore(Coordination):
         """Delete all but the newest N of every scope and what these need; return how many."""
         if keep_last < 1:
             raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
+        self._check_texts(workflow_id=workflow_id)
         with self._lock:
             workflow = self._require(workflow_id, "")
             by_scope: dict[str, builtins.list[Row]] = {}

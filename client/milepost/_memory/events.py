@@ -101,7 +101,9 @@ class WatchedStore(Protocol):
         """Call it no more."""
         ...
 
-    def start_watch(self, workflow_id: str, after: tuple[str, int] | None) -> tuple[WatchEvent, list[WatchEvent], int]:
+    def start_watch(
+        self, workflow_id: str, after: tuple[str, int] | None, definition: str | None
+    ) -> tuple[WatchEvent, list[WatchEvent], int]:
         """Return the first event, those since `after`, and where to read on."""
         ...
 
@@ -139,7 +141,7 @@ class WatchCursor:
             WatchTooSlowError: Events were dropped before they were read.
         """
         if self._position is None:
-            started, events, self._position = self._core.start_watch(self._workflow_id, self._after)
+            started, events, self._position = self._core.start_watch(self._workflow_id, self._after, self._definition)
             self._waiting.append(started)
             self._waiting.extend(event for event in events if self._wants(event))
         elif not self._waiting:

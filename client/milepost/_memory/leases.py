@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from milepost._memory.checks import CLASS_BY_REASON, SHORT_ID_BYTES_MAX, check_id
+from milepost._memory.checks import CLASS_BY_REASON
 from milepost.errors import InvalidRequestError, MilepostError
 from milepost.types import LeaseInfo
 
@@ -48,8 +48,6 @@ class LeaseTable:
             LeaseHeldError: Somebody else's is live.
             InvalidRequestError: The ttl or a text is out of bounds.
         """
-        check_id("holder", holder, SHORT_ID_BYTES_MAX, may_be_empty=True)
-        check_id("request_id", request_id, SHORT_ID_BYTES_MAX, may_be_empty=True)
         if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
             raise self._invalid(workflow_id, "ttl_ms", f"ttl_s is {TTL_S_MIN:.0f} to {TTL_S_MAX:.0f}, not {ttl_s}")
         lease = self._leases.get(workflow_id)
@@ -69,16 +67,12 @@ class LeaseTable:
         Raises:
             LeaseLostError: The token is not that of the newest lease.
         """
-        if token <= 0:
-            raise self._invalid(workflow_id, "lease_token", "lease_token is a token that was granted")
         lease = self._require(workflow_id, token)
         lease.expires = self._clock() + lease.ttl
         return self._info(workflow_id, lease, token=token)
 
     def release(self, workflow_id: str, token: int) -> bool:
         """End the lease, if that token has it; tell whether it had."""
-        if token <= 0:
-            raise self._invalid(workflow_id, "lease_token", "lease_token is a token that was granted")
         lease = self._leases.get(workflow_id)
         if lease is None or lease.token != token:
             return False

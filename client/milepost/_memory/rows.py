@@ -25,6 +25,7 @@ class Steps:
     before: Steps | None
     added: tuple[str, ...]
     count: int
+    size_bytes: int
     digest: bytes
 
     def all(self) -> tuple[str, ...]:
@@ -36,7 +37,8 @@ class Steps:
         return tuple(step for part in reversed(parts) for step in part)
 
 
-NO_STEPS: Final = Steps(None, (), 0, b"")
+NO_STEPS: Final = Steps(None, (), 0, 0, b"")
+_STEP_OVERHEAD_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def _append(before: Steps, new: tuple[str, ...]) -> Steps:
     digest = before.digest
     for step in new:
         digest = blake2b(digest + step.encode(), digest_size=16).digest()
-    return Steps(before, new, before.count + len(new), digest)
+    added_bytes = sum(len(step.encode()) + _STEP_OVERHEAD_BYTES for step in new)
+    return Steps(before, new, before.count + len(new), before.size_bytes + added_bytes, digest)
 
 
 def resolve_again(existing: Row, steps: Steps) -> Steps:

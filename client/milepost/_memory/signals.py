@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 
-from milepost._memory.checks import REPLAY_WINDOW
 from milepost.types import PendingSignal
 from milepost.v1 import checkpoint_pb2 as pb
 
+REPLAY_WINDOW: Final = timedelta(days=7)
+"""How long what was deleted or consumed is known, so that a late retry cannot bring it back."""
 PENDING_SIGNALS_MAX: Final = 1_000
 """Most signals of one workflow that wait to be consumed."""
 SIGNAL_BYTES_MAX: Final = 64 * 1024

@@ -33,6 +33,7 @@ from milepost._config import TLS
 from milepost._leases import TTL_S, default_holder
 from milepost._retry import Attempts, RetryPolicy
 from milepost._state import DigestMemory
+from milepost._texts import build
 from milepost.codecs import JSON, Codec
 from milepost.errors import BaseNotFoundError, ClientForkedError, LeaseHeldError, MilepostError, UnavailableError
 from milepost.types import (
@@ -545,7 +546,7 @@ class Client:
         Raises:
             WorkflowNotFoundError: There is no such workflow.
         """
-        request = pb.GetWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id)
+        request = build(pb.GetWorkflowRequest, namespace=self._namespace, workflow_id=workflow_id)
         response = self._call(_calls.GET_WORKFLOW, request, self._attempts(timeout_s))
         return _calls.read_workflow(response.workflow)
 
@@ -576,7 +577,8 @@ class Client:
             CheckpointNotFoundError: The source has no such checkpoint in this scope.
             WorkflowExistsError: The new workflow exists already.
         """
-        request = pb.ForkWorkflowRequest(
+        request = build(
+            pb.ForkWorkflowRequest,
             namespace=self._namespace,
             workflow_id=workflow_id,
             scope=scope,
@@ -602,7 +604,9 @@ class Client:
             LeaseHeldError: Somebody else's lease is live, and no token was given.
             LeaseLostError: The token is not that of the newest lease.
         """
-        request = pb.DeleteWorkflowRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=lease_token)
+        request = build(
+            pb.DeleteWorkflowRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=lease_token
+        )
         response = self._call(_calls.DELETE_WORKFLOW, request, self._attempts(timeout_s))
         return response.existed
 
@@ -666,8 +670,12 @@ class Client:
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
-        request = pb.PruneWorkflowRequest(
-            namespace=self._namespace, workflow_id=workflow_id, keep_last=keep_last, dry_run=dry_run
+        request = build(
+            pb.PruneWorkflowRequest,
+            namespace=self._namespace,
+            workflow_id=workflow_id,
+            keep_last=keep_last,
+            dry_run=dry_run,
         )
         deleted = 0
         while True:
@@ -738,7 +746,7 @@ class Client:
         Raises:
             LeaseLostError: The token is not that of the newest lease.
         """
-        request = pb.RenewLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        request = build(pb.RenewLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
         response = self._call(_calls.RENEW_LEASE, request, self._attempts(timeout_s))
         return _lease_calls.renewal(response, self._namespace, workflow_id)
 
@@ -747,7 +755,7 @@ class Client:
 
         An answer lost on the way and a second attempt give False, though it was this call that released it.
         """
-        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
+        request = build(pb.ReleaseLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, lease_token=token)
         return (self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
 
     def break_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> bool:
@@ -755,7 +763,7 @@ class Client:
 
         For people who know that the holder is gone or stuck: its token is refused from now on.
         """
-        request = pb.ReleaseLeaseRequest(namespace=self._namespace, workflow_id=workflow_id, force=True)
+        request = build(pb.ReleaseLeaseRequest, namespace=self._namespace, workflow_id=workflow_id, force=True)
         return (self._call(_calls.RELEASE_LEASE, request, self._attempts(timeout_s))).released
 
     def get_lease(self, workflow_id: str, *, timeout_s: float | None = None) -> LeaseInfo | None:
@@ -763,7 +771,7 @@ class Client:
 
         A lease that has run out is still told, with nothing remaining, while nobody else has acted.
         """
-        request = pb.GetLeaseRequest(namespace=self._namespace, workflow_id=workflow_id)
+        request = build(pb.GetLeaseRequest, namespace=self._namespace, workflow_id=workflow_id)
         response = self._call(_calls.GET_LEASE, request, self._attempts(timeout_s))
         return _lease_calls.lease(response, self._namespace, workflow_id)
 
@@ -879,7 +887,7 @@ class Client:
         Raises:
             DefinitionNotFoundError: No save has brought it.
         """
-        request = pb.GetDefinitionRequest(namespace=self._namespace, fingerprint=fingerprint)
+        request = build(pb.GetDefinitionRequest, namespace=self._namespace, fingerprint=fingerprint)
         return (self._call(_calls.GET_DEFINITION, request, self._attempts(timeout_s))).manifest
 
     def ping(self, *, timeout_s: float | None = None) -> None:

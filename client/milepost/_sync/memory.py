@@ -450,7 +450,7 @@ class InMemoryStore:
 
     def watch(self, workflow_id: str = "", *, after: WatchAfter = None, definition: str | None = None) -> MemoryWatch:
         """Follow one workflow, or all of them. See the client's `watch`."""
-        position = watch_position(after)
+        position = watch_position(after, self.namespace, workflow_id)
         return MemoryWatch(WatchCursor(self._core, workflow_id, after=position, definition=definition))
 
     def definition_manifest(self, fingerprint: str, *, timeout_s: float | None = None) -> str:

@@ -167,19 +167,22 @@ def _to_json(value: object) -> str:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"a key of type {type(key).__name__}")
-    return _to_text(value)
+    text = _to_text(value)
+    # Half a surrogate pair is a str, and no text.
+    text.encode()
+    return text
 
 
 def step_name(names: Iterable[str]) -> str:
     """Return the nodes that ran as the name of a step: as many as its limit has room for."""
     ordered = sorted(names)
     text = ", ".join(ordered)
-    if len(text.encode()) <= STEP_BYTES_MAX:
+    if len(text.encode("utf-8", "surrogatepass")) <= STEP_BYTES_MAX:
         return text
     shown: list[str] = []
     room = STEP_BYTES_MAX - len(" and 10000 more")
     for name in ordered:
-        room -= len(name.encode()) + 2
+        room -= len(name.encode("utf-8", "surrogatepass")) + 2
         if room < 0:
             break
         shown.append(name)

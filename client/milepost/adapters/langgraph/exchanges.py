@@ -26,6 +26,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from milepost import _calls, _compression
 from milepost._calls import Method
+from milepost._texts import build
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
@@ -110,7 +111,8 @@ class Exchanges:
             return
         address = Address.of(config)
         sizes: dict[str, int] = {}
-        request = pb.AppendRecordsRequest(
+        request = build(
+            pb.AppendRecordsRequest,
             namespace=self.namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
@@ -173,7 +175,8 @@ class Exchanges:
             sequence, parent_id = target.sequence, target.parent_id
         # At the target's parent: what is beside the target belongs to the step after it.
         walk.start(parent_id)
-        request = pb.ListRequest(
+        request = build(
+            pb.ListRequest,
             namespace=self.namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
@@ -215,7 +218,8 @@ class Exchanges:
     def _removals(self, found: checkpoint_pb2.Checkpoint, channels: Sequence[str]) -> Exchange[dict[str, str]]:
         """Find where channels that a checkpoint does not store lost their value; one that never had any is left out."""
         removals: dict[str, str] = {}
-        request = pb.GetEntryHistoryRequest(
+        request = build(
+            pb.GetEntryHistoryRequest,
             namespace=self.namespace,
             workflow_id=found.workflow_id,
             scope=found.scope,
@@ -235,8 +239,8 @@ class Exchanges:
 
     def delete_thread(self, thread_id: str, fence: Fence = NO_FENCE) -> Exchange[None]:
         """Delete a thread with all its namespaces: one DeleteWorkflow."""
-        request = pb.DeleteWorkflowRequest(
-            namespace=self.namespace, workflow_id=thread_id, lease_token=fence.lease_token
+        request = build(
+            pb.DeleteWorkflowRequest, namespace=self.namespace, workflow_id=thread_id, lease_token=fence.lease_token
         )
         yield _calls.DELETE_WORKFLOW, request
         self.known.forget_thread(thread_id)
@@ -245,14 +249,14 @@ class Exchanges:
         """Delete the checkpoints of runs in every thread: one DeleteCheckpoints for 100 runs, repeated until done."""
         wanted = [str(run_id) for run_id in run_ids]
         for start in range(0, len(wanted), _calls.RUNS_MAX):
-            request = pb.DeleteCheckpointsRequest(
-                namespace=self.namespace, run_ids=wanted[start : start + _calls.RUNS_MAX]
+            request = build(
+                pb.DeleteCheckpointsRequest, namespace=self.namespace, run_ids=wanted[start : start + _calls.RUNS_MAX]
             )
             yield from _until_done(_calls.DELETE_CHECKPOINTS, request)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> Exchange[None]:
         """Copy a thread as it is at one moment: a List of its newest checkpoint, and a fork of all up to that."""
-        listing = pb.ListRequest(namespace=self.namespace, workflow_id=source_thread_id, page_size=1)
+        listing = build(pb.ListRequest, namespace=self.namespace, workflow_id=source_thread_id, page_size=1)
         try:
             response = yield _calls.LIST, listing
         except WorkflowNotFoundError:
@@ -260,7 +264,8 @@ class Exchanges:
         if not response.checkpoints:
             return
         newest = response.checkpoints[0]
-        fork = pb.ForkWorkflowRequest(
+        fork = build(
+            pb.ForkWorkflowRequest,
             namespace=self.namespace,
             workflow_id=source_thread_id,
             scope=newest.scope,
@@ -274,7 +279,7 @@ class Exchanges:
     def prune(self, thread_id: str, keep_last: int, fence: Fence = NO_FENCE) -> Exchange[None]:
         """Delete a thread's old checkpoints, and the namespaces of subgraph calls that started from one of these."""
         before = yield from self._roots_and_calls(thread_id)
-        request = pb.PruneWorkflowRequest(namespace=self.namespace, workflow_id=thread_id, keep_last=keep_last)
+        request = build(pb.PruneWorkflowRequest, namespace=self.namespace, workflow_id=thread_id, keep_last=keep_last)
         try:
             yield from _until_done(_calls.PRUNE_WORKFLOW, request)
         except WorkflowNotFoundError:
@@ -285,7 +290,8 @@ class Exchanges:
         for scope in after.calls_without_root(before):
             checkpoint_ids = after.calls[scope]
             for start in range(0, len(checkpoint_ids), _calls.ITEMS_MAX):
-                deletion = pb.DeleteCheckpointsRequest(
+                deletion = build(
+                    pb.DeleteCheckpointsRequest,
                     namespace=self.namespace,
                     workflow_id=thread_id,
                     scope=scope,
@@ -309,7 +315,8 @@ class Exchanges:
         with_records: bool = True,
     ) -> Exchange[checkpoint_pb2.Checkpoint | None]:
         """Load one checkpoint, the newest where the address names none; None where there is none."""
-        request = pb.LoadRequest(
+        request = build(
+            pb.LoadRequest,
             namespace=self.namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
@@ -373,7 +380,7 @@ class Exchanges:
     def _roots_and_calls(self, thread_id: str) -> Exchange[RootsAndCalls]:
         """Read which root checkpoints and which calls of subgraphs a thread has."""
         found = RootsAndCalls()
-        request = pb.ListRequest(namespace=self.namespace, workflow_id=thread_id, page_size=PAGE_SIZE_MAX)
+        request = build(pb.ListRequest, namespace=self.namespace, workflow_id=thread_id, page_size=PAGE_SIZE_MAX)
         while True:
             try:
                 response = yield _calls.LIST, request

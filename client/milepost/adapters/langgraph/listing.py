@@ -9,6 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from milepost import _calls, _compression
+from milepost._texts import build
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.exchanges import PAGE_SIZE_MAX, Exchange, Exchanges
@@ -42,23 +43,24 @@ class Listing:
         self._checkpoint_id = str(configurable.get("checkpoint_id") or "")
         before_id = "" if before is None else str(before["configurable"].get("checkpoint_id") or "")
         self._left = limit
-        self._request = pb.ListRequest(
-            namespace=exchanges.namespace,
-            scope=configurable.get("checkpoint_ns"),
-            page_size=0 if limit is None else min(max(limit, 0), PAGE_SIZE_MAX),
-            metadata_contains=encoding.filter_to_json(wanted) if wanted else "",
-            include_state=True,
-            include_records=True,
-            accept_compression=_compression.accepted(),
-        )
-        if before_id:
-            self._request.before_checkpoint_id = before_id
+        page_size = 0 if limit is None else min(max(limit, 0), PAGE_SIZE_MAX)
         if self._checkpoint_id:
             # The server has no such filter. Ids that sort below it are passed over without their state.
             just_behind = f"{self._checkpoint_id}~"
-            self._request.before_checkpoint_id = min(before_id, just_behind) if before_id else just_behind
-            self._request.page_size = PAGE_SIZE_MAX
-            self._request.include_state = self._request.include_records = False
+            before_id = min(before_id, just_behind) if before_id else just_behind
+            page_size = PAGE_SIZE_MAX
+        self._request = build(
+            pb.ListRequest,
+            namespace=exchanges.namespace,
+            workflow_id=str(configurable.get("thread_id", "")),
+            scope=configurable.get("checkpoint_ns"),
+            page_size=page_size,
+            before_checkpoint_id=before_id or None,
+            metadata_contains=encoding.filter_to_json(wanted) if wanted else "",
+            include_state=not self._checkpoint_id,
+            include_records=not self._checkpoint_id,
+            accept_compression=_compression.accepted(),
+        )
         self._threads: list[str] = []
         self._thread_token: str | None = None
         if "thread_id" in configurable:
@@ -98,7 +100,8 @@ class Listing:
         return tuples
 
     def _read_threads(self, page_token: str) -> Exchange[None]:
-        request = pb.ListWorkflowsRequest(
+        request = build(
+            pb.ListWorkflowsRequest,
             namespace=self._exchanges.namespace,
             definition=DEFINITION,
             page_size=PAGE_SIZE_MAX,

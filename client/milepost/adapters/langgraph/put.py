@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from milepost._texts import build
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
@@ -87,7 +88,8 @@ class PutDraft:
             header["metadata"] = all_metadata
         self._header = self._encode(header, HEADER_KEY)
         run_id = all_metadata.get("run_id")
-        self.request = pb.SaveRequest(
+        self.request = build(
+            pb.SaveRequest,
             namespace=namespace,
             workflow_id=address.thread_id,
             scope=address.scope,
@@ -96,7 +98,9 @@ class PutDraft:
             current_step=_step(parent_id, checkpoint, base),
             metadata=metadata_json,
             definition=DEFINITION,
-            run_id=run_id if isinstance(run_id, str) and len(run_id.encode()) <= RUN_ID_BYTES_MAX else "",
+            run_id=run_id
+            if isinstance(run_id, str) and len(run_id.encode("utf-8", "surrogatepass")) <= RUN_ID_BYTES_MAX
+            else "",
             # LangGraph's put replaces what the id holds.
             on_conflict=pb.ON_CONFLICT_REPLACE,
             history_entries=sorted(map(encoding.entry_key, _channels_told_by_ancestors(all_metadata, checkpoint))),
