@@ -410,10 +410,18 @@ def list_request(
     run_id: str | None,
     page_size: int | None,
 ) -> pb.ListRequest:
-    """Return the request of the first page."""
+    """Return the request of the first page.
+
+    Raises:
+        CodecError: `metadata_contains` has no form in JSON.
+    """
     before_sequence = before if isinstance(before, int) else None
     if isinstance(before, (Checkpoint, Saved)):
         before_sequence = before.sequence
+    try:
+        contained = "" if metadata_contains is None else encode_metadata(metadata_contains)
+    except CodecError as error:
+        raise located(error, namespace, workflow_id, scope or "") from None
     return build(
         pb.ListRequest,
         namespace=namespace,
@@ -425,7 +433,7 @@ def list_request(
         current_step=current_step,
         before_checkpoint_id=before if isinstance(before, str) else None,
         before_sequence=before_sequence,
-        metadata_contains="" if metadata_contains is None else encode_metadata(metadata_contains),
+        metadata_contains=contained,
         include_state=with_state,
         include_records=with_records,
         accept_compression=_compression.accepted(),

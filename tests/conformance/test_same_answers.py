@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from milepost import AsyncInMemoryStore, InMemoryStore, MilepostError, Record, SaveItem
+from milepost import AsyncInMemoryStore, InMemoryStore, MilepostError, Record, Saved, SaveItem, Status
 from milepost.testing import LocalServer, local_server
 from milepost.testing._contract_support import BlockingStore
 
@@ -174,3 +177,222 @@ def test_a_text_that_is_no_unicode_is_told_by_its_field(stores: dict[str, Any]) 
             assert error.metadata.get("field") or getattr(error, "path", ""), name
             assert "surrogate" in str(error), name
             assert str(error).isprintable(), name
+
+
+# Random calls.
+
+WORKFLOWS = st.sampled_from(["w", "v"])
+SCOPES = st.sampled_from(["", "", "s"])
+CHECKPOINTS = st.sampled_from(["c1", "c2", "c3", "c4"])
+STATUSES = st.sampled_from([*Status])
+STATES = st.dictionaries(st.sampled_from("abc"), st.sampled_from([0, 1, 1.0, True, None, "x", [1], -0.0]), max_size=3)
+RUNS = st.sampled_from(["", "r1", "r2"])
+METADATA = st.sampled_from([None, {}, {"k": 1}, {"k": 1.0}, {"k": [1, {"x": True}]}, {"k": "1", "l": None}])
+LABELS = st.sampled_from([None, {}, {"env": "a"}, {"env": "b", "team": ""}])
+RECORDS = st.lists(
+    st.builds(
+        Record,
+        task_id=st.sampled_from(["", "t"]),
+        index=st.sampled_from([-1, 0, 1]),
+        path=st.sampled_from(["", "p"]),
+        name=st.sampled_from(["", "n"]),
+        value=st.sampled_from([None, 1, "x"]),
+        overwrite=st.booleans(),
+    ),
+    max_size=3,
+)
+# A number stands for what that number of an earlier call of the same run gave: a checkpoint, or a lease.
+EARLIER = st.integers(0, 30).map(lambda number: ("saved", number))
+TOKENS = st.sampled_from([0, 0, 0, 7]) | st.integers(0, 5).map(lambda number: ("token", number))
+AFTER = st.sampled_from([None, "start", "start"]) | EARLIER
+
+SAVE = {
+    "workflow_id": WORKFLOWS,
+    "state": STATES,
+    "scope": SCOPES,
+    "checkpoint_id": CHECKPOINTS,
+    "after": AFTER,
+}
+SAVE_MORE = {
+    "status": STATUSES,
+    "current_step": st.sampled_from(["", "a", "b"]),
+    "metadata": METADATA,
+    "completed_steps": st.lists(st.sampled_from(["a", "b", "c"]), max_size=3),
+    "labels": LABELS,
+    "definition": st.sampled_from(["", "d", "e"]),
+    "fingerprint": st.sampled_from(["", "f"]),
+    "run_id": RUNS,
+    "records": RECORDS,
+    "history_entries": st.lists(st.sampled_from("abc"), max_size=2),
+    "replace": st.booleans(),
+    "lease_token": TOKENS,
+    "consumed_signals": st.lists(st.sampled_from(["s1", "s2"]), max_size=2),
+}
+
+
+def calls_of(name: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> st.SearchStrategy[Any]:
+    return st.tuples(st.just(name), st.fixed_dictionaries(required, optional=optional or {}))
+
+
+ONE = {"workflow_id": WORKFLOWS}
+CALLS = st.one_of(
+    calls_of("save", SAVE, SAVE_MORE),
+    calls_of("save", SAVE, SAVE_MORE),
+    calls_of("save", SAVE, {**SAVE_MORE, "release_lease": st.booleans()}),
+    calls_of("save_all", {"items": st.lists(st.fixed_dictionaries(SAVE, optional=SAVE_MORE), max_size=3)}),
+    calls_of(
+        "load",
+        ONE,
+        {
+            "scope": SCOPES,
+            "checkpoint_id": CHECKPOINTS,
+            "entries": st.lists(st.sampled_from("abc"), max_size=2),
+            "with_state": st.booleans(),
+        },
+    ),
+    calls_of("load", {**ONE, "sequence": st.integers(0, 5)}, {"scope": SCOPES}),
+    calls_of("load", {**ONE, "latest_with_status": STATUSES}, {"scope": SCOPES}),
+    calls_of(
+        "list",
+        ONE,
+        {
+            "scope": st.none() | SCOPES,
+            "newest_first": st.booleans(),
+            "limit": st.integers(0, 3),
+            "with_state": st.booleans(),
+            "with_records": st.booleans(),
+            "status": STATUSES,
+            "current_step": st.sampled_from(["", "a"]),
+            "before": st.integers(1, 5) | CHECKPOINTS,
+            "metadata_contains": METADATA,
+            "run_id": RUNS,
+            "page_size": st.integers(1, 2),
+        },
+    ),
+    calls_of(
+        "entry_history",
+        {**ONE, "entries": st.lists(st.sampled_from("abc"), min_size=1, max_size=2)},
+        {"scope": SCOPES, "checkpoint_id": CHECKPOINTS, "limit": st.integers(0, 3), "page_size": st.integers(1, 2)},
+    ),
+    calls_of(
+        "workflows",
+        {},
+        {
+            "prefix": st.sampled_from(["", "w"]),
+            "status": STATUSES,
+            "labels": LABELS.filter(lambda labels: labels is not None),
+            "definition": st.sampled_from(["", "d"]),
+            "is_leased": st.booleans(),
+            "has_pending_signals": st.booleans(),
+            "fingerprint": st.sampled_from(["", "f"]),
+            "limit": st.integers(0, 2),
+        },
+    ),
+    calls_of("workflow", ONE),
+    calls_of(
+        "fork",
+        {**ONE, "new_workflow_id": st.sampled_from(["w", "v", "u"]), "fork_id": st.sampled_from(["", "f1"])},
+        {"checkpoint_id": CHECKPOINTS, "scope": SCOPES, "all_scopes": st.booleans()},
+    ),
+    calls_of("delete", {"workflow_id": st.sampled_from(["w", "v", "u"])}, {"lease_token": TOKENS}),
+    calls_of(
+        "delete_checkpoints",
+        {**ONE, "checkpoint_ids": st.lists(CHECKPOINTS, min_size=1, max_size=2)},
+        {"run_ids": st.lists(st.sampled_from(["r1", "r2"]), max_size=2), "scope": SCOPES, "lease_token": TOKENS},
+    ),
+    calls_of(
+        "delete_checkpoints",
+        {"workflow_id": st.sampled_from(["", "w"]), "run_ids": st.lists(st.sampled_from(["r1", "r2"]), max_size=2)},
+        {"lease_token": TOKENS},
+    ),
+    calls_of("prune", ONE, {"keep_last": st.integers(1, 2), "dry_run": st.booleans()}),
+    calls_of(
+        "append_records",
+        {**ONE, "checkpoint_id": CHECKPOINTS, "records": RECORDS},
+        {"scope": SCOPES, "require_checkpoint": st.booleans(), "lease_token": TOKENS},
+    ),
+    calls_of("acquire_lease", {**ONE, "holder": st.just("h"), "request_id": st.sampled_from(["", "q"])}),
+    calls_of("renew_lease", {**ONE, "token": TOKENS}),
+    calls_of("release_lease", {**ONE, "token": TOKENS}),
+    calls_of("break_lease", ONE),
+    calls_of("get_lease", ONE),
+    calls_of(
+        "send_signal",
+        {**ONE, "name": st.sampled_from(["n", "m"]), "signal_id": st.sampled_from(["s1", "s2"])},
+        {"value": st.sampled_from([None, 1, "x"])},
+    ),
+    calls_of("signals", ONE, {"name": st.sampled_from(["n", "m"]), "page_size": st.just(1)}),
+)
+
+# Moments, digests and names that each store makes for itself; what is left of a lease is compared as live or not.
+OWN_FIELDS: Final = {"create_time", "update_time", "grant_time", "digest", "incarnation", "stored_bytes", "namespace"}
+OWN_METADATA: Final = {"digest", "found", "rule", "remaining_ms", "namespace"}
+
+
+class Run:
+    """One store, and what its calls have given so far."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._saves: list[Saved] = []
+        self._tokens: list[int] = []
+
+    def call(self, name: str, arguments: dict[str, Any]) -> object:
+        arguments = {key: self._resolved(value) for key, value in arguments.items()}
+        if name == "save_all":
+            items = [{key: self._resolved(value) for key, value in item.items()} for item in arguments["items"]]
+            arguments = {"items": [SaveItem(**item) for item in items]}
+        try:
+            answer = getattr(self._store, name)(**arguments)
+            return self._comparable(list(answer) if isinstance(answer, Iterator) else answer)
+        except (MilepostError, ValueError, TypeError) as error:
+            return self._comparable(error)
+
+    def _resolved(self, value: Any) -> Any:
+        match value:
+            case ("saved", int(number)):
+                return self._saves[number % len(self._saves)] if self._saves else "start"
+            case ("token", int(number)):
+                return self._tokens[-1 - number % len(self._tokens)] if self._tokens else 0
+            case _:
+                return value
+
+    def _comparable(self, value: object) -> object:
+        if isinstance(value, Saved):
+            self._saves.append(value)
+        if isinstance(value, list | tuple):
+            return [self._comparable(item) for item in value]
+        if isinstance(value, MilepostError):
+            told = {key: text for key, text in value.metadata.items() if text and key not in OWN_METADATA}
+            return type(value).__name__, value.reason, told, value.workflow_id, value.scope, value.checkpoint_id
+        if isinstance(value, dict):
+            return {key: self._comparable(item) for key, item in value.items()}
+        if isinstance(value, Exception):
+            return type(value).__name__
+        if not dataclasses.is_dataclass(value):
+            return repr(value)
+        found: dict[str, object] = {"type": type(value).__name__}
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            if field.name == "token":
+                if item and item not in self._tokens:
+                    self._tokens.append(item)
+                found["token"] = self._tokens.index(item) if item else None
+            elif field.name in {"remaining_s", "lease_remaining_s"}:
+                found[field.name] = item > 0
+            elif field.name not in OWN_FIELDS:
+                found[field.name] = self._comparable(item)
+        return found
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(calls=st.lists(CALLS, min_size=5, max_size=30))
+def test_random_calls_are_answered_alike(server: LocalServer, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    """Whatever was asked before, a server and the in-memory store give the same answers and the same errors."""
+    server.namespace = f"random-{next(_numbers)}"
+    with server.client() as client:
+        on_server, in_memory = Run(client), Run(InMemoryStore(namespace=server.namespace))
+        for number, (name, arguments) in enumerate(calls):
+            expected, found = on_server.call(name, arguments), in_memory.call(name, arguments)
+            assert found == expected, f"call {number}: {name}({arguments})"

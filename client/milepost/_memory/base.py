@@ -5,20 +5,47 @@ The lock is held by whoever calls a method that begins with an underscore.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from typing_extensions import override
 
+from milepost._calls import located
 from milepost._memory.checks import check_texts
 from milepost._memory.events import EventLog
 from milepost._memory.leases import LeaseTable
 from milepost._memory.rows import Row, Stub, Workflow
 from milepost.codecs import Codec
-from milepost.errors import WorkflowNotFoundError
+from milepost.errors import MilepostError, WorkflowNotFoundError
 from milepost.types import WatchEvent, WatchEventKind
+
+CALL_IDS: Final = ("workflow_id", "scope", "checkpoint_id")
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
+StoreT = TypeVar("StoreT", bound="MemoryBase")
+
+
+def names_call(
+    operation: Callable[Concatenate[StoreT, P], ResultT],
+) -> Callable[Concatenate[StoreT, P], ResultT]:
+    """Give the errors of an operation the ids that it was called with: a client's errors have those of the request."""
+    signature = inspect.signature(operation)
+
+    @functools.wraps(operation)
+    def named(self: StoreT, /, *args: P.args, **options: P.kwargs) -> ResultT:
+        try:
+            return operation(self, *args, **options)
+        except MilepostError as error:
+            asked = signature.bind(self, *args, **options).arguments
+            item = asked.get("item")
+            ids = {name: getattr(item, name, None) or asked.get(name) or "" for name in CALL_IDS}
+            raise located(error, self.namespace, **ids) from error.__cause__
+
+    return named
 
 
 class MemoryBase:
@@ -76,24 +103,12 @@ class MemoryBase:
         self._workflows[workflow_id] = workflow
         return workflow
 
-    def _require(self, workflow_id: str, scope: str) -> Workflow:
+    def _require(self, workflow_id: str) -> Workflow:
         workflow = self._workflows.get(workflow_id)
         if workflow is None or not workflow.is_visible:
             raise WorkflowNotFoundError(
                 f"there is no workflow {workflow_id!r} in namespace {self.namespace!r}",
                 reason="WORKFLOW_NOT_FOUND",
-                **self._ids(workflow_id, scope),
                 metadata={"namespace": self.namespace, "workflow_id": workflow_id},
             )
         return workflow
-
-    def _check_texts(self, **fields: str | Sequence[str] | Mapping[str, str] | None) -> None:
-        check_texts(namespace=self.namespace, **fields)
-
-    def _ids(self, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> dict[str, str]:
-        return {
-            "namespace": self.namespace,
-            "workflow_id": workflow_id,
-            "scope": scope,
-            "checkpoint_id": checkpoint_id,
-        }

@@ -1,6 +1,6 @@
 """What the in-memory store refuses before it looks at what is stored: texts, sizes, shapes. The limits are a server's.
 
-An error names the field as the wire does, and carries the ids of the call.
+An error names the field as the wire does; `names_call` adds the ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from milepost._calls import encode_metadata
 from milepost._memory.rows import Row
-from milepost._texts import IDS, check_text, not_unicode, shown
+from milepost._texts import check_text, not_unicode, shown
 from milepost.errors import ERROR_CLASSES, InvalidRequestError, LimitExceededError
 from milepost.types import Record, SaveItem, Status
 from milepost.v1 import checkpoint_pb2 as pb
@@ -86,24 +86,23 @@ def check_texts(**fields: str | Sequence[str] | Mapping[str, str] | None) -> Non
         InvalidRequestError: It is empty where it must not be, has a NUL or a lone surrogate.
         LimitExceededError: It is too long.
     """
-    ids = {name: str(fields.get(name) or "") for name in IDS}
     for name, value in fields.items():
         if value is None or (value == "" and name in _MAY_BE_EMPTY):
             continue
         if isinstance(value, str):
-            _check_text(name, name, value, ids)
+            _check_text(name, name, value)
         elif isinstance(value, Mapping):
             for key, text in value.items():
-                _check_text(f"{name} key", f"{name} key", key, ids)
-                _check_text(name, f"{name}[{shown(key)}]", text, ids)
+                _check_text(f"{name} key", f"{name} key", key)
+                _check_text(name, f"{name}[{shown(key)}]", text)
         else:
             for number, text in enumerate(value):
-                _check_text(name, f"{name}[{number}]", text, ids)
+                _check_text(name, f"{name}[{number}]", text)
 
 
-def _check_text(name: str, path: str, text: str, ids: Mapping[str, str]) -> None:
+def _check_text(name: str, path: str, text: str) -> None:
     limit, bytes_max = _LIMITS.get(name, _SHORT)
-    check_text(path, text, limit=limit, bytes_max=bytes_max, may_be_empty=name in _MAY_BE_EMPTY, **ids)
+    check_text(path, text, limit=limit, bytes_max=bytes_max, may_be_empty=name in _MAY_BE_EMPTY)
 
 
 def check_count(
@@ -112,7 +111,6 @@ def check_count(
     *,
     limit: str,
     allowed: int,
-    ids: Mapping[str, str],
     unit: str = "items",
     reason: str = "LIMIT_EXCEEDED",
 ) -> None:
@@ -126,7 +124,6 @@ def check_count(
             f"{field}: {found} {unit}, at most {allowed} are allowed ({limit})",
             reason=reason,
             metadata={"field": field, **limit_metadata(limit, allowed, found, unit)},
-            **ids,
         )
 
 
@@ -134,7 +131,7 @@ def limit_metadata(limit: str, allowed: int, found: int, unit: str) -> dict[str,
     return {"limit": limit, "allowed": str(allowed), "found": str(found), "unit": unit}
 
 
-def check_manifest(manifest: str, fingerprint: str, ids: Mapping[str, str]) -> None:
+def check_manifest(manifest: str, fingerprint: str) -> None:
     """Refuse a manifest that is not what the fingerprint stands for.
 
     Raises:
@@ -146,18 +143,18 @@ def check_manifest(manifest: str, fingerprint: str, ids: Mapping[str, str]) -> N
     try:
         encoded = manifest.encode()
     except UnicodeEncodeError:
-        raise not_unicode("manifest", manifest, **ids) from None
-    check_count("manifest", len(encoded), limit="manifest_bytes_max", allowed=MANIFEST_BYTES_MAX, unit="bytes", ids=ids)
+        raise not_unicode("manifest", manifest) from None
+    check_count("manifest", len(encoded), limit="manifest_bytes_max", allowed=MANIFEST_BYTES_MAX, unit="bytes")
     problem = "" if sha256(encoded).hexdigest() == fingerprint else "its SHA-256 is not the fingerprint"
     try:
         json.loads(manifest)
     except ValueError:
         problem = "it is not JSON"
     if problem:
-        raise InvalidRequestError(f"manifest: {problem}", reason="INVALID_FIELD", metadata={"field": "manifest"}, **ids)
+        raise InvalidRequestError(f"manifest: {problem}", reason="INVALID_FIELD", metadata={"field": "manifest"})
 
 
-def check_metadata(text: str, ids: Mapping[str, str]) -> None:
+def check_metadata(text: str) -> None:
     """Refuse metadata that is too large, or nested too deep.
 
     Raises:
@@ -168,7 +165,7 @@ def check_metadata(text: str, ids: Mapping[str, str]) -> None:
         ("metadata_bytes_max", METADATA_BYTES_MAX, size_bytes, "bytes"),
         ("metadata_depth_max", METADATA_DEPTH_MAX, _depth(json.loads(text or "0")), "levels"),
     ):
-        check_count("metadata", found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+        check_count("metadata", found, limit=limit, allowed=allowed, unit=unit)
 
 
 def _depth(value: object) -> int:
@@ -195,7 +192,7 @@ def status_set(status: Status | Iterable[Status] | None) -> frozenset[Status]:
     return frozenset(Status(s) for s in ([status] if isinstance(status, str) else status))
 
 
-def check_item(item: SaveItem, ids: Mapping[str, str]) -> None:
+def check_item(item: SaveItem) -> None:
     """Refuse what a server would refuse of a save by itself, but for its state, its metadata and its records.
 
     Raises:
@@ -204,7 +201,9 @@ def check_item(item: SaveItem, ids: Mapping[str, str]) -> None:
     consumed = list_of_texts(item.consumed_signals, "consumed_signals")
     history = list_of_texts(item.history_entries, "history_entries")
     check_texts(
-        **ids,
+        workflow_id=item.workflow_id,
+        scope=item.scope,
+        checkpoint_id=item.checkpoint_id,
         current_step=item.current_step,
         definition=item.definition,
         fingerprint=item.fingerprint,
@@ -221,46 +220,53 @@ def check_item(item: SaveItem, ids: Mapping[str, str]) -> None:
         ("history_entries", "history_entries_max", HISTORY_ENTRIES_MAX, len(history), "items"),
         ("history_entries", "history_entries_bytes_max", HISTORY_ENTRIES_BYTES_MAX, history_bytes, "bytes"),
     ):
-        check_count(field, found, limit=limit, allowed=allowed, unit=unit, ids=ids)
-    check_token(item.lease_token, ids, is_needed=item.release_lease)
-    check_manifest(item.manifest, item.fingerprint, ids)
+        check_count(field, found, limit=limit, allowed=allowed, unit=unit)
+    check_token(item.lease_token, is_needed=item.release_lease)
+    check_manifest(item.manifest, item.fingerprint)
 
 
-def check_token(token: int, ids: Mapping[str, str], *, is_needed: bool = False) -> None:
-    """Refuse a lease token that can never have been granted.
+def check_sequence(field: str, sequence: int | None) -> None:
+    """Refuse a sequence that no checkpoint has.
 
     Raises:
-        InvalidRequestError: It is negative, or 0 where one is needed.
+        InvalidRequestError: It is below 1.
     """
-    if token < 0 or (is_needed and not token):
+    if sequence is not None and sequence < 1:
         raise InvalidRequestError(
-            "lease_token: must be a token that was granted",
-            reason="INVALID_FIELD",
-            metadata={"field": "lease_token"},
-            **ids,
+            f"{field}: must be at least 1, not {sequence}", reason="INVALID_FIELD", metadata={"field": field}
         )
 
 
-def line_of(item: SaveItem, ids: Mapping[str, str]) -> tuple[str | None, str | None]:
+def check_token(token: int, *, is_needed: bool = False, is_allowed: bool = True) -> None:
+    """Refuse a lease token that can never have been granted for the call.
+
+    Raises:
+        InvalidRequestError: It is negative, 0 where one is needed, or another where none is allowed.
+    """
+    if token < 0 or (is_needed and not token) or (token and not is_allowed):
+        rule = "must be a token that was granted" if is_allowed else "must be 0 without workflow_id"
+        raise InvalidRequestError(f"lease_token: {rule}", reason="INVALID_FIELD", metadata={"field": "lease_token"})
+
+
+def line_of(item: SaveItem, namespace: str) -> tuple[str | None, str | None]:
     """Return parent and expected head; `None` where they are not fixed."""
     after = item.after
     if after is None:
         return None, None
     if after == "start":
         return "", ""
-    its_namespace = ids["namespace"] if isinstance(after, SaveItem) else after.namespace
-    if (its_namespace, after.workflow_id, after.scope) != (ids["namespace"], item.workflow_id, item.scope):
+    its_namespace = namespace if isinstance(after, SaveItem) else after.namespace
+    if (its_namespace, after.workflow_id, after.scope) != (namespace, item.workflow_id, item.scope):
         raise InvalidRequestError(
             f"after names a checkpoint of workflow {after.workflow_id!r}, scope {after.scope!r}, namespace "
             f"{its_namespace!r}",
             reason="INVALID_FIELD",
             metadata={"field": "parent_id"},
-            **ids,
         )
     return after.checkpoint_id, after.checkpoint_id
 
 
-def check_content(row: Row, ids: Mapping[str, str]) -> None:
+def check_content(row: Row) -> None:
     """Refuse a checkpoint that is larger than one Load can answer.
 
     Raises:
@@ -271,14 +277,12 @@ def check_content(row: Row, ids: Mapping[str, str]) -> None:
         (steps, "completed_steps_max", COMPLETED_STEPS_MAX, row.steps.count, "steps"),
         (steps, "completed_steps_bytes_max", COMPLETED_STEPS_BYTES_MAX, row.steps.size_bytes, "bytes"),
     ):
-        check_count(field, found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+        check_count(field, found, limit=limit, allowed=allowed, unit=unit)
     reason = "STATE_TOO_LARGE"
-    check_count(
-        "state", row.size_bytes, limit="state_bytes_max", allowed=STATE_BYTES_MAX, unit="bytes", reason=reason, ids=ids
-    )
+    check_count("state", row.size_bytes, limit="state_bytes_max", allowed=STATE_BYTES_MAX, unit="bytes", reason=reason)
 
 
-def check_sent_records(records: Sequence[Record], ids: Mapping[str, str]) -> None:
+def check_sent_records(records: Sequence[Record]) -> None:
     """Refuse records that a server would refuse by themselves.
 
     Raises:
@@ -287,21 +291,20 @@ def check_sent_records(records: Sequence[Record], ids: Mapping[str, str]) -> Non
     keys: set[tuple[str, int]] = set()
     for number, record in enumerate(records):
         path = f"records[{number}]"
-        _check_text("task_id", f"{path}.task_id", record.task_id, ids)
-        _check_text("path", f"{path}.path", record.path, ids)
-        _check_text("record name", f"{path}.name", record.name, ids)
+        _check_text("task_id", f"{path}.task_id", record.task_id)
+        _check_text("path", f"{path}.path", record.path)
+        _check_text("record name", f"{path}.name", record.name)
         key = (record.task_id, record.index)
         if key in keys:
             raise InvalidRequestError(
                 f"{path}: must have a (task_id, index) of its own",
                 reason="INVALID_FIELD",
                 metadata={"field": path},
-                **ids,
             )
         keys.add(key)
 
 
-def check_records(records: Mapping[tuple[str, int], pb.Record], ids: Mapping[str, str]) -> None:
+def check_records(records: Mapping[tuple[str, int], pb.Record]) -> None:
     """Refuse more records beside one checkpoint than a server keeps.
 
     Raises:
@@ -312,7 +315,7 @@ def check_records(records: Mapping[tuple[str, int], pb.Record], ids: Mapping[str
         ("records_max", RECORDS_MAX, len(records), "records"),
         ("records_bytes_max", RECORDS_BYTES_MAX, size_bytes, "bytes"),
     ):
-        check_count("records", found, limit=limit, allowed=allowed, unit=unit, ids=ids)
+        check_count("records", found, limit=limit, allowed=allowed, unit=unit)
 
 
 def metadata_contains(text: str, wanted: Mapping[str, Any]) -> bool:

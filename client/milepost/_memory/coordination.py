@@ -6,13 +6,12 @@ import builtins
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from milepost._calls import located
-from milepost._memory.base import MemoryBase
-from milepost._memory.checks import SHORT_BYTES_MAX, check_count, check_token, limit_metadata
+from milepost._memory.base import MemoryBase, names_call
+from milepost._memory.checks import SHORT_BYTES_MAX, check_count, check_texts, check_token, limit_metadata
 from milepost._memory.signals import PENDING_SIGNALS_MAX, SIGNAL_BYTES_MAX, StoredSignal
 from milepost._state import decode_value, encode_value
 from milepost._texts import check_text
-from milepost.errors import CodecError, DefinitionNotFoundError, QuotaExceededError, SignalExistsError
+from milepost.errors import DefinitionNotFoundError, QuotaExceededError, SignalExistsError
 from milepost.types import LeaseInfo, LeaseRenewal, Signal, SignalSent, WatchEvent, WatchEventKind
 
 
@@ -25,19 +24,21 @@ class Coordination(MemoryBase):
         """Return the store's time, in seconds since some moment: what leases run out by."""
         return self._clock().timestamp()
 
+    @names_call
     def acquire_lease(self, workflow_id: str, *, holder: str, ttl_s: float, request_id: str) -> LeaseInfo:
         """Grant the lease, or refuse it at once."""
-        self._check_texts(workflow_id=workflow_id, holder=holder, request_id=request_id)
+        check_texts(workflow_id=workflow_id, holder=holder, request_id=request_id)
         with self._lock:
             info, replayed = self._leases.acquire(workflow_id, holder=holder, ttl_s=ttl_s, request_id=request_id)
             if not replayed:
                 self._lease_changed(workflow_id, WatchEventKind.LEASE_GRANTED, holder)
             return info
 
+    @names_call
     def renew_lease(self, workflow_id: str, token: int) -> LeaseRenewal:
         """Let the lease run its full ttl from now."""
-        self._check_texts(workflow_id=workflow_id)
-        check_token(token, self._ids(workflow_id), is_needed=True)
+        check_texts(workflow_id=workflow_id)
+        check_token(token, is_needed=True)
         with self._lock:
             lease = self._leases.renew(workflow_id, token)
             workflow = self._workflows.get(workflow_id)
@@ -49,26 +50,29 @@ class Coordination(MemoryBase):
                 pending_signal_count=len(workflow.signals),
             )
 
+    @names_call
     def release_lease(self, workflow_id: str, token: int) -> bool:
         """End the lease, if that token has it; tell whether it had."""
-        check_token(token, self._ids(workflow_id), is_needed=True)
+        check_token(token, is_needed=True)
         return self._end_lease(workflow_id, lambda: self._leases.release(workflow_id, token))
 
+    @names_call
     def break_lease(self, workflow_id: str) -> bool:
         """End whatever lease there is; tell whether there was one."""
         return self._end_lease(workflow_id, lambda: self._leases.clear(workflow_id))
 
     def _end_lease(self, workflow_id: str, end: Callable[[], bool]) -> bool:
-        self._check_texts(workflow_id=workflow_id)
+        check_texts(workflow_id=workflow_id)
         with self._lock:
             ended = end()
             if ended:
                 self._lease_changed(workflow_id, WatchEventKind.LEASE_RELEASED)
             return ended
 
+    @names_call
     def get_lease(self, workflow_id: str) -> LeaseInfo | None:
         """Return the lease without its token."""
-        self._check_texts(workflow_id=workflow_id)
+        check_texts(workflow_id=workflow_id)
         with self._lock:
             return self._leases.find(workflow_id)
 
@@ -81,20 +85,18 @@ class Coordination(MemoryBase):
 
     # Signals.
 
+    @names_call
     def send_signal(self, workflow_id: str, name: str, value: object, *, signal_id: str) -> SignalSent:
         """Let a signal wait for a save that consumes it, once."""
-        self._check_texts(workflow_id=workflow_id, signal_id=signal_id, name=name)
+        check_texts(workflow_id=workflow_id, signal_id=signal_id, name=name)
         encoded = None
         if value is not None:
-            try:
-                encoded = encode_value(value, self.codec, compress_over_bytes=None, path="value")
-            except CodecError as error:
-                raise located(error, **self._ids(workflow_id)) from error.__cause__
-            size_bytes, ids = len(encoded.data or encoded.json.encode()), self._ids(workflow_id)
+            encoded = encode_value(value, self.codec, compress_over_bytes=None, path="value")
+            size_bytes = len(encoded.data or encoded.json.encode())
             limit, allowed = "signal_value_bytes_max", SIGNAL_BYTES_MAX
-            check_count("value", size_bytes, limit=limit, allowed=allowed, unit="bytes", ids=ids)
+            check_count("value", size_bytes, limit=limit, allowed=allowed, unit="bytes")
         with self._lock:
-            workflow = self._require(workflow_id, "")
+            workflow = self._require(workflow_id)
             now = self._clock()
             known, consumed = workflow.signals.find(signal_id, now)
             if known is not None:
@@ -102,7 +104,6 @@ class Coordination(MemoryBase):
                     raise SignalExistsError(
                         f"signal {signal_id!r} exists with another name or value",
                         reason="SIGNAL_EXISTS",
-                        **self._ids(workflow_id),
                         metadata={"signal_id": signal_id},
                     )
                 return SignalSent(signal_id=signal_id, replayed=True, consumed=consumed, revision=workflow.revision)
@@ -111,7 +112,6 @@ class Coordination(MemoryBase):
                     f"{len(workflow.signals)} signals of workflow {workflow_id!r} wait already; at most "
                     f"{PENDING_SIGNALS_MAX} may",
                     reason="QUOTA_EXCEEDED",
-                    **self._ids(workflow_id),
                     metadata=limit_metadata(
                         "pending_signals_max", PENDING_SIGNALS_MAX, len(workflow.signals) + 1, "signals"
                     ),
@@ -120,11 +120,12 @@ class Coordination(MemoryBase):
             self._changed(workflow, WatchEventKind.SIGNAL_SENT, signal_name=name, signal_id=signal_id)
             return SignalSent(signal_id=signal_id, revision=workflow.revision)
 
+    @names_call
     def signals(self, workflow_id: str, *, name: str | None) -> Iterator[Signal]:
         """Return the signals that wait, in the order they came."""
-        self._check_texts(workflow_id=workflow_id, name=name or None)
+        check_texts(workflow_id=workflow_id, name=name or None)
         with self._lock:
-            stored = self._require(workflow_id, "").signals.pending(name)
+            stored = self._require(workflow_id).signals.pending(name)
         return (
             Signal(
                 signal_id=one.signal_id,
@@ -147,11 +148,12 @@ class Coordination(MemoryBase):
         with self._lock:
             self._log.unsubscribe(ring)
 
+    @names_call
     def start_watch(
         self, workflow_id: str, after: tuple[str, int] | None, definition: str | None
     ) -> tuple[WatchEvent, builtins.list[WatchEvent], int]:
         """Return the first event, those since `after`, and where to read on."""
-        self._check_texts(workflow_id=workflow_id or None, definition=definition)
+        check_texts(workflow_id=workflow_id or None, definition=definition)
         with self._lock:
             workflow = self._workflows.get(workflow_id)
             if workflow is not None and not workflow.is_visible:
@@ -177,6 +179,7 @@ class Coordination(MemoryBase):
 
     # Definitions.
 
+    @names_call
     def definition_manifest(self, fingerprint: str) -> str:
         """Return the JSON text that was first saved under a fingerprint."""
         check_text(
@@ -184,7 +187,6 @@ class Coordination(MemoryBase):
             fingerprint,
             limit="checkpoint_id_bytes_max",
             bytes_max=SHORT_BYTES_MAX,
-            namespace=self.namespace,
         )
         with self._lock:
             manifest = self._manifests.get(fingerprint)
@@ -192,7 +194,6 @@ class Coordination(MemoryBase):
             raise DefinitionNotFoundError(
                 f"no manifest was stored under fingerprint {fingerprint!r} in namespace {self.namespace!r}",
                 reason="DEFINITION_NOT_FOUND",
-                namespace=self.namespace,
                 metadata={"fingerprint": fingerprint},
             )
         return manifest

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Final
 
 from milepost._calls import encode_metadata, located, read_record, records_to_wire
+from milepost._memory.base import names_call
 from milepost._memory.checks import (
     CLASS_BY_REASON,
     ENTRIES_MAX,
@@ -30,6 +31,8 @@ from milepost._memory.checks import (
     check_metadata,
     check_records,
     check_sent_records,
+    check_sequence,
+    check_texts,
     check_token,
     limit_metadata,
     line_of,
@@ -61,7 +64,6 @@ from milepost._state import decode_state, decode_value, encode_state
 from milepost.errors import (
     CheckpointDeletedError,
     CheckpointNotFoundError,
-    CodecError,
     InvalidRequestError,
     MilepostError,
     QuotaExceededError,
@@ -87,20 +89,19 @@ class MemoryCore(Coordination):
 
     # Saving.
 
+    @names_call
     def save(self, item: SaveItem) -> Saved:
         """Store one checkpoint, once."""
-        ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
-        check_item(item, ids)
-        parent_id, expected_head = line_of(item, ids)
-        try:
-            encoded = encode_state(item.state, self.codec, compress_over_bytes=None)
-            metadata = "" if item.metadata is None else encode_metadata(item.metadata)
-            records = self._encode_records(item.records, ids)
-        except (CodecError, InvalidRequestError) as error:
-            raise located(error, **ids) from error.__cause__
-        check_metadata(metadata, ids)
+        # First what a client refuses, then what a server does.
+        encoded = encode_state(item.state, self.codec, compress_over_bytes=None)
+        metadata = "" if item.metadata is None else encode_metadata(item.metadata)
+        records = self._encode_records(item.records)
+        parent_id, expected_head = line_of(item, self.namespace)
+        check_item(item)
+        check_metadata(metadata)
+        check_sent_records(item.records)
         size_bytes = encoded.size_bytes + len(encoded.digests) * ENTRY_OVERHEAD_BYTES + len(metadata.encode())
-        check_count("state", len(encoded.digests), limit="entries_max", allowed=ENTRIES_MAX, ids=ids)
+        check_count("state", len(encoded.digests), limit="entries_max", allowed=ENTRIES_MAX)
         draft = Row(
             scope=item.scope,
             checkpoint_id=item.checkpoint_id,
@@ -160,6 +161,13 @@ class MemoryCore(Coordination):
                 )
         self._leases.check(item.workflow_id, item.lease_token)
         self._check_head(item, expected_head, head)
+        if existing is not None and parent is not None and parent.sequence >= existing.sequence:
+            raise self._error(
+                "INVALID_FIELD",
+                "parent_id must name a checkpoint older than the one it replaces",
+                item,
+                field="parent_id",
+            )
         if workflow is not None and item.definition and workflow.definition not in {"", item.definition}:
             raise self._error(
                 "DEFINITION_MISMATCH",
@@ -169,18 +177,10 @@ class MemoryCore(Coordination):
                 definition=workflow.definition,
                 found=item.definition,
             )
-        if existing is not None and parent is not None and parent.sequence >= existing.sequence:
-            raise self._error(
-                "INVALID_FIELD",
-                "parent_id must name a checkpoint older than the one it replaces",
-                item,
-                field="parent_id",
-            )
         group = workflow.records.get((item.scope, item.checkpoint_id)) if workflow is not None else None
         merged = merge_records(group, records)
-        ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
-        check_content(row, ids)
-        check_records(merged[0], ids)
+        check_content(row)
+        check_records(merged[0])
         # Nothing was changed so far, and nothing fails from here on.
         workflow = workflow or self._create(item.workflow_id)
         if existing is None:
@@ -283,10 +283,11 @@ class MemoryCore(Coordination):
                 failed.pop(key, None)
             except MilepostError as error:
                 failed[key] = index
-                results.append(error)
+                results.append(located(error, self.namespace, *key))
         return results
 
     def _check_predecessor(self, item: SaveItem, index: int, failed: Mapping[tuple[str, str, str], int]) -> None:
+        line_of(item, self.namespace)
         after = item.after
         if after is None or isinstance(after, str):
             return
@@ -302,6 +303,7 @@ class MemoryCore(Coordination):
 
     # Reading.
 
+    @names_call
     def load(
         self,
         workflow_id: str,
@@ -320,9 +322,10 @@ class MemoryCore(Coordination):
                 workflow_id=workflow_id,
             )
         entry_keys = None if entries is None else list_of_texts(entries, "entries")
-        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
+        check_sequence("sequence", sequence)
+        check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
         with self._lock:
-            workflow = self._require(workflow_id, scope)
+            workflow = self._require(workflow_id)
             row = pick(workflow, scope, checkpoint_id, sequence, status_set(latest_with_status))
             if row is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, sequence)
@@ -330,6 +333,7 @@ class MemoryCore(Coordination):
         with_state = with_state and entry_keys != []
         return stored.decode(self, with_state=with_state, with_records=True, is_loaded=True, entry_keys=entry_keys)
 
+    @names_call
     def list(
         self,
         workflow_id: str,
@@ -347,11 +351,14 @@ class MemoryCore(Coordination):
     ) -> Iterator[Checkpoint]:
         """Return what there is now."""
         check_limit(limit)
+        if limit == 0:
+            return iter(())
         before_checkpoint_id = before if isinstance(before, str) else None
         before_sequence = before if isinstance(before, int) else None
         if isinstance(before, Checkpoint | Saved):
             before_sequence = before.sequence
-        self._check_texts(
+        check_sequence("before_sequence", before_sequence)
+        check_texts(
             workflow_id=workflow_id,
             scope=scope,
             current_step=current_step,
@@ -359,7 +366,7 @@ class MemoryCore(Coordination):
             run_id=run_id,
         )
         with self._lock:
-            workflow = self._require(workflow_id, scope or "")
+            workflow = self._require(workflow_id)
             rows = [row for row in workflow.rows.values() if scope is None or row.scope == scope]
             if newest_first:
                 rows.reverse()
@@ -382,6 +389,7 @@ class MemoryCore(Coordination):
             ]
         return (one.decode(self, with_state=with_state, with_records=with_records, is_loaded=False) for one in stored)
 
+    @names_call
     def entry_history(
         self,
         workflow_id: str,
@@ -393,20 +401,20 @@ class MemoryCore(Coordination):
     ) -> Iterator[EntryVersion]:
         """Return the values that entries had, newest first."""
         check_limit(limit)
+        if limit == 0:
+            return iter(())
         entry_keys = list(dict.fromkeys([entries] if isinstance(entries, str) else entries))
-        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
-        ids = self._ids(workflow_id, scope, checkpoint_id or "")
-        check_count("entry_keys", len(entry_keys), limit="history_keys_max", allowed=HISTORY_KEYS_MAX, ids=ids)
+        check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
+        check_count("entry_keys", len(entry_keys), limit="history_keys_max", allowed=HISTORY_KEYS_MAX)
         if not entry_keys:
             raise InvalidRequestError(
                 f"entry_keys: must be 1 to {HISTORY_KEYS_MAX} keys",
                 reason="INVALID_FIELD",
                 metadata={"field": "entry_keys"},
-                **ids,
             )
         found: builtins.list[tuple[str, Row, pb.Value | None]] = []
         with self._lock:
-            workflow = self._require(workflow_id, scope)
+            workflow = self._require(workflow_id)
             start = pick(workflow, scope, checkpoint_id, None, frozenset())
             if start is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
@@ -428,6 +436,7 @@ class MemoryCore(Coordination):
             for key, row, value in found[:limit]
         )
 
+    @names_call
     def workflows(
         self,
         *,
@@ -447,7 +456,7 @@ class MemoryCore(Coordination):
         for name, moment in (("updated_from", updated_from), ("updated_before", updated_before)):
             if moment is not None and moment.tzinfo is None:
                 raise ValueError(f"{name} has no time zone; give datetime.now(UTC), for example")
-        self._check_texts(workflow_id_prefix=prefix, labels=labels, definition=definition, fingerprint=fingerprint)
+        check_texts(workflow_id_prefix=prefix, labels=labels, definition=definition, fingerprint=fingerprint)
         with self._lock:
             infos = [
                 self._info(workflow)
@@ -473,14 +482,16 @@ class MemoryCore(Coordination):
             )
         ]
 
+    @names_call
     def workflow(self, workflow_id: str) -> WorkflowInfo:
         """Return what is known of one workflow."""
-        self._check_texts(workflow_id=workflow_id)
+        check_texts(workflow_id=workflow_id)
         with self._lock:
-            return self._info(self._require(workflow_id, ""))
+            return self._info(self._require(workflow_id))
 
     # Records.
 
+    @names_call
     def append_records(
         self,
         workflow_id: str,
@@ -495,13 +506,10 @@ class MemoryCore(Coordination):
         records = [*records]
         if not records:
             return []
-        self._check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id)
-        ids = self._ids(workflow_id, scope, checkpoint_id)
-        check_token(lease_token, ids)
-        try:
-            encoded = self._encode_records(records, ids)
-        except (CodecError, InvalidRequestError) as error:
-            raise located(error, **ids) from error.__cause__
+        check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id)
+        check_token(lease_token)
+        encoded = self._encode_records(records)
+        check_sent_records(records)
         now = self._clock()
         with self._lock:
             workflow = self._workflows.get(workflow_id)
@@ -514,7 +522,6 @@ class MemoryCore(Coordination):
                     f"checkpoint_id: there is no checkpoint {checkpoint_id!r} in this scope, "
                     "and require_checkpoint was set",
                     reason="RECORD_CHECKPOINT_MISSING",
-                    **self._ids(workflow_id, scope, checkpoint_id),
                     metadata={"checkpoint_id": checkpoint_id},
                 )
             waiting = 0
@@ -523,14 +530,13 @@ class MemoryCore(Coordination):
                 waiting = sum(len(workflow.records[key].records) for key in workflow.waiting)
             group = workflow.records.get((scope, checkpoint_id)) if workflow is not None else None
             merged, outcomes = merge_records(group, encoded)
-            check_records(merged, ids)
+            check_records(merged)
             waiting += 0 if is_live else outcomes.count(RecordOutcome.CREATED)
             if waiting > WAITING_RECORDS_MAX:
                 raise QuotaExceededError(
                     f"records: {waiting} records of workflow {workflow_id!r} would wait for checkpoints that do not "
                     f"exist; at most {WAITING_RECORDS_MAX} may",
                     reason="QUOTA_EXCEEDED",
-                    **self._ids(workflow_id, scope, checkpoint_id),
                     metadata=limit_metadata("waiting_records_max", WAITING_RECORDS_MAX, waiting, "records"),
                 )
             workflow = workflow or self._create(workflow_id)
@@ -545,15 +551,13 @@ class MemoryCore(Coordination):
                 self._changed(workflow, WatchEventKind.RECORDS_APPENDED, row=row, **where)
         return outcomes
 
-    def _encode_records(
-        self, records: Sequence[Record], ids: Mapping[str, str]
-    ) -> builtins.list[tuple[pb.Record, bool]]:
-        check_sent_records(records, ids)
+    def _encode_records(self, records: Sequence[Record]) -> builtins.list[tuple[pb.Record, bool]]:
         encoded = records_to_wire(records, self.codec, None)
         return [(one, record.overwrite) for one, record in zip(encoded, records, strict=True)]
 
     # Forking and deleting.
 
+    @names_call
     def fork(
         self,
         workflow_id: str,
@@ -565,7 +569,7 @@ class MemoryCore(Coordination):
         fork_id: str,
     ) -> WorkflowInfo:
         """Make a new workflow whose history is another's up to a checkpoint."""
-        self._check_texts(
+        check_texts(
             workflow_id=workflow_id,
             scope=scope,
             target_workflow_id=target_workflow_id,
@@ -577,7 +581,6 @@ class MemoryCore(Coordination):
                 "target_workflow_id: must not be the source",
                 reason="INVALID_FIELD",
                 metadata={"field": "target_workflow_id"},
-                **self._ids(workflow_id, scope, checkpoint_id or ""),
             )
         origin = (workflow_id, scope, checkpoint_id, all_scopes)
         now = self._clock()
@@ -589,12 +592,11 @@ class MemoryCore(Coordination):
                 raise WorkflowExistsError(
                     f"target_workflow_id: workflow {target_workflow_id!r} exists already",
                     reason="WORKFLOW_EXISTS",
-                    **self._ids(workflow_id, scope, checkpoint_id or ""),
                     metadata={"workflow_id": target_workflow_id},
                 )
-            source = self._require(workflow_id, scope)
             # Whoever has taken the lease of the target before it exists is the one to make it.
             self._leases.check(target_workflow_id, 0)
+            source = self._require(workflow_id)
             first = pick(source, scope, checkpoint_id, None, frozenset())
             if first is None:
                 raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
@@ -619,10 +621,11 @@ class MemoryCore(Coordination):
             self._changed(target, WatchEventKind.CHANGED)
             return self._info(target)
 
+    @names_call
     def delete(self, workflow_id: str, *, lease_token: int) -> bool:
         """Delete a workflow with all its scopes; tell whether there was one."""
-        self._check_texts(workflow_id=workflow_id)
-        check_token(lease_token, self._ids(workflow_id))
+        check_texts(workflow_id=workflow_id)
+        check_token(lease_token)
         with self._lock:
             workflow = self._workflows.get(workflow_id)
             if workflow is None and self._leases.find(workflow_id) is None:
@@ -638,6 +641,7 @@ class MemoryCore(Coordination):
             self._changed(workflow, WatchEventKind.WORKFLOW_DELETED)
             return workflow.is_visible
 
+    @names_call
     def delete_checkpoints(
         self,
         workflow_id: str,
@@ -652,19 +656,20 @@ class MemoryCore(Coordination):
         runs = list_of_texts(run_ids, "run_ids")
         if not ids and not runs:
             return 0
-        self._check_texts(
+        check_texts(
             workflow_id=workflow_id if workflow_id or ids else None,
             scope=scope,
             checkpoint_ids=ids,
             run_ids=runs,
         )
-        check_token(lease_token, self._ids(workflow_id, scope))
+        # Over the namespace no token is that of every workflow.
+        check_token(lease_token, is_allowed=bool(workflow_id or ids))
         deleted = 0
         with self._lock:
             # Without a workflow, the runs of all of them.
             is_one = bool(workflow_id or ids)
             if is_one:
-                workflows = [self._require(workflow_id, scope)]
+                workflows = [self._require(workflow_id)]
                 self._leases.check(workflow_id, lease_token)
             else:
                 # Somebody is at work on those that are leased; they are passed over.
@@ -679,13 +684,14 @@ class MemoryCore(Coordination):
                 deleted += len(rows)
         return deleted
 
+    @names_call
     def prune(self, workflow_id: str, *, keep_last: int, dry_run: bool) -> int:
         """Delete all but the newest N of every scope and what these need; return how many."""
         if keep_last < 1:
             raise ValueError(f"keep_last is at least 1, not {keep_last}; delete() removes a whole workflow")
-        self._check_texts(workflow_id=workflow_id)
+        check_texts(workflow_id=workflow_id)
         with self._lock:
-            workflow = self._require(workflow_id, "")
+            workflow = self._require(workflow_id)
             by_scope: dict[str, builtins.list[Row]] = {}
             for row in workflow.rows.values():
                 by_scope.setdefault(row.scope, []).append(row)
@@ -711,7 +717,6 @@ class MemoryCore(Coordination):
         return CheckpointNotFoundError(
             f"workflow {workflow_id!r} has {what} in scope {scope!r}",
             reason="CHECKPOINT_NOT_FOUND",
-            **self._ids(workflow_id, scope, checkpoint_id or ""),
             metadata=metadata,
         )
 
@@ -730,7 +735,6 @@ class MemoryCore(Coordination):
                 f"checkpoint {checkpoint_id!r} was saved as sequence {stub.sequence} and has been deleted since; "
                 "nothing was written. Use a new checkpoint_id to save again",
                 reason="CHECKPOINT_DELETED",
-                **self._ids(workflow_id, scope, checkpoint_id),
                 metadata={"checkpoint_id": checkpoint_id, "sequence": str(stub.sequence)},
             )
 
@@ -796,8 +800,7 @@ class MemoryCore(Coordination):
 
     def _error(self, reason: str, message: str, item: SaveItem, **metadata: object) -> MilepostError:
         said = {key: str(value) for key, value in metadata.items()}
-        ids = self._ids(item.workflow_id, item.scope, item.checkpoint_id)
-        return CLASS_BY_REASON[reason](message, reason=reason, metadata=said, **ids)
+        return CLASS_BY_REASON[reason](message, reason=reason, metadata=said)
 
 
 @dataclass(frozen=True, slots=True)
