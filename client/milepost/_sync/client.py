@@ -101,7 +101,9 @@ class Client:
             compress_over_bytes: Values larger than this are compressed where that pays and the extra `zstd` is
                 installed; None: never.
             retry: When a failed call is sent again.
-            interceptors: gRPC interceptors, outermost first.
+            interceptors: gRPC interceptors, outermost first. A runner's heartbeats pass through them too, in a thread
+                of their own and, where they are asyncio's, on an event loop of that thread: what they keep for a loop,
+                such as a lock or a session, has to be kept for each.
             instrument: Trace calls with OpenTelemetry; None: if the extra `otel` is installed and configured.
             insecure: Send a token without `tls` to another machine, because something else encrypts the connection.
 

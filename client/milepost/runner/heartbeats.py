@@ -65,7 +65,11 @@ class _Borrowed:
 
 
 class _OnOwnLoop:
-    """An async client that runs in the keeper's thread only."""
+    """An async client that runs in the keeper's thread only, on a loop of its own.
+
+    On the loop of the program its interceptors would find what they keep there. But a step that holds up that loop
+    would hold up the heartbeats, so that the lease runs out while the run goes on.
+    """
 
     def __init__(self, twin: AsyncClient) -> None:
         self._twin = twin
@@ -94,4 +98,9 @@ class _OnLoop:
         """Renew on the loop, from another thread."""
         if self._loop is None:
             return asyncio.run(self._renew(workflow_id, token))
-        return asyncio.run_coroutine_threadsafe(self._renew(workflow_id, token), self._loop).result(CALL_S)
+        renewal = asyncio.run_coroutine_threadsafe(self._renew(workflow_id, token), self._loop)
+        try:
+            return renewal.result(CALL_S)
+        except TimeoutError:
+            renewal.cancel()
+            raise

@@ -47,6 +47,7 @@ class Hold:
         "_clock",
         "_limits",
         "_settings",
+        "has_failed",
         "is_dropped",
         "is_paused",
         "next_try_at",
@@ -74,6 +75,7 @@ class Hold:
         self.renewed_at = asked_at
         self.next_try_at = asked_at
         self._limits: dict[Attempt, float] = {}
+        self.has_failed = False
         self.is_paused = False
         self.is_dropped = False
 
@@ -187,12 +189,18 @@ class LeaseKeeper:
         except LeaseLostError as error:
             self._gone(hold, error)
             return
-        except MilepostError as error:
+        # A store and the interceptors of a client are a program's own, and may raise anything at all. That tells no
+        # more of the lease than an outage does; let out, it would end the heartbeats of every run.
+        except Exception as error:  # noqa: BLE001
+            if not isinstance(error, MilepostError) and not hold.has_failed:
+                logger.warning("workflow %r: its lease could not be renewed", hold.workflow_id, exc_info=error)
+            hold.has_failed = True
             if asked_at - hold.renewed_at >= self._settings.outage_limit_s:
                 self._gone(hold, error)
                 return
             hold.next_try_at = self._clock() + min(RETRY_S, interval_s / 2)
             return
+        hold.has_failed = False
         hold.renewed(asked_at)
         hold.next_try_at = asked_at + interval_s
         if hold.is_paused:

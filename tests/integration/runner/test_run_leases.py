@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -574,6 +575,43 @@ def test_ctrl_c_while_a_lease_is_granted_gives_it_back(runner_server: LocalServe
             workflow.bind(client).run("o", {})
         assert client.granted == 2
         assert client.get_lease("o") is None
+
+
+def test_interceptors_of_an_async_client_see_heartbeats_on_a_loop_of_their_own(runner_server: LocalServer) -> None:
+    """Every other call is on the program's loop; an interceptor that fails on the other is an outage, not a loss."""
+    seen: dict[str, set[tuple[int, asyncio.AbstractEventLoop]]] = {}
+    renewals = itertools.count()
+    went_on = threading.Event()
+
+    class BoundToALoop(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            method = details.method if isinstance(details.method, str) else details.method.decode()
+            place = threading.get_ident(), asyncio.get_running_loop()
+            seen.setdefault(method.rpartition("/")[2], set()).add(place)
+            if method.endswith("/RenewLease"):
+                if next(renewals) == 0:
+                    raise RuntimeError("is bound to a different event loop")
+                went_on.set()
+            return await continuation(details, request)
+
+    async def blocks_its_loop(state: State) -> State:
+        return {"went_on": went_on.wait(10)}
+
+    workflow = Workflow("order", dict[str, Any])
+    workflow.step(blocks_its_loop, id="only")
+
+    async def program() -> Any:
+        here = threading.get_ident(), asyncio.get_running_loop()
+        async with AsyncClient(runner_server.target, namespace="bound", interceptors=[BoundToALoop()]) as client:
+            run = await workflow.bind(client, lease_ttl_s=1.0).run("bound", {})
+        assert run.state == {"went_on": True}
+        return here
+
+    here = asyncio.run(program())
+    renewed = seen.pop("RenewLease")
+    assert all(places == {here} for places in seen.values())
+    assert len(renewed) == 1
+    assert not {one for place in renewed for one in place} & set(here)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -6,8 +6,10 @@ import threading
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from milepost.codecs import JSON
-from milepost.errors import LeaseLostError, MilepostError, UnavailableError
+from milepost.errors import LeaseLostError, UnavailableError
 from milepost.runner.attempt import Attempt
 from milepost.runner.context import RunFrame
 from milepost.runner.events import Event, LeaseGone, LeasePaused, LeaseRenewed, SignalsPending
@@ -29,7 +31,7 @@ class Store:
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.calls: list[tuple[float, str, float]] = []
-        self.error: MilepostError | None = None
+        self.error: Exception | None = None
         self.takes_s = 0.0
         self.signals: tuple[PendingSignal, ...] = ()
 
@@ -160,6 +162,20 @@ def test_an_outage_is_waited_out_for_a_limited_time() -> None:
     assert kept.kinds() == [LeasePaused]
     kept.until(312)
     assert kept.kinds() == [LeasePaused, LeaseGone]
+
+
+def test_an_error_that_is_none_of_ours_is_an_outage_for_that_lease_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """An interceptor that cannot refresh its token raises what it likes; the keeper goes on for every run."""
+    kept = Kept()
+    kept.hold()
+    kept.hold("other")
+    kept.store.error = ConnectionResetError("no token")
+    kept.until(60)
+    assert kept.events == {"w": [LeasePaused()], "other": [LeasePaused()]}
+    assert caplog.text.count("ConnectionResetError: no token") == 2, "once for each run, not for each try"
+    kept.store.error = None
+    kept.until(70)
+    assert kept.events == {"w": [LeasePaused(), LeaseRenewed()], "other": [LeasePaused(), LeaseRenewed()]}
 
 
 def test_pending_signals_are_passed_on() -> None:
