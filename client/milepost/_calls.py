@@ -747,14 +747,11 @@ def located(error: ErrorT, namespace: str, workflow_id: str, scope: str = "", ch
     return error
 
 
-NO_TIME_LEFT: Final = Failure(Code.DEADLINE_EXCEEDED, "no time was left to send it")
-
-
 def read_failure(error: grpc.RpcError) -> Failure:
     """Return what a failed call tells, of either half of gRPC."""
     call = cast("grpc.Call", error)
     details = read_details(cast("Sequence[tuple[str, str | bytes]] | None", call.trailing_metadata()))
-    return Failure(call.code().value[0], call.details() or "", details)
+    return Failure(call.code().value[0], call.details() or "", details, cause=error)
 
 
 def read_item_error(error: pb.ItemError) -> Failure:
@@ -782,7 +779,7 @@ def to_error(
     attempts: Attempts | None = None,
     target: str = "",
 ) -> MilepostError:
-    """Return the error that a caller sees for a call that is given up.
+    """Return the error that a caller sees for a call that is given up; its cause is what gRPC raised.
 
     Args:
         method: What was called.
@@ -805,17 +802,21 @@ def to_error(
     fields: dict[str, Any] = {"reason": failure.details.reason, "metadata": metadata, **_ids(request)}
     if outcome_unknown and method.mutates:
         same = " with the same checkpoint_id" if fields["checkpoint_id"] and method is SAVE else ""
-        return OutcomeUnknownError(
+        error: MilepostError = OutcomeUnknownError(
             f"{asked}: it may or may not have taken effect: {said}{tries}. Make the same call again{same} to learn "
             "which.",
             **fields,
         )
+        error.__cause__ = failure.cause
+        return error
     kind = error_class(failure.code, failure.details.reason)
     if issubclass(kind, NotFoundError) and not failure.is_ours:
         # Something between here and the server does not know it. That must not look like a new workflow.
         kind = MilepostError
     advice = _ADVICE.get(failure.code, "") if not failure.is_ours else ""
-    return kind(f"{asked}: {said}{tries}.{advice.format(target=target)}", **fields)
+    error = kind(f"{asked}: {said}{tries}.{advice.format(target=target)}", **fields)
+    error.__cause__ = failure.cause
+    return error
 
 
 _ADVICE: Final[Mapping[int, str]] = {

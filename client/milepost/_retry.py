@@ -8,7 +8,8 @@ answer came (`may_have_taken_effect`). The second is what an honest error depend
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from milepost._status import NOTHING, Details
 from milepost.errors import Code
@@ -54,6 +55,10 @@ class Failure:
     code: int
     text: str = ""
     details: Details = NOTHING
+    was_sent: bool = True
+    """Something of it may be on the wire."""
+    cause: BaseException | None = field(default=None, repr=False, compare=False)
+    """What gRPC raised."""
 
     @property
     def is_ours(self) -> bool:
@@ -84,12 +89,17 @@ class Failure:
     @property
     def may_have_taken_effect(self) -> bool:
         """The server may have done what was asked, although no answer says so."""
+        if not self.was_sent:
+            return False
         if self.code in {Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN}:
             return True
         if self.code == Code.UNAVAILABLE:
             return not self.is_ours and not self.text.startswith(NEVER_SENT)
         # A connection that breaks in the middle of a call can look like this.
         return self.code == Code.INTERNAL and not self.is_ours
+
+
+NO_TIME_LEFT: Final = Failure(Code.DEADLINE_EXCEEDED, "no time was left to send it", was_sent=False)
 
 
 class Attempts:

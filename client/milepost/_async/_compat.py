@@ -59,6 +59,33 @@ class Bell:
         return True
 
 
+async def answer(call: Awaitable[ResponseT]) -> ResponseT:
+    """Wait for the answer to a call.
+
+    Raises:
+        grpc.RpcError: It failed; or it was cancelled, but not its waiter.
+    """
+    try:
+        return await call
+    except asyncio.CancelledError:
+        _require_cancelled()
+        raise
+
+
+def _require_cancelled() -> None:
+    """Tell apart a waiter that is cancelled from one whose call is: the end of a channel cancels the calls on it.
+
+    gRPC ends both alike, and whoever is not cancelled must not be told so: a task group would take it for its end.
+
+    Raises:
+        grpc.aio.AioRpcError: It was the call.
+    """
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "the channel was closed") from None
+
+
 class Stream(Generic[ResponseT]):
     """The answers to one request, one at a time."""
 
@@ -76,10 +103,10 @@ class Stream(Generic[ResponseT]):
         try:
             return await anext(self._answers, None)
         except asyncio.CancelledError:
-            # A call that is cancelled here ends its waiter as if it were the waiter's task that was cancelled.
             task = asyncio.current_task()
             if self._is_cancelled and not (task is not None and task.cancelling()):
                 return None
+            _require_cancelled()
             raise
 
     def cancel(self) -> None:

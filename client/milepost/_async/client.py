@@ -30,7 +30,7 @@ from milepost._batch import SaveAll
 from milepost._calls import Method, SaveDraft
 from milepost._config import TLS
 from milepost._leases import TTL_S, default_holder
-from milepost._retry import Attempts, RetryPolicy
+from milepost._retry import NO_TIME_LEFT, Attempts, Failure, RetryPolicy
 from milepost._state import DigestMemory
 from milepost._texts import build
 from milepost.codecs import JSON, Codec
@@ -945,15 +945,12 @@ class AsyncClient:
     async def _call(self, method: Method[ResponseT], request: Message, attempts: Attempts) -> ResponseT:
         """Send one request until it is answered or given up."""
         payload = _calls.encode(method, request)
-        cause: grpc.RpcError | None = None
-        failure = _calls.NO_TIME_LEFT
-        # With no time left gRPC would answer as if the call had been sent, and its outcome were open.
-        while (remaining_s := attempts.remaining_s) > 0:
-            send = self._sender(method)
-            try:
-                return await send(payload, timeout=remaining_s, metadata=self._token.metadata())
-            except grpc.RpcError as error:
-                cause, failure = error, _calls.read_failure(error)
+        failure = NO_TIME_LEFT
+        while attempts.remaining_s > 0:
+            answer = await self._attempt(method, payload, attempts.remaining_s)
+            if not isinstance(answer, Failure):
+                return answer
+            failure = answer
             pause_s = attempts.after(failure, twin_is_known=method.finds_twin)
             if pause_s is None:
                 break
@@ -973,7 +970,18 @@ class AsyncClient:
             outcome_unknown=attempts.outcome_unknown,
             attempts=attempts,
             target=self.target,
-        ) from cause
+        )
+
+    async def _attempt(self, method: Method[ResponseT], payload: bytes, timeout_s: float) -> ResponseT | Failure:
+        """Send an encoded request once; return the answer or the failure."""
+        if timeout_s <= 0:
+            # gRPC would answer as if the call had been sent, and its outcome were open.
+            return NO_TIME_LEFT
+        send = self._sender(method)
+        try:
+            return await _compat.answer(send(payload, timeout=timeout_s, metadata=self._token.metadata()))
+        except grpc.RpcError as error:
+            return _calls.read_failure(error)
 
     async def _pages(
         self,

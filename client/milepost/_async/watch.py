@@ -43,10 +43,10 @@ class AsyncWatch:
             try:
                 response = await self._next_response()
             except grpc.RpcError as error:
-                await self._pause(_calls.read_failure(error), error)
+                await self._pause(_calls.read_failure(error))
                 continue
             if response is None:
-                await self._pause(_ENDED, None)
+                await self._pause(_ENDED)
                 continue
             self._attempts = None
             event = self._progress.take(response)
@@ -92,7 +92,7 @@ class AsyncWatch:
             self._stream = None
             raise
 
-    async def _pause(self, failure: Failure, cause: grpc.RpcError | None) -> None:
+    async def _pause(self, failure: Failure) -> None:
         """Wait before the stream is opened again, or give up. Nothing of it where the watch was closed."""
         if self._is_closed:
             return
@@ -108,6 +108,6 @@ class AsyncWatch:
                 outcome_unknown=False,
                 attempts=attempts,
                 target=self._client.target,
-            ) from cause
+            )
         logger.debug("Watch: the stream broke (%s), it is opened again in %.3f s", failure.text, pause_s)
         await self._closing.wait(pause_s)

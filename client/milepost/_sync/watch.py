@@ -44,10 +44,10 @@ class Watch:
             try:
                 response = self._next_response()
             except grpc.RpcError as error:
-                self._pause(_calls.read_failure(error), error)
+                self._pause(_calls.read_failure(error))
                 continue
             if response is None:
-                self._pause(_ENDED, None)
+                self._pause(_ENDED)
                 continue
             self._attempts = None
             event = self._progress.take(response)
@@ -93,7 +93,7 @@ class Watch:
             self._stream = None
             raise
 
-    def _pause(self, failure: Failure, cause: grpc.RpcError | None) -> None:
+    def _pause(self, failure: Failure) -> None:
         """Wait before the stream is opened again, or give up. Nothing of it where the watch was closed."""
         if self._is_closed:
             return
@@ -109,6 +109,6 @@ class Watch:
                 outcome_unknown=False,
                 attempts=attempts,
                 target=self._client.target,
-            ) from cause
+            )
         logger.debug("Watch: the stream broke (%s), it is opened again in %.3f s", failure.text, pause_s)
         self._closing.wait(pause_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from milepost._retry import Attempts, Failure, RetryPolicy
+from milepost._retry import NO_TIME_LEFT, Attempts, Failure, RetryPolicy
 from milepost._status import Details
 from milepost.errors import Code
 
@@ -114,3 +114,10 @@ def test_many_attempts_do_not_overflow() -> None:
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at least"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]  # a dict of one of its fields
+
+
+def test_what_was_never_sent_has_taken_no_effect() -> None:
+    """Though its code is that of a call whose answer did not come in time."""
+    attempts = Attempts(RetryPolicy(), 0.0, lambda: 0.0, lambda: 1.0)
+    assert attempts.after(NO_TIME_LEFT) is None
+    assert not attempts.outcome_unknown

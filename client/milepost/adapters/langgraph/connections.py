@@ -7,7 +7,6 @@ import os
 import weakref
 from typing import Any, TypeVar, cast
 
-import grpc
 from google.protobuf.message import Message
 
 from milepost import AsyncClient, Client, _calls
@@ -37,14 +36,6 @@ class BlockingSender(Client):
             return self._call(method, request, attempts)
         return cast("ResponseT", outcome)
 
-    def _attempt(self, method: Method[Any], payload: bytes, timeout_s: float) -> Any:
-        if timeout_s <= 0:
-            return _calls.NO_TIME_LEFT
-        try:
-            return self._sender(method)(payload, timeout=timeout_s, metadata=self._token.metadata())
-        except grpc.RpcError as error:
-            return _calls.read_failure(error)
-
 
 class AsyncSender(AsyncClient):
     """The same for asyncio: one channel for each running loop."""
@@ -67,14 +58,6 @@ class AsyncSender(AsyncClient):
             await self._sleep(_pause_s(request, attempts, outcome, self.target))
             return await self._call(method, request, attempts)
         return cast("ResponseT", outcome)
-
-    async def _attempt(self, method: Method[Any], payload: bytes, timeout_s: float) -> Any:
-        if timeout_s <= 0:
-            return _calls.NO_TIME_LEFT
-        try:
-            return await self._sender(method)(payload, timeout=timeout_s, metadata=self._token.metadata())
-        except grpc.RpcError as error:
-            return _calls.read_failure(error)
 
 
 def _pause_s(request: pb.SaveRequest, attempts: Attempts, failure: Failure, target: str) -> float:

@@ -173,6 +173,26 @@ async def test_a_waiting_reader_is_woken_by_the_close(server: ScriptedServer, cl
     assert quiet.is_ended.wait(DEADLINE_S)
 
 
+async def test_a_waiting_reader_has_an_error_when_the_client_is_closed(server: ScriptedServer) -> None:
+    """It is not told as a cancellation of its reader, who was not cancelled."""
+    quiet = Quiet(started(4))
+    server.on("Watch", quiet)
+    client = AsyncClient(server.target)
+    events = client.watch("w")
+    await anext(events)
+
+    async def close_client() -> float | None:
+        await client.close()
+        return None
+
+    closer = _compat.Heartbeat(close_client, "closer")
+    closer.start(0.01)
+    with pytest.raises(UnavailableError):
+        await anext(events)
+    await closer.stop()
+    assert quiet.is_ended.wait(DEADLINE_S)
+
+
 async def close(events: Any) -> float | None:
     await events.aclose()
     return None

@@ -12,12 +12,14 @@ import grpc
 import pytest
 
 from milepost import Client, errors
+from milepost._sync import _compat
 from milepost._retry import RetryPolicy
 from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status
 from milepost.v1 import checkpoint_pb2, error_reason_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 from tests.support.scripted_server import Abort, ScriptedServer, scripted_server
 
+DEADLINE_S = 20.0
 UNAVAILABLE = Abort(grpc.StatusCode.UNAVAILABLE)
 NOT_SERVING = Abort(grpc.StatusCode.UNAVAILABLE, "NOT_SERVING", "draining", retry_after_s=0.001)
 NOT_COMMITTED = Abort(grpc.StatusCode.UNAVAILABLE, "NOT_COMMITTED", "the commit failed", retry_after_s=0.001)
@@ -450,6 +452,39 @@ def test_a_closed_client_is_not_opened_again(server: ScriptedServer) -> None:
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
         client.delete("w")
+
+
+@pytest.mark.parametrize("method", ["Save", "Load"])
+def test_a_call_under_way_ends_with_an_error_when_the_client_is_closed(server: ScriptedServer, method: str) -> None:
+    """It is not told as a cancellation of its caller, who was not cancelled."""
+    arrived, ended = threading.Event(), threading.Event()
+
+    def hold(request: Any, context: grpc.ServicerContext) -> Abort:
+        context.add_callback(ended.set)
+        arrived.set()
+        ended.wait(DEADLINE_S)
+        return Abort(grpc.StatusCode.UNAVAILABLE)
+
+    server.on(method, hold)
+    client = Client(server.target)
+
+    def close_when_arrived() -> float | None:
+        if not arrived.is_set():
+            return 0.01
+        client.close()
+        return None
+
+    closer = _compat.Heartbeat(close_when_arrived, "closer")
+    closer.start(0.01)
+    if method == "Save":
+        with pytest.raises(errors.OutcomeUnknownError) as caught:
+            client.save("w", state={}, checkpoint_id="c")
+        assert caught.value.checkpoint_id == "c"
+    else:
+        with pytest.raises(errors.UnavailableError):
+            client.load("w")
+    assert ended.wait(DEADLINE_S)
+    closer.stop()
 
 
 def item(checkpoint_id: str, *, workflow_id: str = "w", **more: Any) -> SaveItem:

@@ -172,6 +172,26 @@ def test_a_waiting_reader_is_woken_by_the_close(server: ScriptedServer, client: 
     assert quiet.is_ended.wait(DEADLINE_S)
 
 
+def test_a_waiting_reader_has_an_error_when_the_client_is_closed(server: ScriptedServer) -> None:
+    """It is not told as a cancellation of its reader, who was not cancelled."""
+    quiet = Quiet(started(4))
+    server.on("Watch", quiet)
+    client = Client(server.target)
+    events = client.watch("w")
+    next(events)
+
+    def close_client() -> float | None:
+        client.close()
+        return None
+
+    closer = _compat.Heartbeat(close_client, "closer")
+    closer.start(0.01)
+    with pytest.raises(UnavailableError):
+        next(events)
+    closer.stop()
+    assert quiet.is_ended.wait(DEADLINE_S)
+
+
 def close(events: Any) -> float | None:
     events.close()
     return None
