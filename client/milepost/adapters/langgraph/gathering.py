@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from google.protobuf.wrappers_pb2 import BytesValue
+
 from milepost import _calls
 from milepost._calls import Method
 from milepost._retry import Attempts, Failure
@@ -219,11 +221,9 @@ def _call_of(group: Group[Any]) -> tuple[Method[Any], bytes, float]:
     timeout_s = max(save.attempts.remaining_s for save in group)
     if len(group) == 1:
         return _calls.SAVE, group[0].payload, timeout_s
-    # A message that holds others is their bytes, each behind its field number and length.
-    parts: list[bytes] = []
-    for save in group:
-        parts += (b"\x0a", _varint(len(save.payload)), save.payload)
-    return _calls.BATCH_SAVE, b"".join(parts), timeout_s
+    # On the wire its items, field 1, are no different from bytes in a field 1, one message behind the other.
+    items = [BytesValue(value=save.payload).SerializeToString() for save in group]
+    return _calls.BATCH_SAVE, b"".join(items), timeout_s
 
 
 def _settle(group: Group[Any], answer: Answer) -> None:
@@ -234,12 +234,3 @@ def _settle(group: Group[Any], answer: Answer) -> None:
     else:
         for save in group:
             save.outcome = answer
-
-
-def _varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
