@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -151,14 +150,14 @@ class Coordination(MemoryBase):
     @names_call
     def start_watch(
         self, workflow_id: str, after: tuple[str, int] | None, definition: str | None
-    ) -> tuple[WatchEvent, builtins.list[WatchEvent], int]:
+    ) -> tuple[WatchEvent, list[WatchEvent], int]:
         """Return the first event, those since `after`, and where to read on."""
         check_texts(workflow_id=workflow_id or None, definition=definition)
         with self._lock:
             workflow = self._workflows.get(workflow_id)
             if workflow is not None and not workflow.is_visible:
                 workflow = None
-            events: builtins.list[WatchEvent] = []
+            events: list[WatchEvent] = []
             if after is not None:
                 incarnation, revision = after
                 is_same = workflow is not None and workflow.incarnation == incarnation
@@ -172,7 +171,7 @@ class Coordination(MemoryBase):
                 started = self._event(workflow, WatchEventKind.STARTED, row=workflow.head(""))
             return started, events, self._log.end
 
-    def read_events(self, position: int) -> tuple[builtins.list[WatchEvent], int]:
+    def read_events(self, position: int) -> tuple[list[WatchEvent], int]:
         """Return the events from a position on, and where to read on."""
         with self._lock:
             return self._log.read(position), self._log.end

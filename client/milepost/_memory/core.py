@@ -7,42 +7,31 @@ changes what is stored. One lock guards all; values are encoded and decoded outs
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
 
-from milepost._calls import encode_metadata, located, read_record, records_to_wire
+from milepost._calls import encode_metadata, located, records_to_wire
 from milepost._memory.base import names_call
 from milepost._memory.checks import (
     CLASS_BY_REASON,
     ENTRIES_MAX,
     ENTRY_OVERHEAD_BYTES,
-    HISTORY_KEYS_MAX,
     WAITING_RECORDS_MAX,
     check_content,
     check_count,
     check_item,
-    check_limit,
     check_metadata,
     check_records,
     check_sent_records,
-    check_sequence,
     check_texts,
     check_token,
     limit_metadata,
     line_of,
     list_of_texts,
-    status_set,
-)
-from milepost._memory.checks import (
-    metadata_contains as contains_metadata,
 )
 from milepost._memory.coordination import Coordination
+from milepost._memory.reading import Reading
 from milepost._memory.rows import (
     NO_STEPS,
     RecordGroup,
@@ -56,11 +45,10 @@ from milepost._memory.rows import (
     merge_records,
     needed_ancestors,
     pick,
-    record_order,
     resolve_again,
 )
 from milepost._memory.signals import REPLAY_WINDOW
-from milepost._state import decode_state, decode_value, encode_state
+from milepost._state import encode_state
 from milepost.errors import (
     CheckpointDeletedError,
     CheckpointNotFoundError,
@@ -70,9 +58,6 @@ from milepost.errors import (
     WorkflowExistsError,
 )
 from milepost.types import (
-    Checkpoint,
-    EntryVersion,
-    PendingSignal,
     Record,
     RecordOutcome,
     Saved,
@@ -84,7 +69,7 @@ from milepost.types import (
 from milepost.v1 import checkpoint_pb2 as pb
 
 
-class MemoryCore(Coordination):
+class MemoryCore(Reading, Coordination):
     """Every operation of the store, for one namespace."""
 
     # Saving.
@@ -271,9 +256,9 @@ class MemoryCore(Coordination):
             pending_signal_count=len(workflow.signals),
         )
 
-    def save_all(self, items: Iterable[SaveItem]) -> builtins.list[Saved | MilepostError]:
+    def save_all(self, items: Iterable[SaveItem]) -> list[Saved | MilepostError]:
         """Store many checkpoints, in order; an item that builds on a failed one fails with it."""
-        results: builtins.list[Saved | MilepostError] = []
+        results: list[Saved | MilepostError] = []
         failed: dict[tuple[str, str, str], int] = {}
         for index, item in enumerate(items):
             key = (item.workflow_id, item.scope, item.checkpoint_id)
@@ -301,194 +286,6 @@ class MemoryCore(Coordination):
                 predecessor_index=predecessor,
             )
 
-    # Reading.
-
-    @names_call
-    def load(
-        self,
-        workflow_id: str,
-        *,
-        checkpoint_id: str | None,
-        sequence: int | None,
-        latest_with_status: Status | Iterable[Status] | None,
-        scope: str,
-        entries: Iterable[str] | None,
-        with_state: bool,
-    ) -> Checkpoint:
-        """Read one checkpoint."""
-        if (checkpoint_id is not None) + (sequence is not None) + (latest_with_status is not None) > 1:
-            raise InvalidRequestError(
-                f"load of workflow {workflow_id!r}: give at most one of checkpoint_id, sequence and latest_with_status",
-                workflow_id=workflow_id,
-            )
-        entry_keys = None if entries is None else list_of_texts(entries, "entries")
-        check_sequence("sequence", sequence)
-        check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
-        with self._lock:
-            workflow = self._require(workflow_id)
-            row = pick(workflow, scope, checkpoint_id, sequence, status_set(latest_with_status))
-            if row is None:
-                raise self._no_checkpoint(workflow_id, scope, checkpoint_id, sequence)
-            stored = self._read(workflow, row)
-        with_state = with_state and entry_keys != []
-        return stored.decode(self, with_state=with_state, with_records=True, is_loaded=True, entry_keys=entry_keys)
-
-    @names_call
-    def list(
-        self,
-        workflow_id: str,
-        *,
-        scope: str | None,
-        newest_first: bool,
-        limit: int | None,
-        with_state: bool,
-        with_records: bool,
-        status: Status | Iterable[Status] | None,
-        current_step: str | None,
-        before: Checkpoint | Saved | int | str | None,
-        metadata_contains: Mapping[str, Any] | None,
-        run_id: str | None,
-    ) -> Iterator[Checkpoint]:
-        """Return what there is now."""
-        check_limit(limit)
-        if limit == 0:
-            return iter(())
-        before_checkpoint_id = before if isinstance(before, str) else None
-        before_sequence = before if isinstance(before, int) else None
-        if isinstance(before, Checkpoint | Saved):
-            before_sequence = before.sequence
-        check_sequence("before_sequence", before_sequence)
-        check_texts(
-            workflow_id=workflow_id,
-            scope=scope,
-            current_step=current_step,
-            before_checkpoint_id=before_checkpoint_id,
-            run_id=run_id,
-        )
-        with self._lock:
-            workflow = self._require(workflow_id)
-            rows = [row for row in workflow.rows.values() if scope is None or row.scope == scope]
-            if newest_first:
-                rows.reverse()
-            wanted_statuses = status_set(status)
-            stored = [
-                self._read(workflow, row)
-                for row in islice(
-                    (
-                        row
-                        for row in rows
-                        if (not wanted_statuses or row.status in wanted_statuses)
-                        and (current_step is None or row.current_step == current_step)
-                        and (run_id is None or row.run_id == run_id)
-                        and (before_sequence is None or row.sequence < before_sequence)
-                        and (before_checkpoint_id is None or row.checkpoint_id.encode() < before_checkpoint_id.encode())
-                        and (metadata_contains is None or contains_metadata(row.metadata, metadata_contains))
-                    ),
-                    limit,
-                )
-            ]
-        return (one.decode(self, with_state=with_state, with_records=with_records, is_loaded=False) for one in stored)
-
-    @names_call
-    def entry_history(
-        self,
-        workflow_id: str,
-        entries: str | Iterable[str],
-        *,
-        scope: str,
-        checkpoint_id: str | None,
-        limit: int | None,
-    ) -> Iterator[EntryVersion]:
-        """Return the values that entries had, newest first."""
-        check_limit(limit)
-        if limit == 0:
-            return iter(())
-        entry_keys = list(dict.fromkeys([entries] if isinstance(entries, str) else entries))
-        check_texts(workflow_id=workflow_id, scope=scope, checkpoint_id=checkpoint_id, entry_keys=entry_keys)
-        check_count("entry_keys", len(entry_keys), limit="history_keys_max", allowed=HISTORY_KEYS_MAX)
-        if not entry_keys:
-            raise InvalidRequestError(
-                f"entry_keys: must be 1 to {HISTORY_KEYS_MAX} keys",
-                reason="INVALID_FIELD",
-                metadata={"field": "entry_keys"},
-            )
-        found: builtins.list[tuple[str, Row, pb.Value | None]] = []
-        with self._lock:
-            workflow = self._require(workflow_id)
-            start = pick(workflow, scope, checkpoint_id, None, frozenset())
-            if start is None:
-                raise self._no_checkpoint(workflow_id, scope, checkpoint_id, None)
-            line = [*workflow.ancestors(start)]
-        for position, row in enumerate(line):
-            before = line[position + 1].values if position + 1 < len(line) else {}
-            for key in entry_keys:
-                mine, theirs = row.values.get(key), before.get(key)
-                if mine != theirs:
-                    found.append((key, row, mine))
-        return (
-            EntryVersion(
-                entry_key=key,
-                checkpoint_id=row.checkpoint_id,
-                sequence=row.sequence,
-                value=None if value is None else decode_value(value, self.codec, key),
-                removed=value is None,
-            )
-            for key, row, value in found[:limit]
-        )
-
-    @names_call
-    def workflows(
-        self,
-        *,
-        prefix: str,
-        status: Status | Iterable[Status] | None,
-        labels: Mapping[str, str] | None,
-        definition: str | None,
-        updated_from: datetime | None,
-        updated_before: datetime | None,
-        is_leased: bool | None,
-        has_pending_signals: bool | None,
-        fingerprint: str | None,
-        limit: int | None,
-    ) -> builtins.list[WorkflowInfo]:
-        """Return the workflows that match, by id, bytewise."""
-        check_limit(limit)
-        for name, moment in (("updated_from", updated_from), ("updated_before", updated_before)):
-            if moment is not None and moment.tzinfo is None:
-                raise ValueError(f"{name} has no time zone; give datetime.now(UTC), for example")
-        check_texts(workflow_id_prefix=prefix, labels=labels, definition=definition, fingerprint=fingerprint)
-        with self._lock:
-            infos = [
-                self._info(workflow)
-                for key, workflow in sorted(self._workflows.items(), key=lambda pair: pair[0].encode())
-                if workflow.is_visible and key.startswith(prefix)
-            ]
-        wanted, statuses = labels or {}, status_set(status)
-        return [
-            *islice(
-                (
-                    info
-                    for info in infos
-                    if (not statuses or info.status in statuses)
-                    and all(info.labels.get(key) == value for key, value in wanted.items())
-                    and (definition is None or info.definition == definition)
-                    and (updated_from is None or (info.update_time or _NEVER) >= updated_from)
-                    and (updated_before is None or (info.update_time or _NEVER) < updated_before)
-                    and is_leased in {None, info.lease is not None}
-                    and has_pending_signals in {None, info.pending_signal_count > 0}
-                    and fingerprint in {None, info.fingerprint}
-                ),
-                limit,
-            )
-        ]
-
-    @names_call
-    def workflow(self, workflow_id: str) -> WorkflowInfo:
-        """Return what is known of one workflow."""
-        check_texts(workflow_id=workflow_id)
-        with self._lock:
-            return self._info(self._require(workflow_id))
-
     # Records.
 
     @names_call
@@ -501,7 +298,7 @@ class MemoryCore(Coordination):
         scope: str,
         require_checkpoint: bool,
         lease_token: int,
-    ) -> builtins.list[RecordOutcome]:
+    ) -> list[RecordOutcome]:
         """Append records to a checkpoint id, also before that checkpoint exists."""
         records = [*records]
         if not records:
@@ -551,7 +348,7 @@ class MemoryCore(Coordination):
                 self._changed(workflow, WatchEventKind.RECORDS_APPENDED, row=row, **where)
         return outcomes
 
-    def _encode_records(self, records: Sequence[Record]) -> builtins.list[tuple[pb.Record, bool]]:
+    def _encode_records(self, records: Sequence[Record]) -> list[tuple[pb.Record, bool]]:
         encoded = records_to_wire(records, self.codec, None)
         return [(one, record.overwrite) for one, record in zip(encoded, records, strict=True)]
 
@@ -692,10 +489,10 @@ class MemoryCore(Coordination):
         check_texts(workflow_id=workflow_id)
         with self._lock:
             workflow = self._require(workflow_id)
-            by_scope: dict[str, builtins.list[Row]] = {}
+            by_scope: dict[str, list[Row]] = {}
             for row in workflow.rows.values():
                 by_scope.setdefault(row.scope, []).append(row)
-            doomed: builtins.list[Row] = []
+            doomed: list[Row] = []
             for rows in by_scope.values():
                 kept = rows[-keep_last:]
                 needed = needed_ancestors(workflow, kept)
@@ -705,20 +502,6 @@ class MemoryCore(Coordination):
         return len(doomed)
 
     # Shared steps; the lock is held.
-
-    def _no_checkpoint(
-        self, workflow_id: str, scope: str, checkpoint_id: str | None, sequence: int | None
-    ) -> CheckpointNotFoundError:
-        what, metadata = "no such checkpoint", {"workflow_id": workflow_id, "scope": scope}
-        if checkpoint_id is not None:
-            what, metadata["checkpoint_id"] = f"no checkpoint {checkpoint_id!r}", checkpoint_id
-        elif sequence is not None:
-            what, metadata["sequence"] = f"no checkpoint with sequence {sequence}", str(sequence)
-        return CheckpointNotFoundError(
-            f"workflow {workflow_id!r} has {what} in scope {scope!r}",
-            reason="CHECKPOINT_NOT_FOUND",
-            metadata=metadata,
-        )
 
     def _stub(self, workflow_id: str, scope: str, checkpoint_id: str) -> Stub | None:
         key = (workflow_id, scope, checkpoint_id)
@@ -760,106 +543,6 @@ class MemoryCore(Coordination):
         workflow.heads = {row.scope: row.sequence for row in workflow.rows.values()}
         self._changed(workflow, kind)
 
-    def _info(self, workflow: Workflow) -> WorkflowInfo:
-        head = workflow.head("")
-        return WorkflowInfo(
-            namespace=self.namespace,
-            workflow_id=workflow.workflow_id,
-            status=head.status if head is not None else None,
-            current_step=head.current_step if head is not None else "",
-            definition=workflow.definition,
-            labels=dict(workflow.labels),
-            head_checkpoint_id=head.checkpoint_id if head is not None else "",
-            head_sequence=head.sequence if head is not None else 0,
-            last_sequence=workflow.last_sequence,
-            checkpoint_count=len(workflow.rows),
-            scope_count=len(workflow.heads),
-            stored_bytes=sum(row.size_bytes for row in workflow.rows.values()),
-            create_time=workflow.create_time,
-            update_time=workflow.update_time,
-            revision=workflow.revision,
-            incarnation=workflow.incarnation,
-            forked_from_workflow_id=workflow.forked_from,
-            lease=self._leases.find_live(workflow.workflow_id),
-            pending_signal_count=len(workflow.signals),
-            fingerprint=head.fingerprint if head is not None else "",
-        )
-
-    def _read(self, workflow: Workflow, row: Row) -> _Read:
-        group = workflow.records.get((row.scope, row.checkpoint_id))
-        return _Read(
-            workflow_id=workflow.workflow_id,
-            row=row,
-            parent_pruned=bool(row.parent_id) and workflow.find(row.scope, row.parent_id) is None,
-            head_checkpoint_id=workflow.rows[workflow.heads[row.scope]].checkpoint_id,
-            records=() if group is None else tuple(group.records.values()),
-            revision=workflow.revision,
-            pending_signals=workflow.signals.shown(),
-            pending_signal_count=len(workflow.signals),
-        )
-
     def _error(self, reason: str, message: str, item: SaveItem, **metadata: object) -> MilepostError:
         said = {key: str(value) for key, value in metadata.items()}
         return CLASS_BY_REASON[reason](message, reason=reason, metadata=said)
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What was read of one checkpoint under the lock, to be decoded without it."""
-
-    workflow_id: str
-    row: Row
-    parent_pruned: bool
-    head_checkpoint_id: str
-    records: tuple[pb.Record, ...] = field(repr=False)
-    revision: int
-    pending_signals: tuple[PendingSignal, ...]
-    pending_signal_count: int
-
-    def decode(
-        self,
-        core: MemoryCore,
-        *,
-        with_state: bool,
-        with_records: bool,
-        is_loaded: bool,
-        entry_keys: Sequence[str] | None = None,
-    ) -> Checkpoint:
-        row = self.row
-        values: Mapping[str, pb.Value] = row.values
-        if entry_keys is not None:
-            values = {key: row.values[key] for key in dict.fromkeys(entry_keys) if key in row.values}
-        records = sorted(self.records if with_records else (), key=record_order)
-        return Checkpoint(
-            namespace=core.namespace,
-            workflow_id=self.workflow_id,
-            scope=row.scope,
-            checkpoint_id=row.checkpoint_id,
-            parent_id=row.parent_id,
-            parent_pruned=self.parent_pruned,
-            sequence=row.sequence,
-            current_step=row.current_step,
-            completed_steps=row.steps.all() if is_loaded else (),
-            completed_step_count=row.steps.count,
-            status=row.status,
-            create_time=row.create_time,
-            metadata=json.loads(row.metadata) if row.metadata else {},
-            definition=row.definition,
-            fingerprint=row.fingerprint,
-            run_id=row.run_id,
-            history_entries=row.history_entries,
-            entry_count=len(row.values),
-            size_bytes=row.size_bytes,
-            digest=row.digest,
-            records=tuple(read_record(one, core.codec) for one in records),
-            record_count=len(self.records),
-            head_checkpoint_id=self.head_checkpoint_id if is_loaded else "",
-            revision=self.revision if is_loaded else 0,
-            pending_signals=self.pending_signals if is_loaded else (),
-            pending_signal_count=self.pending_signal_count if is_loaded else 0,
-            state_omitted=not with_state or entry_keys is not None,
-            state_values=decode_state(values, core.codec) if with_state else None,
-        )
-
-
-_NEVER: Final = datetime.fromisoformat("0001-01-01T00:00:00+00:00")
