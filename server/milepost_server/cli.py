@@ -159,7 +159,8 @@ def _report_lines(data_dir: Path, report: VerifyReport) -> Iterator[str]:
     hidden = len(report.problems) - PROBLEMS_SHOWN_MAX
     if hidden > 0:
         yield f"and {hidden} more problems"
-    yield f"{data_dir}: {len(report.problems)} problems" if report.problems else f"{data_dir}: sound"
+    count = len(report.problems)
+    yield f"{data_dir}: {count} problem{'s' if count > 1 else ''}" if count else f"{data_dir}: sound"
 
 
 @cli.command()

@@ -7,6 +7,8 @@ a checksum shows is in `test_corruption`.
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +281,21 @@ def test_the_check_tells_of_rows_that_say_what_is_not_so(what: str, whole_store:
         lie(txn)
     problems = verify_store(data_dir).problems
     assert any(told in problem for problem in problems), problems
+
+
+def test_the_command_line_tells_each_problem_and_exits_with_1(whole_store: Path, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(whole_store, data_dir)
+    with lmdb.open(str(data_dir / "store"), create=False, map_size=1 << 30) as env, env.begin(write=True) as txn:
+        change(keys.WORKFLOW, is_w1, checkpoint_count=more)(txn)
+    done = subprocess.run(
+        [sys.executable, "-m", "milepost_server", "verify", str(data_dir)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    *_, problem, last = done.stdout.splitlines()
+    assert problem.startswith("problem: workflow 'w1'")
+    assert last == f"{data_dir}: 1 problem"

@@ -163,6 +163,15 @@ def test_a_taken_port_names_the_flag(start: Any) -> None:
     assert "--listen" in start_failure(start, name="two", listen=[first.target]).stderr
 
 
+def test_nobody_can_share_the_port_of_a_server(start: Any) -> None:
+    """Or it would take half of the connections."""
+    host, _, port = start().target.rpartition(":")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host, int(port)))
+
+
 @pytest.mark.parametrize(
     "address",
     ["7450", "localhost", "127.0.0.1:x", "127.0.0.1:70000", "::1:7450", "unix:", "unix:a%20b", "nowhere.invalid:1"],
