@@ -25,9 +25,11 @@ import pytest
 from google.rpc import code_pb2
 
 import milepost
-from milepost import MilepostError
+from milepost import MilepostError, Step, Workflow
 from milepost.cli.app import cli as client_cli
+from milepost.runner.options import BindOptions
 from milepost.runner.settings import Settings
+from milepost.runner.step import StepOptions
 from milepost.testing import LocalServer, local_server
 from milepost.v1 import checkpoint_store_pb2, error_reason_pb2
 from milepost_server.cli import STORAGE_GRACE_S
@@ -333,6 +335,24 @@ def test_every_option_of_a_runner_is_documented_as_it_is() -> None:
         **rows,
         "holder": defaults["holder"],
     }
+
+
+def test_every_option_of_a_step_is_documented_as_it_is() -> None:
+    rows = {row[0]: row[1] for row in rows_of("docs/workflows.md", "option of a step", "default", "what it is")}
+    defaults = {one.name: one.default for one in dataclasses.fields(Step) if one.name in rows}
+
+    assert ["id", *rows] == list(StepOptions.__annotations__)
+    assert rows == {
+        **{name: f"{value:,}" if type(value) is int else str(value) for name, value in defaults.items()},
+        "retry": "one attempt",
+    }
+
+
+def test_help_tells_every_option() -> None:
+    """Whoever has the package and no documentation reads of them with `help`, or in an editor."""
+    for method, options in ((Workflow.step, StepOptions), (Workflow.bind, BindOptions)):
+        told = re.findall(r"^        (\w+): .*[.;]", method.__doc__ or "", re.MULTILINE)
+        assert [name for name in told if name in options.__annotations__] == list(options.__annotations__)
 
 
 def test_every_error_is_documented_as_it_is() -> None:

@@ -174,7 +174,24 @@ class Workflow(Generic[S]):
 
         Args:
             fn: Called with (state) or (state, context); with `for_each` with (state, item) or (state, item, context).
-            options: As `Step` has them; `id` defaults to the function's name.
+            options: Those of `Step`, by name:
+
+        id: Its name in the store; default: the function's name.
+        checkpoint: Save when it is finished (True); else it is saved with the next step.
+        version: Raise it when its results mean something else; 1.
+        depends_on: Ids of the steps before it; default: the one declared before. Steps that are ready together run side
+            by side.
+        retry: A `Retry`; default: one attempt.
+        timeout_s: Longest time for one attempt, in seconds; None: no end.
+        at_most_once: Never start it twice, even if nobody then knows whether it happened.
+        for_each: Run once for each item of this entry, side by side.
+        into: With `for_each`: the entry that the list of results goes to.
+        key: With `for_each`: names an item; default: its position.
+        repeat_while: Run again for as long as this holds of the state after it.
+        max_iterations: Turns of `repeat_while` after which it fails; 10,000.
+        waits_for: Run only once a signal of this name has come.
+        aliases: Ids that it had before it was renamed.
+        children: Workflows that it runs by `ctx.run`.
 
         Raises:
             TypeError: The function takes another number of arguments, or an option is none or has another type.
@@ -195,7 +212,8 @@ class Workflow(Generic[S]):
                     raise TypeError(f"workflow {self._name!r}: a step of this kind needs id=…, for it has no name")
             if unknown := named.keys() - StepOptions.__annotations__.keys():
                 names = ", ".join(sorted(map(repr, unknown)))
-                raise TypeError(f"workflow {self._name!r}, step {step_id!r}: there is no option {names}")
+                there_are = f"there are {', '.join(StepOptions.__annotations__)}"
+                raise TypeError(f"workflow {self._name!r}, step {step_id!r}: there is no option {names}; {there_are}")
             self.add_step(Step(step_id, function, **named))
             return function
 
@@ -241,14 +259,30 @@ class Workflow(Generic[S]):
 
         Args:
             store: A `Client` or `InMemoryStore` makes a `Runner`; their async twins make an `AsyncRunner`.
-            options: As `Settings` has them.
+            options: How it runs, by name:
+
+        lease_ttl_s: How long a lease lives without a renewal, which is what others wait for a dead host; 30.
+        on_change: What to do with a workflow of another definition: "fail" (the default), "compatible", "force".
+        durability: "sync": a step is durable before the next starts (the default); "pipelined"; "exit".
+        max_concurrency: Most steps and items of one run at once; 8.
+        grace_s: How long a step that was asked to end may take, in seconds; 10.
+        outage_limit_s: How long to wait for a store that does not answer, in seconds; 300.
+        crash_limit: Resumes without progress after which the workflow is failed; 5.
+        on_save_error: "fail" (the default), or "continue": a step whose save failed goes with the next.
+        record_error_text: Let logs and errors quote what a step's exception said; False.
+        redact: Takes secrets out of that text before it is stored.
+        unfenced: Run without a lease; False.
+        queue_items_max: Checkpoints on their way while a pipelined run goes on; 16.
+        holder: What others see as the holder of the lease; host:pid.
 
         Raises:
             ValueError: The definition has a fault, or an option is out of range.
             TypeError: That is no store, or it lacks leases or records, which `unfenced=True` would accept.
         """
         if unknown := options.keys() - BindOptions.__annotations__.keys():
-            raise TypeError(f"workflow {self._name!r}: bind has no option {', '.join(sorted(map(repr, unknown)))}")
+            names = ", ".join(sorted(map(repr, unknown)))
+            there_are = f"there are {', '.join(BindOptions.__annotations__)}"
+            raise TypeError(f"workflow {self._name!r}: bind has no option {names}; {there_are}")
         settings = Settings(**options)
         _ = self.definition
         save = getattr(store, "save", None)

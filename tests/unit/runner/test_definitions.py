@@ -334,7 +334,7 @@ def test_the_options_of_bind_are_those_of_a_runner() -> None:
     "options, problem",
     [
         ({"timeout_s": "3"}, "step 'price': timeout_s must be a number, not str"),
-        ({"retries": 3}, "step 'price': there is no option 'retries'"),
+        ({"retries": 3}, "step 'price': there is no option 'retries'; there are id, checkpoint, "),
         ({"retry": 3}, "step 'price': retry must be a Retry, not int"),
         ({"checkpoint": "no"}, "step 'price': checkpoint must be True or False, not 'no'"),
         ({"at_most_once": 1}, "step 'price': at_most_once must be True or False, not 1"),
@@ -360,7 +360,7 @@ def test_a_step_that_is_given_no_function_says_how_to_name_it() -> None:
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ({"lease_ttl": 30}, "workflow 'order': bind has no option 'lease_ttl'"),
+        ({"lease_ttl": 30}, "workflow 'order': bind has no option 'lease_ttl'; there are lease_ttl_s, "),
         ({"lease_ttl_s": "30"}, "lease_ttl_s must be a number, not str"),
         ({"grace_s": None}, "grace_s must be a number, not NoneType"),
     ],
