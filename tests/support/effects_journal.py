@@ -1,7 +1,8 @@
 """What steps did to the outside world, in a file that milepost knows nothing of.
 
-A line is one `write` to a file opened with O_APPEND, flushed before the step goes on: a process that is killed leaves
-each of its effects or none of it, and those of several processes never mix.
+A line is one `write` to a file opened with O_APPEND, flushed before the step goes on, so those of several processes
+never mix. Linux cuts a write at the end of a page where its process is killed just then: such a line counts as not
+written, since its step did not go on. Each line begins with its newline, so that a cut one spoils no other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class EffectsJournal:
     ) -> None:
         """Append a line; it is on disk on return."""
         effect = Effect(what, step, workflow_id, key, attempt, note, os.getpid(), time.monotonic())
-        line = json.dumps(asdict(effect)).encode() + b"\n"
+        line = b"\n" + json.dumps(asdict(effect)).encode()
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             assert os.write(file, line) == len(line)
@@ -54,7 +55,8 @@ class EffectsJournal:
         """Return the lines in the order they were written, of one workflow and kind if so asked."""
         if not self.path.exists():
             return []
-        effects = [Effect(**json.loads(line)) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        effects = [Effect(**json.loads(line)) for line in lines if line.endswith("}")]
         return [
             effect for effect in effects if workflow_id in {None, effect.workflow_id} and what in {None, effect.what}
         ]
