@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from milepost_server import rules
 from milepost_server.model import CheckpointRow, IdRow, WorkflowRow
-from milepost_server.storage.memory_engine import MemoryEngine, Tables
+from milepost_server.storage.memory_engine import MemoryEngine
+from milepost_server.storage.memory_transaction import Tables
 
 
 def check(engine: MemoryEngine) -> list[str]:
