@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, cast
 
-from milepost_server.errors import StoreError, UnavailableError, queue_full
+from milepost_server.errors import StoreError, UnavailableError
 from milepost_server.model import (
     AcquireLeaseCommand,
     Answer,
@@ -30,6 +30,7 @@ from milepost_server.model import (
     RenewLeaseCommand,
     SaveCommand,
 )
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage.port import Engine
 from milepost_server.store_queue import StoreQueue
 
@@ -48,16 +49,17 @@ class LeaseService:
     Args:
         queue: Runs commands and reads, and tells what was committed.
         engine: Is only read from here.
-        waits_max: Calls that may wait for leases, over all workflows.
+        waits_max: Calls that may wait for leases, over all namespaces.
     """
 
     def __init__(self, queue: StoreQueue, engine: Engine, *, waits_max: int) -> None:
         self._queue = queue
         self._engine = engine
-        self._waits_max = waits_max
+        self._waits = SharedBound(
+            "queue.lease_waits_max", waits_max, what="calls wait for leases", retry_after_s=RETRY_AFTER_S
+        )
         self._lines: dict[_Key, deque[asyncio.Event]] = {}
         """Who waits for a workflow's lease, the longest waiting first."""
-        self._wait_count = 0
         self._is_draining = False
         self._given_up: dict[tuple[str, int], asyncio.Future[Answer]] = {}
         """Leases that are being released since their caller had gone, by namespace and token."""
@@ -77,18 +79,16 @@ class LeaseService:
             return await self._grant(command)
         if self._is_draining:
             raise _draining()
-        if self._wait_count >= self._waits_max:
-            raise _too_many(self._waits_max)
+        self._waits.take(command.namespace)
         key = (command.namespace, command.workflow_id)
         line = self._lines.setdefault(key, deque())
         # In line before the first try, so that no release in between goes unnoticed.
         turn = asyncio.Event()
         line.append(turn)
-        self._wait_count += 1
         try:
             return await self._wait_for_grant(command, line, turn, wait_s)
         finally:
-            self._wait_count -= 1
+            self._waits.give_back(command.namespace)
             line.remove(turn)
             if line:
                 line[0].set()
@@ -106,7 +106,8 @@ class LeaseService:
     async def get(self, namespace: str, workflow_id: str) -> LeaseState | None:
         """Read a lease, without its token."""
         engine = self._engine
-        return (await self._queue.scan(lambda: engine.get_lease(namespace, workflow_id))).lease
+        answer = await self._queue.scan(lambda: engine.get_lease(namespace, workflow_id), namespace=namespace)
+        return answer.lease
 
     def end_waits(self) -> None:
         """Refuse everybody who waits, now and from now on: the server is draining."""
@@ -211,14 +212,3 @@ def _ended_leases(command: Command, outcome: Answer | StoreError) -> Sequence[_K
 
 def _draining() -> UnavailableError:
     return UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
-
-
-def _too_many(allowed: int) -> StoreError:
-    return queue_full(
-        f"{allowed} calls wait for leases already (queue.lease_waits_max); try again shortly",
-        limit="queue.lease_waits_max",
-        allowed=allowed,
-        found=allowed + 1,
-        unit="calls",
-        retry_after_s=RETRY_AFTER_S,
-    )

@@ -282,22 +282,22 @@ class CheckpointService:
 
     # Reading.
 
-    async def load(self, body: bytes) -> bytes:
-        """Read one checkpoint. The request is read and checked where it is run.
+    async def load(self, body: bytes, *, namespace: str) -> bytes:
+        """Read one checkpoint. The request is read and checked where it is run; a namespace is whose turn it takes.
 
         One that looks for a status does so in turns, each behind the other long reads that wait, until it has found
         one, no checkpoint is left, or its caller has gone.
         """
         query = EncodedLoadQuery(body)
-        answer = await self._queue.load(query)
+        answer = await self._queue.load(query, namespace=namespace)
         while isinstance(answer, LongLoad):
-            answer = await self._queue.load_long(query, answer.position)
+            answer = await self._queue.load_long(query, answer.position, namespace=namespace)
         return answer.body
 
     async def get_workflow(self, namespace: str, workflow_id: str) -> WorkflowAnswer:
         """Read one workflow, and the lease that is live."""
         engine = self._engine
-        return await self._queue.scan(lambda: engine.get_workflow(namespace, workflow_id))
+        return await self._queue.scan(lambda: engine.get_workflow(namespace, workflow_id), namespace=namespace)
 
     async def send_signal(self, command: SendSignalCommand) -> SendSignalAnswer:
         """Store a signal."""
@@ -312,7 +312,8 @@ class CheckpointService:
             token = decode_token("page_token", page_token, kind="signals", query_hash=query_hash)
             query = _replace(query, incarnation=token.incarnation, after_number=token.position[0])
         engine = self._engine
-        answer = cut_signals(await self._queue.scan(lambda: engine.list_signals(query)), growth, query.bytes_max)
+        answer = await self._queue.scan(lambda: engine.list_signals(query), namespace=query.namespace)
+        answer = cut_signals(answer, growth, query.bytes_max)
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -326,7 +327,7 @@ class CheckpointService:
     async def get_definition(self, namespace: str, fingerprint: str) -> DefinitionAnswer:
         """Read a definition's manifest."""
         engine = self._engine
-        return await self._queue.scan(lambda: engine.get_definition(namespace, fingerprint))
+        return await self._queue.scan(lambda: engine.get_definition(namespace, fingerprint), namespace=namespace)
 
     async def list_checkpoints(
         self, query: ListQuery, *, page_token: str, growth: Growth = no_growth
@@ -342,7 +343,8 @@ class CheckpointService:
                 sequence_max=token.bound,
             )
         engine = self._engine
-        answer = cut_list(await self._queue.scan(lambda: engine.list_checkpoints(query)), growth, query.bytes_max)
+        answer = await self._queue.scan(lambda: engine.list_checkpoints(query), namespace=query.namespace)
+        answer = cut_list(answer, growth, query.bytes_max)
         if answer.position is None:
             return answer, ""
         token = Token(
@@ -374,7 +376,7 @@ class CheckpointService:
             )
             query = _replace(query, after_workflow_id=token.after)
         engine = self._engine
-        answer = await self._queue.scan(lambda: engine.list_workflows(query))
+        answer = await self._queue.scan(lambda: engine.list_workflows(query), namespace=query.namespace)
         if answer.after_workflow_id is None:
             return answer, ""
         token = Token(kind="workflows", query_hash=query_hash, after=answer.after_workflow_id)
@@ -391,7 +393,7 @@ class CheckpointService:
             token = decode_token("page_token", page_token, kind="history", query_hash=query_hash)
             query = _replace(query, incarnation=token.incarnation, position=token.position[0])
         engine = self._engine
-        answer = await self._queue.scan(lambda: engine.entry_history(query))
+        answer = await self._queue.scan(lambda: engine.entry_history(query), namespace=query.namespace)
         answer = cut_entry_history(answer, growth, query.bytes_max)
         if answer.position is None:
             return answer, ""

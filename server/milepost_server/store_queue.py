@@ -41,15 +41,15 @@ class StoreQueue(Protocol):
     ) -> Future[_T]:
         """Queue a call of several commands, one after the other."""
 
-    def load(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
+    def load(self, query: EncodedLoadQuery, *, namespace: str) -> Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint, together with the others that wait."""
 
     def load_long(
-        self, query: EncodedLoadQuery, position: tuple[int, int] | None
+        self, query: EncodedLoadQuery, position: tuple[int, int] | None, *, namespace: str
     ) -> Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint that may take long to find, from where `LongLoad` said that it goes on."""
 
-    def scan(self, function: Callable[[], _T]) -> Future[_T]:
+    def scan(self, function: Callable[[], _T], *, namespace: str) -> Future[_T]:
         """Run a read that may take long."""
 
     def listen(self, listener: CommitListener) -> None:

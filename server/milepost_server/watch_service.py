@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from milepost_server.errors import NotFoundError, ResourceError, StoreError, UnavailableError
 from milepost_server.model import Answer, Command, WorkflowRow
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage.port import Engine
 from milepost_server.store_queue import StoreQueue
 from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery, events_of, standing
@@ -74,18 +75,19 @@ class WatchService:
     ) -> None:
         self._queue = queue
         self._engine = engine
-        self._watches_max = watches_max
+        self._open = SharedBound(
+            "queue.watches_max", watches_max, what="calls watch", unit="watches", reason="QUOTA_EXCEEDED"
+        )
         self._events_waiting_max = events_waiting_max
         self._ring: deque[WatchEvent] = deque(maxlen=events_kept_max)
         self._watches: dict[_Key, set[_Watch]] = {}
-        self._watch_count = 0
         self._is_draining = False
         queue.listen(self)
 
     @property
     def watch_count(self) -> int:
         """How many watch now."""
-        return self._watch_count
+        return self._open.total
 
     def end_watches(self) -> None:
         """End every watch, now and from now on: the server is draining."""
@@ -100,7 +102,7 @@ class WatchService:
             for command, outcome in zip(commands, outcomes, strict=True):
                 for event in events_of(command, outcome):
                     self._ring.append(event)
-                    if self._watch_count:
+                    if self._watches:
                         self._tell(event)
         except Exception:
             # A defect, which the queue logs. Nobody is to go on as if the rest of the commit had not been.
@@ -165,20 +167,9 @@ class WatchService:
     def _begin(self, query: WatchQuery) -> _Watch:
         if self._is_draining:
             raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
-        if self._watch_count >= self._watches_max:
-            raise ResourceError(
-                "QUOTA_EXCEEDED",
-                f"{self._watches_max} calls watch already (queue.watches_max)",
-                {
-                    "limit": "queue.watches_max",
-                    "allowed": self._watches_max,
-                    "found": self._watch_count + 1,
-                    "unit": "watches",
-                },
-            )
+        self._open.take(query.namespace)
         watch = _Watch((query.namespace, query.workflow_id), self._events_waiting_max)
         self._watches.setdefault(watch.key, set()).add(watch)
-        self._watch_count += 1
         return watch
 
     def _forget(self, watch: _Watch) -> None:
@@ -186,12 +177,14 @@ class WatchService:
         watches.remove(watch)
         if not watches:
             del self._watches[watch.key]
-        self._watch_count -= 1
+        self._open.give_back(watch.key[0])
 
     async def _find_workflow(self, query: WatchQuery) -> WorkflowRow | None:
         engine = self._engine
         try:
-            answer = await self._queue.scan(lambda: engine.get_workflow(query.namespace, query.workflow_id))
+            answer = await self._queue.scan(
+                lambda: engine.get_workflow(query.namespace, query.workflow_id), namespace=query.namespace
+            )
         except NotFoundError:
             return None
         return answer.workflow

@@ -60,7 +60,7 @@ class CheckpointStoreServicer:
 
     async def Load(self, request: bytes, context: Context) -> bytes:
         """Read one checkpoint."""
-        return await self._service.load(request)
+        return await self._service.load(request, namespace=peek_namespace(request))
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         """Read one page of a workflow's checkpoints."""

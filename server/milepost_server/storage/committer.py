@@ -28,12 +28,10 @@ from typing import Any, Final, Protocol, TypeVar
 from milepost_server.config import QueueConfig
 from milepost_server.errors import (
     OutcomeUnknownError,
-    ResourceError,
     StorageFailedError,
     StoreError,
     UnavailableError,
     internal_error,
-    queue_full,
 )
 from milepost_server.model import (
     AbandonForkCommand,
@@ -54,6 +52,7 @@ from milepost_server.model import (
     SweepAnswer,
     SweepCommand,
 )
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import encoded
 from milepost_server.storage.encoded import CallCodec
 from milepost_server.storage.port import CommandLane, Engine, LoadLane
@@ -76,7 +75,9 @@ LOADS_TAKEN_MAX: Final = 32
 SOUND_AFTER_S: Final = 60.0
 """Storage that fails sooner than this after it came back goes on failing: the waits between the tries grow on."""
 RETRY_AFTER_S: Final = 0.2
-"""What a caller is told to wait when a queue is full: a few commits."""
+"""What a caller is told to wait when the queue of commands is full: a few commits."""
+READ_RETRY_AFTER_S: Final = 0.1
+"""What a caller is told to wait when too many reads wait already."""
 
 _LEAVES_TRASH = (AbandonForkCommand, DeleteIdsCommand, DeleteRunCommand, DeleteWorkflowCommand, PruneCommand)
 
@@ -258,8 +259,16 @@ class Committer:
         """Namespaces that have something queued, each once; the first is served next."""
         self._turns_owed: dict[str, int] = {}
         """Turns that such a namespace lets pass while others wait, since a slice of a batch took them at once."""
-        self._queued_calls = 0
-        self._queued_bytes = 0
+        self._queued_calls = SharedBound(
+            "queue.calls_max", config.calls_max, what="calls wait for a commit", retry_after_s=RETRY_AFTER_S
+        )
+        self._queued_bytes = SharedBound(
+            "queue.bytes_max",
+            config.bytes_max,
+            what="bytes wait for a commit",
+            unit="bytes",
+            retry_after_s=RETRY_AFTER_S,
+        )
         self._is_planned = False
         self._context = contextvars.copy_context()
         """Of the callbacks: without it they would run in that of whichever call came first, and its span."""
@@ -291,22 +300,22 @@ class Committer:
         self._commands: CommandLane = engine.command_lane(self._loop) or ThreadLane(
             self._loop, self._execute_here, engine.reopen
         )
+        load_bound = SharedBound(
+            "queue.read_calls_max", config.read_calls_max, what="Loads wait", retry_after_s=READ_RETRY_AFTER_S
+        )
         self._loads: LoadLane = engine.load_lane(
-            self._loop, calls_max=config.read_calls_max, on_failure=self._note_broken_read
+            self._loop, bound=load_bound, on_failure=self._note_broken_read
         ) or ReadLane(
-            "milepost-load",
-            self._loop,
-            self._load_each,
-            threads=1,
-            queue_max=config.read_calls_max,
-            take_max=LOADS_TAKEN_MAX,
+            "milepost-load", self._loop, self._load_each, threads=1, bound=load_bound, take_max=LOADS_TAKEN_MAX
         )
         self._scans = ReadLane(
             "milepost-scan",
             self._loop,
             run_each,
             threads=config.scan_threads,
-            queue_max=config.scan_calls_max,
+            bound=SharedBound(
+                "queue.scan_calls_max", config.scan_calls_max, what="long reads wait", retry_after_s=READ_RETRY_AFTER_S
+            ),
             take_max=1,
         )
         self._plan()
@@ -356,7 +365,7 @@ class Committer:
         """
         return self._admit(next(series), namespace, series, size_bytes + command_count * COMMAND_OVERHEAD_BYTES)
 
-    def load(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
+    def load(self, query: EncodedLoadQuery, *, namespace: str) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint off the event loop and off the writer, together with the others that wait.
 
         Raises:
@@ -364,10 +373,10 @@ class Committer:
             UnavailableError: `NOT_SERVING`.
         """
         self._check_readable()
-        return self._loads.submit(query)
+        return self._loads.submit(query, namespace=namespace)
 
     def load_long(
-        self, query: EncodedLoadQuery, position: tuple[int, int] | None
+        self, query: EncodedLoadQuery, position: tuple[int, int] | None, *, namespace: str
     ) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Read one checkpoint that may take long to find, as `scan` does, from where `LongLoad` said that it goes on.
 
@@ -376,10 +385,11 @@ class Committer:
             UnavailableError: `NOT_SERVING`.
         """
         return self.scan(
-            lambda: encoded.load(self._engine, self._known_codec(), query, is_long=True, position=position)
+            lambda: encoded.load(self._engine, self._known_codec(), query, is_long=True, position=position),
+            namespace=namespace,
         )
 
-    def scan(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
+    def scan(self, function: Callable[[], _T], *, namespace: str) -> asyncio.Future[_T]:
         """Run a read that may take long, apart from the short ones.
 
         Raises:
@@ -387,7 +397,7 @@ class Committer:
             UnavailableError: `NOT_SERVING`.
         """
         self._check_readable()
-        return self._scans.submit(partial(self._read_guarded, function))
+        return self._scans.submit(partial(self._read_guarded, function), namespace=namespace)
 
     def listen(self, listener: CommitListener) -> None:
         """Tell a listener of commits from now on."""
@@ -417,18 +427,16 @@ class Committer:
         series: Generator[Command, Answer | StoreError, Any] | None,
         call_bytes: int,
     ) -> asyncio.Future[Any]:
-        config = self._config
         if self._state is not _State.SERVING:
             raise _not_serving(self._state)
-        if self._queued_calls >= config.calls_max:
-            raise _queue_full("queue.calls_max", config.calls_max, self._queued_calls + 1, "calls")
-        # A call that is alone always fits, whatever its overhead adds to a request of the largest size.
-        if self._queued_bytes + call_bytes > config.bytes_max and self._queued_calls:
-            raise _queue_full("queue.bytes_max", config.bytes_max, self._queued_bytes + call_bytes, "bytes")
+        self._queued_calls.take(namespace)
+        try:
+            self._queued_bytes.take(namespace, call_bytes)
+        except StoreError:
+            self._queued_calls.give_back(namespace)
+            raise
         future: asyncio.Future[Any] = self._loop.create_future()
         captured = self._observer.capture() if self._observer is not None else None
-        self._queued_calls += 1
-        self._queued_bytes += call_bytes
         pending = _Pending(command, namespace, captured, future=future, series=series, call_bytes=call_bytes)
         self._queue(pending)
         self._plan()
@@ -444,8 +452,8 @@ class Committer:
 
     def _forget(self, pending: _Pending) -> None:
         """Count a call no more."""
-        self._queued_calls -= 1
-        self._queued_bytes -= pending.call_bytes
+        self._queued_calls.give_back(pending.namespace)
+        self._queued_bytes.give_back(pending.namespace, pending.call_bytes)
 
     def _execute_here(self, commands: Sequence[Command]) -> Sequence[Answer | StoreError]:
         """Run a batch in the writer thread."""
@@ -731,8 +739,8 @@ class Committer:
         self._queues.clear()
         self._turns.clear()
         self._turns_owed.clear()
-        self._queued_calls = 0
-        self._queued_bytes = 0
+        self._queued_calls.clear()
+        self._queued_bytes.clear()
         self._under_way.clear()
         self._under_way_commands = 0
         self._under_way_bytes = 0
@@ -841,15 +849,4 @@ def _outcome_unknown() -> OutcomeUnknownError:
     return OutcomeUnknownError(
         "the storage failed during the commit: it may or may not be on disk; "
         "the same call with the same ids tells which, once the server serves again"
-    )
-
-
-def _queue_full(limit: str, allowed: int, found: int, unit: str) -> ResourceError:
-    return queue_full(
-        f"the queue of commands is full: {found} {unit}, at most {allowed} are allowed ({limit}); try again shortly",
-        limit=limit,
-        allowed=allowed,
-        found=found,
-        unit=unit,
-        retry_after_s=RETRY_AFTER_S,
     )

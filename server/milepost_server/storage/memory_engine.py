@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     # Not imported at run time: the storage process does without an event loop, and it is large.
     from asyncio import AbstractEventLoop
 
+    from milepost_server.shared_bounds import SharedBound
+
 
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +115,9 @@ class MemoryEngine:
         """See `Engine`."""
         return None
 
-    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+    def load_lane(
+        self, loop: AbstractEventLoop, *, bound: SharedBound, on_failure: Callable[[], None]
+    ) -> LoadLane | None:
         """See `Engine`."""
         return None
 

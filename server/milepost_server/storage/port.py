@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     # Not imported at run time: the storage process does without an event loop, and it is large.
     from asyncio import AbstractEventLoop, Future
 
+    from milepost_server.shared_bounds import SharedBound
+
 
 class NameRow(msgspec.Struct, frozen=True, array_like=True):
     """A (namespace, workflow_id), whether or not there is such a workflow now."""
@@ -319,8 +321,8 @@ class CommandLane(Protocol):
 class LoadLane(Protocol):
     """Loads of many callers on one event loop."""
 
-    def submit(self, query: EncodedLoadQuery) -> Future[EncodedLoadAnswer | LongLoad]:
-        """Ask for a checkpoint.
+    def submit(self, query: EncodedLoadQuery, *, namespace: str) -> Future[EncodedLoadAnswer | LongLoad]:
+        """Ask for a checkpoint; a namespace is whose turn it takes.
 
         Raises:
             ResourceError: `QUEUE_FULL`.
@@ -351,10 +353,12 @@ class Engine(Protocol):
     def command_lane(self, loop: AbstractEventLoop) -> CommandLane | None:
         """Return a way of its own to run commands, or `None`: then `execute` is called in a thread."""
 
-    def load_lane(self, loop: AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane | None:
+    def load_lane(
+        self, loop: AbstractEventLoop, *, bound: SharedBound, on_failure: Callable[[], None]
+    ) -> LoadLane | None:
         """Return a way of its own to load for callers on an event loop, or `None`: then `load` is called in a thread.
 
-        `on_failure` is called when a load found that the engine must be reopened.
+        `bound` counts the loads that wait; `on_failure` is called when a load found that the engine must be reopened.
         """
 
     def list_checkpoints(self, query: ListQuery) -> ListAnswer:

@@ -45,6 +45,7 @@ from milepost_server.model import (
     ProbeCommand,
     WorkflowAnswer,
 )
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import frames
 from milepost_server.storage.lmdb_engine import LOW_DISK_DEFAULT_BYTES
 from milepost_server.storage.lmdb_env import MAP_SIZE_DEFAULT_BYTES, MAP_SIZE_MAX_BYTES, DataDirError
@@ -256,13 +257,15 @@ class ProcessEngine:
             on_failure=lambda: self._on_failure(),
         )
 
-    def load_lane(self, loop: asyncio.AbstractEventLoop, *, calls_max: int, on_failure: Callable[[], None]) -> LoadLane:
+    def load_lane(
+        self, loop: asyncio.AbstractEventLoop, *, bound: SharedBound, on_failure: Callable[[], None]
+    ) -> LoadLane:
         """See `Engine`."""
         self._on_failure = on_failure
         return ProcessLoadLane(
             loop,
             self._give_loads,
-            calls_max=calls_max,
+            bound=bound,
             frame_loads_max=FRAME_LOADS_MAX,
             on_failure=on_failure,
         )

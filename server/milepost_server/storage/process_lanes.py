@@ -9,13 +9,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import StorageFailedError, StoreError, UnavailableError, queue_full
+from milepost_server.errors import StorageFailedError, StoreError, UnavailableError
 from milepost_server.model import Answer, Command, EncodedLoadAnswer, EncodedLoadQuery, LongLoad
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import frames
+from milepost_server.storage.fair_queue import FairQueue
 from milepost_server.storage.frame_channel import FrameChannel
-
-RETRY_AFTER_S = 0.1
-"""What a caller is told to wait when too many reads wait already."""
 
 GATHER_LOADS_MAX = 16
 """Loads that are awaited for one frame, at most."""
@@ -31,6 +30,8 @@ They come in bursts with pauses in between, so a round must be longer than a bur
 _logger = logging.getLogger(__name__)
 
 _Waiting = tuple[EncodedLoadQuery, asyncio.Future[EncodedLoadAnswer | LongLoad]]
+_Asked = tuple[str, _Waiting]
+"""With its namespace."""
 
 
 class ProcessCommandLane:
@@ -126,7 +127,7 @@ class ProcessLoadLane:
     Args:
         loop: The loop it lives on.
         connect: Gives away the connection for loads to the process as it runs now.
-        calls_max: Loads that may wait; one more is refused with `QUEUE_FULL`.
+        bound: Counts the loads that wait.
         frame_loads_max: Most loads of one frame: they are answered together.
         on_failure: Called when the process turned out to have gone.
     """
@@ -136,19 +137,18 @@ class ProcessLoadLane:
         loop: asyncio.AbstractEventLoop,
         connect: Callable[[], socket.socket],
         *,
-        calls_max: int,
+        bound: SharedBound,
         frame_loads_max: int,
         on_failure: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._calls_max = calls_max
         self._frame_loads_max = frame_loads_max
         self._on_broken = on_failure
         self._channel = FrameChannel(
             loop, connect, owns_socket=True, on_answer=self._settle, on_failure=self._on_failure
         )
-        self._waiting: deque[_Waiting] = deque()
-        self._asked: list[_Waiting] = []
+        self._waiting: FairQueue[_Waiting] = FairQueue(bound)
+        self._asked: list[_Asked] = []
         self._is_flush_planned = False
         self._gathering: asyncio.TimerHandle | None = None
         self._gather_target = 1
@@ -161,22 +161,12 @@ class ProcessLoadLane:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, query: EncodedLoadQuery) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
+    def submit(self, query: EncodedLoadQuery, *, namespace: str) -> asyncio.Future[EncodedLoadAnswer | LongLoad]:
         """Ask for a checkpoint. One whose future is cancelled in time is not asked for."""
         if self._is_closing:
             raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
-        if len(self._waiting) >= self._calls_max:
-            raise queue_full(
-                f"the queue of reads is full: at most {self._calls_max} calls may wait (queue.read_calls_max); "
-                "try again shortly",
-                limit="queue.read_calls_max",
-                allowed=self._calls_max,
-                found=len(self._waiting) + 1,
-                unit="calls",
-                retry_after_s=RETRY_AFTER_S,
-            )
         future: asyncio.Future[EncodedLoadAnswer | LongLoad] = self._loop.create_future()
-        self._waiting.append((query, future))
+        self._waiting.put(namespace, (query, future))
         self._idle.clear()
         self._note_submitted()
         self._plan_flush()
@@ -229,24 +219,24 @@ class ProcessLoadLane:
         """Ask for all that waits, up to the bound, in one frame."""
         self._is_flush_planned = False
         while self._waiting and len(self._asked) < self._frame_loads_max:
-            query, future = self._waiting.popleft()
-            if not future.cancelled():
-                self._asked.append((query, future))
+            asked = self._waiting.pop()
+            if not asked[1][1].cancelled():
+                self._asked.append(asked)
         if not self._asked:
             self._idle.set()
             return
         try:
-            self._channel.ask([query for query, _ in self._asked])
+            self._channel.ask([query for _, (query, _) in self._asked])
         except Exception as error:  # noqa: BLE001 - the edge of a callback: it is the callers', who would wait for ever
             self._settle([error] * len(self._asked))
 
     def _settle(self, answers: Sequence[Any]) -> None:
         asked, self._asked = self._asked, []
-        for (query, future), answer in zip(asked, answers, strict=True):
+        for (namespace, (query, future)), answer in zip(asked, answers, strict=True):
             if future.done():
                 continue
             if isinstance(answer, frames.Postponed):
-                self._waiting.append((query, future))
+                self._waiting.put_back(namespace, (query, future))
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from milepost_server.errors import UnavailableError, queue_full
+from milepost_server.errors import UnavailableError
+from milepost_server.shared_bounds import SharedBound
+from milepost_server.storage.fair_queue import FairQueue
 
 _logger = logging.getLogger(__name__)
-
-RETRY_AFTER_S = 0.1
-"""What a caller is told to wait when a lane is full."""
 
 # A lane carries reads of any kind; `submit` gives each caller its own answer back.
 _Job = tuple[Any, asyncio.Future[Any]]
@@ -32,7 +30,7 @@ class ReadLane:
         loop: Where answers are delivered.
         run: Runs what one thread took and returns an answer or an error for each; raises nothing.
         threads: How many reads run at once.
-        queue_max: Reads that may wait; one more is refused with `QUEUE_FULL`.
+        bound: Counts the reads that wait.
         take_max: Most reads that one thread takes, and answers, at once.
     """
 
@@ -43,16 +41,14 @@ class ReadLane:
         run: Callable[[list[Any]], Sequence[object]],
         *,
         threads: int,
-        queue_max: int,
+        bound: SharedBound,
         take_max: int,
     ) -> None:
-        self._name = name
         self._loop = loop
         self._run_jobs = run
-        self._queue_max = queue_max
         self._take_max = take_max
         self._wake = threading.Condition(threading.Lock())
-        self._jobs: deque[_Job] = deque()
+        self._jobs: FairQueue[_Job] = FairQueue(bound)
         self._waiting_count = 0
         self._is_closing = False
         self._threads = [
@@ -61,22 +57,13 @@ class ReadLane:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: object) -> asyncio.Future[Any]:
-        """Queue a read and return its answer to come. A read whose future was cancelled is not run."""
+    def submit(self, job: object, *, namespace: str) -> asyncio.Future[Any]:
+        """Queue a read in a namespace's line and return its answer. One whose future was cancelled is not run."""
         future: asyncio.Future[Any] = self._loop.create_future()
         with self._wake:
             if self._is_closing:
                 raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
-            if len(self._jobs) >= self._queue_max:
-                raise queue_full(
-                    f"the queue of reads is full: at most {self._queue_max} calls may wait; try again shortly",
-                    limit=self._name,
-                    allowed=self._queue_max,
-                    found=len(self._jobs) + 1,
-                    unit="calls",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self._jobs.append((job, future))
+            self._jobs.put(namespace, (job, future))
             if self._waiting_count:
                 self._wake.notify()
         return future
@@ -98,7 +85,7 @@ class ReadLane:
                     self._waiting_count += 1
                     self._wake.wait()
                     self._waiting_count -= 1
-                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._take_max))]
+                jobs = [self._jobs.pop()[1] for _ in range(min(len(self._jobs), self._take_max))]
             wanted = [(job, future) for job, future in jobs if not future.cancelled()]
             if not wanted:
                 continue

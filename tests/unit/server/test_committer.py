@@ -363,14 +363,20 @@ async def test_a_flood_of_one_namespace_does_not_hold_up_another() -> None:
 async def test_a_full_queue_refuses_with_its_bound_and_keeps_what_it_has() -> None:
     engine = ScriptedEngine()
     engine.hold()
-    async with running(engine, QueueConfig(calls_max=2, sweep_interval_s=1e6)) as committer:
+    async with running(engine, QueueConfig(calls_max=4, sweep_interval_s=1e6)) as committer:
         futures = [committer.submit(command("first"), namespace="n")]
         await engine.next_batch()
         futures += [committer.submit(command(name), namespace="n") for name in "ab"]
         with pytest.raises(ResourceError) as refused:
             await committer.submit(command("c"), namespace="n")
         assert refused.value.reason == "QUEUE_FULL"
-        assert refused.value.metadata == {"limit": "queue.calls_max", "allowed": "2", "found": "3", "unit": "calls"}
+        assert refused.value.metadata == {
+            "limit": "queue.calls_max",
+            "allowed": "2",
+            "found": "3",
+            "unit": "calls",
+            "namespace": "n",
+        }
         assert refused.value.retry_after_s
         engine.stop_holding()
         await asyncio.gather(*futures)
@@ -381,15 +387,18 @@ async def test_a_full_queue_refuses_with_its_bound_and_keeps_what_it_has() -> No
 async def test_the_queue_is_bounded_by_bytes_but_takes_one_call_of_any_size() -> None:
     engine = ScriptedEngine()
     engine.hold()
-    async with running(engine, QueueConfig(bytes_max=MIB, sweep_interval_s=1e6)) as committer:
+    async with running(engine, QueueConfig(bytes_max=MIB, calls_max=4, sweep_interval_s=1e6)) as committer:
         futures = [committer.submit(command("first"), namespace="n")]
         await engine.next_batch()
         futures.append(committer.submit(command("huge", 2 * MIB), namespace="n"))
-        with pytest.raises(ResourceError) as refused:
-            await committer.submit(command("small"), namespace="n")
-        assert refused.value.metadata["limit"] == "queue.bytes_max"
+        for _ in range(4):
+            with pytest.raises(ResourceError) as refused:
+                await committer.submit(command("small"), namespace="n")
+            assert refused.value.metadata["limit"] == "queue.bytes_max"
         engine.stop_holding()
         await asyncio.gather(*futures)
+        # What was refused does not count as calls either.
+        await asyncio.gather(*(committer.submit(command("after"), namespace="n") for _ in range(2)))
 
 
 Series = Generator[Command, Answer | StoreError, list[Answer | StoreError]]
@@ -419,11 +428,11 @@ async def test_a_series_is_one_call_until_its_end_and_others_come_between_its_co
     engine.hold()
     failure = PreconditionError("HEAD_MOVED", "moved")
     engine.on_execute = lambda ids: [failure if name == "b" else DELETED for name in ids]
-    async with running(engine, QueueConfig(calls_max=2, sweep_interval_s=1e6)) as committer:
+    async with running(engine, QueueConfig(calls_max=4, sweep_interval_s=1e6)) as committer:
         series = submit_series(committer, "a", "b", "c")
         assert await engine.next_batch() == ["a"]
         other = committer.submit(command("other"), namespace="n")
-        with pytest.raises(ResourceError, match="queue of commands is full: 3 calls"):
+        with pytest.raises(ResourceError, match="3 calls wait for a commit, at most 2"):
             await committer.submit(command("one too many"), namespace="n")
         engine.release(1)
         assert await engine.next_batch() == ["other", "b"]
@@ -616,16 +625,39 @@ async def test_failed_storage_makes_the_batch_unknown_and_all_else_not_serving_u
         assert refused.value.reason == "NOT_SERVING"
         assert refused.value.retry_after_s
         with pytest.raises(UnavailableError):
-            await committer.scan(lambda: 1)
+            await committer.scan(lambda: 1, namespace="n")
         with pytest.raises(UnavailableError):
-            await committer.load(LOAD)
+            await committer.load(LOAD, namespace="n")
         may_reopen.set()
         await recovered.wait()
         assert health == [False, True]
         assert (engine.reopens, engine.probes) == (3, 1)
         assert await committer.submit(command("g"), namespace="n") == DELETED
-        assert await committer.scan(lambda: 1) == 1
+        assert await committer.scan(lambda: 1, namespace="n") == 1
     assert engine.batches == [["a", "a2"], ["g"]]
+
+
+async def test_what_was_lost_with_the_storage_counts_no_more() -> None:
+    engine = ScriptedEngine()
+    recovered = asyncio.Event()
+
+    def fail(ids: list[str]) -> Outcomes | None:
+        if "a" in ids:
+            raise StorageFailedError("meta page")
+        return None
+
+    def on_health(is_serving: bool) -> None:
+        if is_serving:
+            recovered.set()
+
+    engine.on_execute = fail
+    config = QueueConfig(calls_max=4, bytes_max=MIB, sweep_interval_s=1e6)
+    async with running(engine, config, on_health=on_health) as committer:
+        await committer.submit_series(
+            series_of(command("a"), command("b")), namespace="n", command_count=2, size_bytes=MIB - 4 * KIB
+        )
+        await recovered.wait()
+        await asyncio.gather(*(committer.submit(command("large", 100 * KIB), namespace="n") for _ in range(2)))
 
 
 async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() -> None:
@@ -641,10 +673,10 @@ async def test_a_read_that_finds_the_storage_failed_starts_the_recovery_too() ->
 
     async with running(engine, on_health=on_health) as committer:
         with pytest.raises(UnavailableError) as refused:
-            await committer.scan(fail)
+            await committer.scan(fail, namespace="n")
         assert refused.value.reason == "NOT_SERVING"
         await recovered.wait()
-        assert await committer.scan(lambda: 2) == 2
+        assert await committer.scan(lambda: 2, namespace="n") == 2
     assert engine.reopens == 1
 
 
@@ -865,15 +897,15 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
         return LOADED
 
     engine.on_load = hold
-    async with running(engine, QueueConfig(read_calls_max=2, sweep_interval_s=1e6)) as committer:
-        held = committer.load(LOAD)
+    async with running(engine, QueueConfig(read_calls_max=4, sweep_interval_s=1e6)) as committer:
+        held = committer.load(LOAD, namespace="n")
         await asyncio.to_thread(is_held.wait)
-        others = [committer.load(LOAD) for _ in range(2)]
+        others = [committer.load(LOAD, namespace="n") for _ in range(2)]
         with pytest.raises(ResourceError) as refused:
-            await committer.load(LOAD)
+            await committer.load(LOAD, namespace="n")
         assert refused.value.reason == "QUEUE_FULL"
         # A long read has threads of its own.
-        assert await committer.scan(lambda: "scanned") == "scanned"
+        assert await committer.scan(lambda: "scanned", namespace="n") == "scanned"
         go.set()
         assert await asyncio.gather(held, *others) == [EncodedLoadAnswer(b"loaded")] * 3
     assert all(name.startswith("milepost-load") for name in names)
@@ -885,8 +917,8 @@ async def test_an_error_of_a_read_is_its_callers() -> None:
 
     async with running(ScriptedEngine()) as committer:
         with pytest.raises(KeyError):
-            await committer.scan(fail)
-        assert await committer.scan(lambda: 1) == 1
+            await committer.scan(fail, namespace="n")
+        assert await committer.scan(lambda: 1, namespace="n") == 1
 
 
 class NotingObserver:

@@ -28,6 +28,7 @@ from milepost_server.testing.builders import ManualClock, acquire_lease, release
 LONG_S = 30.0
 """Nothing here waits so long, unless it was forgotten."""
 WAITS_MAX = 3
+"""Of one namespace."""
 
 
 class Seen:
@@ -57,9 +58,9 @@ class Seen:
 class Store:
     """A committer over an engine in memory, and the service."""
 
-    def __init__(self, committer: Committer, engine: MemoryEngine) -> None:
+    def __init__(self, committer: Committer, engine: MemoryEngine, *, waits_max: int) -> None:
         self.committer = committer
-        self.leases = LeaseService(committer, engine, waits_max=WAITS_MAX)
+        self.leases = LeaseService(committer, engine, waits_max=waits_max)
         self.seen = Seen()
         committer.listen(self.seen)
 
@@ -87,11 +88,11 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(lease_clock: ManualClock | None = None) -> AsyncIterator[Store]:
+async def open_store(lease_clock: ManualClock | None = None, *, waits_max: int = 2 * WAITS_MAX) -> AsyncIterator[Store]:
     engine = MemoryEngine(lease_clock_ms=lease_clock) if lease_clock is not None else MemoryEngine()
     committer = Committer(engine, config=QueueConfig())
     try:
-        yield Store(committer, engine)
+        yield Store(committer, engine, waits_max=waits_max)
     finally:
         await committer.close()
 
@@ -293,8 +294,7 @@ async def test_a_drain_ends_every_wait() -> None:
 
 async def test_many_who_race_are_granted_one_after_the_other() -> None:
     """Each adds one to a count in the workflow; none is lost, since only the holder may save."""
-    async with open_store() as store:
-        store.leases._waits_max = 100
+    async with open_store(waits_max=100) as store:
         holding = 0
 
         async def take_turn(number: int) -> int:

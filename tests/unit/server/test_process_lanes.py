@@ -13,6 +13,7 @@ import pytest
 from milepost_server.errors import NotFoundError, ResourceError, StorageFailedError, StoreError, UnavailableError
 from milepost_server.limits import MIB
 from milepost_server.model import EncodedLoadAnswer, EncodedLoadQuery, ProbeAnswer, ProbeCommand
+from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import frames
 from milepost_server.storage.process_lanes import (
     GATHER_LOADS_MAX,
@@ -102,7 +103,7 @@ async def loading(
     lane = ProcessLoadLane(
         asyncio.get_running_loop(),
         process.connect,
-        calls_max=calls_max,
+        bound=SharedBound("queue.read_calls_max", calls_max, what="Loads wait", retry_after_s=0.1),
         frame_loads_max=frame_loads_max,
         on_failure=process.note_failure,
     )
@@ -124,7 +125,7 @@ def loaded(content: str = "") -> EncodedLoadAnswer:
 
 async def test_loads_asked_together_go_out_as_one_frame_and_each_gets_its_own_answer(process: Process) -> None:
     async with loading(process) as lane:
-        futures = [lane.submit(query(name)) for name in "abc"]
+        futures = [lane.submit(query(name), namespace="n") for name in "abc"]
         assert names(await process.receive()) == list("abc")
         answer = loaded()
         await process.answer([answer, GONE, answer])
@@ -137,9 +138,9 @@ async def test_loads_asked_together_go_out_as_one_frame_and_each_gets_its_own_an
 
 async def test_what_is_asked_meanwhile_waits_for_the_next_frame(process: Process) -> None:
     async with loading(process) as lane:
-        first = lane.submit(query("a"))
+        first = lane.submit(query("a"), namespace="n")
         assert names(await process.receive()) == ["a"]
-        others = [lane.submit(query(name)) for name in "bc"]
+        others = [lane.submit(query(name), namespace="n") for name in "bc"]
         await process.answer([loaded()])
         await first
         assert names(await process.receive()) == ["b", "c"]
@@ -164,7 +165,7 @@ def note_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def be_busy(lane: ProcessLoadLane, process: Process) -> None:
     """Load as many callers do."""
     for _ in range(2 * ROUND_LOADS // GATHER_LOADS_MAX):
-        burst = [lane.submit(query("a")) for _ in range(GATHER_LOADS_MAX)]
+        burst = [lane.submit(query("a"), namespace="n") for _ in range(GATHER_LOADS_MAX)]
         await process.receive()
         await process.answer([loaded()] * GATHER_LOADS_MAX)
         await asyncio.gather(*burst)
@@ -179,7 +180,7 @@ async def test_loads_of_many_callers_gather_until_as_many_wait_as_were_open_at_o
         delays = note_timers(monkeypatch)
         gathered = []
         for number in range(GATHER_LOADS_MAX):
-            gathered.append(lane.submit(query(str(number))))
+            gathered.append(lane.submit(query(str(number)), namespace="n"))
             await asyncio.sleep(0)
         assert len(delays) >= 1
         assert names(await process.receive()) == [str(number) for number in range(GATHER_LOADS_MAX)]
@@ -194,7 +195,7 @@ async def test_a_gap_ends_the_gathering_and_a_lone_caller_is_soon_not_kept_any_m
         await be_busy(lane, process)
         delays = note_timers(monkeypatch)
         for _ in range(2 * ROUND_LOADS):
-            future = lane.submit(query("b"))
+            future = lane.submit(query("b"), namespace="n")
             assert names(await process.receive()) == ["b"]
             await process.answer([loaded()])
             await future
@@ -207,7 +208,7 @@ async def test_a_caller_that_was_always_alone_is_never_kept(process: Process, mo
     async with loading(process) as lane:
         delays = note_timers(monkeypatch)
         for _ in range(4 * ROUND_LOADS):
-            future = lane.submit(query("a"))
+            future = lane.submit(query("a"), namespace="n")
             await process.receive()
             await process.answer([loaded()])
             await future
@@ -217,7 +218,7 @@ async def test_a_caller_that_was_always_alone_is_never_kept(process: Process, mo
 async def test_close_does_not_wait_for_loads_to_gather(process: Process) -> None:
     async with loading(process) as lane:
         await be_busy(lane, process)
-        last = lane.submit(query("b"))
+        last = lane.submit(query("b"), namespace="n")
         closing = asyncio.ensure_future(lane.close())
         assert names(await process.receive()) == ["b"]
         await process.answer([loaded()])
@@ -226,7 +227,7 @@ async def test_close_does_not_wait_for_loads_to_gather(process: Process) -> None
 
 async def test_a_frame_carries_no_more_than_its_bound(process: Process) -> None:
     async with loading(process, frame_loads_max=2) as lane:
-        futures = [lane.submit(query(name)) for name in "abc"]
+        futures = [lane.submit(query(name), namespace="n") for name in "abc"]
         assert names(await process.receive()) == ["a", "b"]
         await process.answer([loaded()] * 2)
         assert names(await process.receive()) == ["c"]
@@ -235,10 +236,10 @@ async def test_a_frame_carries_no_more_than_its_bound(process: Process) -> None:
 
 
 async def test_one_load_too_many_is_refused_with_the_bound(process: Process) -> None:
-    async with loading(process, calls_max=2) as lane:
-        futures = [lane.submit(query(name)) for name in "ab"]
+    async with loading(process, calls_max=4) as lane:
+        futures = [lane.submit(query(name), namespace="n") for name in "ab"]
         with pytest.raises(ResourceError) as refused:
-            await lane.submit(query("c"))
+            await lane.submit(query("c"), namespace="n")
         assert refused.value.reason == "QUEUE_FULL"
         assert refused.value.metadata["limit"] == "queue.read_calls_max"
         assert refused.value.retry_after_s
@@ -249,7 +250,7 @@ async def test_one_load_too_many_is_refused_with_the_bound(process: Process) -> 
 
 async def test_a_load_that_was_given_up_in_time_is_not_asked(process: Process) -> None:
     async with loading(process) as lane:
-        futures = [lane.submit(query(name)) for name in "ab"]
+        futures = [lane.submit(query(name), namespace="n") for name in "ab"]
         futures[0].cancel()
         assert names(await process.receive()) == ["b"]
         await process.answer([loaded()])
@@ -258,7 +259,7 @@ async def test_a_load_that_was_given_up_in_time_is_not_asked(process: Process) -
 
 async def test_a_load_that_is_given_up_later_leaves_the_others_their_answers(process: Process) -> None:
     async with loading(process) as lane:
-        futures = [lane.submit(query(name)) for name in "ab"]
+        futures = [lane.submit(query(name), namespace="n") for name in "ab"]
         await process.receive()
         futures[0].cancel()
         await process.answer([GONE, loaded()])
@@ -267,14 +268,14 @@ async def test_a_load_that_is_given_up_later_leaves_the_others_their_answers(pro
 
 async def test_when_all_were_given_up_nothing_is_asked(process: Process) -> None:
     async with loading(process) as lane:
-        lane.submit(query("a")).cancel()
+        lane.submit(query("a"), namespace="n").cancel()
     assert process.connects == 0
 
 
 async def test_a_large_answer_comes_in_many_parts(process: Process) -> None:
     answer = loaded("x" * MIB)
     async with loading(process) as lane:
-        future = lane.submit(query("a"))
+        future = lane.submit(query("a"), namespace="n")
         await process.receive()
         await process.answer([answer])
         assert await future == answer
@@ -282,7 +283,7 @@ async def test_a_large_answer_comes_in_many_parts(process: Process) -> None:
 
 async def test_a_large_question_goes_in_many_parts(process: Process) -> None:
     async with loading(process) as lane:
-        future = lane.submit(query("a" * MIB))
+        future = lane.submit(query("a" * MIB), namespace="n")
         assert names(await process.receive()) == ["a" * MIB]
         await process.answer([GONE])
         with pytest.raises(NotFoundError):
@@ -294,7 +295,7 @@ async def test_when_the_process_dies_its_callers_are_told_and_the_next_reach_its
     process: Process, answered_bytes: int
 ) -> None:
     async with loading(process) as lane:
-        futures = [lane.submit(query(name)) for name in "ab"]
+        futures = [lane.submit(query(name), namespace="n") for name in "ab"]
         await process.receive()
         part = frames.pack([GONE, GONE])[0][:answered_bytes]
         await asyncio.get_running_loop().sock_sendall(process.theirs, part)
@@ -304,7 +305,7 @@ async def test_when_the_process_dies_its_callers_are_told_and_the_next_reach_its
             assert outcome.reason == "NOT_SERVING"
             assert outcome.retry_after_s is not None
         assert process.failures == 1
-        again = lane.submit(query("c"))
+        again = lane.submit(query("c"), namespace="n")
         assert names(await process.receive()) == ["c"]
         await process.answer([loaded()])
         assert await again == loaded()
@@ -313,7 +314,7 @@ async def test_when_the_process_dies_its_callers_are_told_and_the_next_reach_its
 
 async def test_a_death_while_a_question_is_half_sent_is_told(process: Process) -> None:
     async with loading(process) as lane:
-        future = lane.submit(query("a" * MIB))
+        future = lane.submit(query("a" * MIB), namespace="n")
         await asyncio.get_running_loop().sock_recv(process.theirs, 1)
         process.die()
         with pytest.raises(UnavailableError):
@@ -325,10 +326,10 @@ async def test_as_long_as_there_is_no_successor_loads_are_refused(process: Proce
     process.is_away = True
     async with loading(process) as lane:
         with pytest.raises(UnavailableError) as refused:
-            await lane.submit(query("a"))
+            await lane.submit(query("a"), namespace="n")
         assert refused.value.reason == "NOT_SERVING"
         process.is_away = False
-        future = lane.submit(query("b"))
+        future = lane.submit(query("b"), namespace="n")
         await process.receive()
         await process.answer([loaded()])
         await future
@@ -336,7 +337,7 @@ async def test_as_long_as_there_is_no_successor_loads_are_refused(process: Proce
 
 async def test_close_answers_what_was_accepted_and_then_refuses(process: Process) -> None:
     async with loading(process, frame_loads_max=1) as lane:
-        futures = [lane.submit(query(name)) for name in "ab"]
+        futures = [lane.submit(query(name), namespace="n") for name in "ab"]
         closing = asyncio.ensure_future(lane.close())
         for _ in futures:
             await process.receive()
@@ -345,7 +346,7 @@ async def test_close_answers_what_was_accepted_and_then_refuses(process: Process
         await closing
         assert all(future.done() for future in futures)
         with pytest.raises(UnavailableError):
-            await lane.submit(query("c"))
+            await lane.submit(query("c"), namespace="n")
         with pytest.raises(EOFError):
             await process.receive()
 
@@ -467,8 +468,8 @@ async def test_a_batch_that_cannot_be_packed_is_refused_and_the_next_one_runs(pr
 async def test_a_load_that_cannot_be_packed_is_refused_and_the_next_one_runs(process: Process) -> None:
     async with loading(process) as lane:
         with pytest.raises(TypeError):
-            await lane.submit(object())  # type: ignore[arg-type]
-        answer = lane.submit(query("c"))
+            await lane.submit(object(), namespace="n")  # type: ignore[arg-type]
+        answer = lane.submit(query("c"), namespace="n")
         await process.receive()
         await process.answer([loaded()])
         assert await answer == loaded()
@@ -476,7 +477,7 @@ async def test_a_load_that_cannot_be_packed_is_refused_and_the_next_one_runs(pro
 
 async def test_what_was_postponed_is_asked_for_again(process: Process) -> None:
     async with loading(process) as lane:
-        answers = [lane.submit(query(name)) for name in ("a", "b")]
+        answers = [lane.submit(query(name), namespace="n") for name in ("a", "b")]
         assert names(await process.receive()) == ["a", "b"]
         await process.answer([loaded(), frames.Postponed()])
         assert names(await process.receive()) == ["b"]
@@ -486,7 +487,7 @@ async def test_what_was_postponed_is_asked_for_again(process: Process) -> None:
 
 async def test_an_answer_that_cannot_be_read_is_a_failure_of_the_process(process: Process) -> None:
     async with loading(process) as lane:
-        answer = lane.submit(query("c"))
+        answer = lane.submit(query("c"), namespace="n")
         await process.receive()
         await asyncio.get_running_loop().sock_sendall(process.theirs, b"\0\0\0\3\x91\x92\xc1")
         with pytest.raises(UnavailableError):

@@ -33,7 +33,7 @@ from milepost_server.testing.builders import (
 from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery, events_of
 
 LONG_S = 30.0
-CONFIG = QueueConfig(watches_max=3, watch_events_kept_max=20, watch_events_waiting_max=5)
+CONFIG = QueueConfig(watches_max=6, watch_events_kept_max=20, watch_events_waiting_max=5)
 
 
 class FailingEngine(MemoryEngine):
