@@ -62,6 +62,9 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         float,
         Meta(gt=0, le=86_400, description="Wait for an answer of the storage until health says NOT_SERVING."),
     ] = 10.0
+    probe_interval_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="How often storage that answers no reads is read from, in seconds.")
+    ] = 5.0
     reopen_wait_min_s: Annotated[
         float, Meta(ge=0, le=3600, description="Wait before the second try to reopen failed storage, in seconds.")
     ] = 0.1

@@ -586,8 +586,12 @@ class ProbeCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     size_bytes: int = 0
 
 
+class ProbeQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Read, and write nothing: shows that the storage answers."""
+
+
 class ProbeAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """The mark is on disk."""
+    """The probe has been done: the mark is on disk, or something was read."""
 
 
 ItemKey = tuple[str, str, str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -176,6 +177,55 @@ def test_health_tells_while_the_storage_hangs(tmp_path: Path, monkeypatch: pytes
             assert saving.result(timeout=60).sequence == 2
             health.wait_for(SERVING)
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("is_asked", [False, True], ids=["idle", "reads"])
+def test_health_tells_while_the_storage_hangs_that_is_asked_for_nothing_or_for_reads_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__COMMIT_WAIT_MAX_S", "0.5")
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__PROBE_INTERVAL_S", "0.2")
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__SWEEP_INTERVAL_S", "1000")
+    with KillableServer(tmp_path) as server, ThreadPoolExecutor(1) as threads:
+        server.start()
+        with grpc.insecure_channel(server.target) as channel, Client(server.target, timeout_s=60) as client:
+            health = Health(channel)
+            health.wait_for(SERVING)
+            client.save("w", state={"x": 1})
+            pid = server.storage_pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                loading = threads.submit(client.load, "w") if is_asked else None
+                health.wait_for(NOT_SERVING)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert loading is None or loading.result(timeout=60).state == {"x": 1}
+            health.wait_for(SERVING)
+        assert server.stop() == 0
+        assert "the storage has not answered a read for 0.5 s" in server.log.read_text()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, to make a system call slow")
+def test_health_tells_of_an_idle_server_whose_disk_hangs_and_nothing_is_written_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__COMMIT_WAIT_MAX_S", "0.5")
+    monkeypatch.setenv("MILEPOST_SERVER__QUEUE__PROBE_INTERVAL_S", "0.2")
+    store, trace = tmp_path / "data" / "store", tmp_path / "trace"
+    wrapper = [
+        *("strace", "-f", "-qq", "-o", str(trace), "-P", str(store / "IDENTITY"), "-P", str(store / "data.mdb")),
+        *("-e", "trace=openat,readv,writev,pwrite64,fdatasync,fsync,msync"),
+        *("-e", "inject=readv:delay_enter=2s:when=3"),
+    ]
+    with KillableServer(tmp_path, wrapper=wrapper) as server:
+        server.start()
+        with grpc.insecure_channel(server.target) as channel:
+            Health(channel).wait_for(SERVING, NOT_SERVING, SERVING)
+        _, first, probing = trace.read_text().partition("readv(")
+        assert first
+        assert probing.count("readv(") >= 2
+        assert "O_DIRECT" in probing
+        assert not {call for call in ("writev", "pwrite64", "fdatasync", "fsync", "msync") if f"{call}(" in probing}
 
 
 def test_storage_that_is_killed_again_and_again_is_started_ever_less_often_and_the_log_says_why(

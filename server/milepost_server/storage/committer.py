@@ -47,6 +47,7 @@ from milepost_server.model import (
     EncodedSaveAnswer,
     LongLoad,
     ProbeCommand,
+    ProbeQuery,
     PruneCommand,
     SaveAnswer,
     SweepAnswer,
@@ -251,6 +252,10 @@ class Committer:
 
         self._listeners: list[CommitListener] = []
         self._state = _State.SERVING
+        self._is_down = False
+        """The storage has failed and is not back."""
+        self._is_commit_hanging = False
+        self._is_read_hanging = False
         self._is_health_good = True
         """What `on_health` was told last."""
         self._is_read_broken = False
@@ -318,6 +323,7 @@ class Committer:
             ),
             take_max=1,
         )
+        self._watching_reads = self._loop.create_task(self._watch_reads_guarded(), name="milepost-probe")
         self._plan()
 
     # For callers, on the event loop.
@@ -416,6 +422,8 @@ class Committer:
             self._sweep_timer.cancel()
         if self._hang_timer is not None:
             self._hang_timer.cancel()
+        self._watching_reads.cancel()
+        await asyncio.wait([self._watching_reads])
         await self._commands.close()
         await self._loads.close()
         await self._scans.close()
@@ -461,10 +469,18 @@ class Committer:
             return self._engine.execute(commands)
         return encoded.execute(self._engine, self._codec, list(commands))
 
-    def _load_each(self, queries: list[EncodedLoadQuery]) -> Sequence[object]:
+    def _load_each(self, queries: list[EncodedLoadQuery | ProbeQuery]) -> Sequence[object]:
         """Run what the thread of the loads took."""
         load = partial(encoded.load, self._engine, self._known_codec(), is_long=False)
-        return run_each([partial(self._read_guarded, partial(load, query)) for query in queries])
+        return run_each(
+            [
+                partial(
+                    self._read_guarded,
+                    self._engine.probe if isinstance(query, ProbeQuery) else partial(load, query),
+                )
+                for query in queries
+            ]
+        )
 
     def _known_codec(self) -> CallCodec:
         assert self._codec is not None
@@ -617,9 +633,10 @@ class Committer:
             self._under_way_commands -= batch.command_count
             self._under_way_bytes -= batch.size_bytes
             self._awaited_since_s = self._clock()
-            if not self._is_health_good and self._state is not _State.FAILED:
+            if self._is_commit_hanging:
                 _logger.warning("the storage answers again")
-                self._tell_health(True)
+                self._is_commit_hanging = False
+                self._tell_health()
                 self._set_hang_timer()
             self._answer(batch, self._outcomes(batch, future, error))
             self._hand_over_all()
@@ -718,7 +735,37 @@ class Committer:
         _logger.error(
             "the storage has not answered for %.1f s, %d commands are under way", awaited_s, self._under_way_commands
         )
-        self._tell_health(False)
+        self._is_commit_hanging = True
+        self._tell_health()
+
+    async def _watch_reads_guarded(self) -> None:
+        try:
+            while True:
+                await self._watch_reads()
+        except Exception:
+            _logger.exception("a defect: health tells no more of reads that hang")
+
+    async def _watch_reads(self) -> None:
+        """Once there was no answer to a read for a while, see whether there is one; tell health while there is none.
+
+        It shows both that reads hang and that the storage of an idle server does. Nothing is written for it.
+        """
+        answered_count = self._loads.answered_count
+        await asyncio.sleep(self._config.probe_interval_s)
+        if self._state is not _State.SERVING or self._loads.answered_count != answered_count:
+            return
+        probe = self._loads.probe()
+        done, _ = await asyncio.wait([probe], timeout=self._config.commit_wait_max_s)
+        if not done:
+            _logger.error("the storage has not answered a read for %.1f s", self._config.commit_wait_max_s)
+            self._is_read_hanging = True
+            self._tell_health()
+            await asyncio.wait([probe])
+            _logger.warning("the storage answers reads again")
+            self._is_read_hanging = False
+            self._tell_health()
+        # An error is an answer: whatever it means is told elsewhere.
+        probe.exception()
 
     def _note_defect(self, error: Exception) -> None:
         """Refuse everything from now on: a defect of this class must not end in calls that wait for ever."""
@@ -752,9 +799,12 @@ class Committer:
         for pending in queued:
             pending.fail(_not_serving(_State.FAILED))
         self._tell_failure()
-        self._tell_health(False)
+        self._is_commit_hanging = False
+        self._is_down = True
+        self._tell_health()
 
-    def _tell_health(self, is_good: bool) -> None:
+    def _tell_health(self) -> None:
+        is_good = not (self._is_down or self._is_commit_hanging or self._is_read_hanging)
         if is_good is not self._is_health_good:
             self._is_health_good = is_good
             self._on_health(is_good)
@@ -792,7 +842,8 @@ class Committer:
             _logger.warning("the storage is back: commits are flushed again")
             if self._state is _State.FAILED:
                 self._state = _State.SERVING
-                self._tell_health(True)
+                self._is_down = False
+                self._tell_health()
             return
         self._is_read_broken = False
 

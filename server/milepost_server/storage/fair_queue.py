@@ -26,7 +26,7 @@ class FairQueue(Generic[_T]):
         return self._bound.total
 
     def put(self, namespace: str, item: _T) -> None:
-        """Add an item at the end of a namespace's line.
+        """Add an item at the end of a namespace's line, if there is room.
 
         Raises:
             ResourceError: It is full; see `SharedBound.take`.
@@ -34,8 +34,8 @@ class FairQueue(Generic[_T]):
         self._bound.take(namespace)
         self._append(namespace, item)
 
-    def put_back(self, namespace: str, item: _T) -> None:
-        """Add an item that was taken out before, at the end again, whether there is room or not."""
+    def add(self, namespace: str, item: _T) -> None:
+        """Add an item at the end of a namespace's line, whether there is room or not."""
         self._bound.count(namespace)
         self._append(namespace, item)
 

@@ -114,6 +114,7 @@ KINDS: Final[tuple[type, ...]] = (
     # A batch of Saves crosses encoded; decoded it is only where it is run.
     *(kind for kind in typing.get_args(model.Command) if kind is not model.BatchSaveCommand),
     *(kind for kind in typing.get_args(model.Answer) if kind is not model.BatchSaveAnswer),
+    model.ProbeQuery,
     model.LoadQuery,
     model.LoadAnswer,
     model.EncodedLoadQuery,

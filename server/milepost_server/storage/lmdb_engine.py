@@ -49,6 +49,7 @@ from milepost_server.model import (
     LoadAnswer,
     LoadQuery,
     LongLoad,
+    ProbeAnswer,
     ProbeCommand,
     SaveCommand,
     SendSignalCommand,
@@ -456,6 +457,12 @@ class LmdbEngine:
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """See `Engine`."""
         return read_slices.entry_history(lambda part: self._read(queries.entry_history, part), query)
+
+    def probe(self) -> ProbeAnswer:
+        """See `Engine`."""
+        self._read_meta()
+        self._env.read_disk()
+        return ProbeAnswer()
 
     def statistics(self) -> Mapping[str, int]:
         """See `Engine`."""

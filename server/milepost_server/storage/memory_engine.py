@@ -32,6 +32,7 @@ from milepost_server.model import (
     LoadAnswer,
     LoadQuery,
     LongLoad,
+    ProbeAnswer,
     WorkflowAnswer,
 )
 from milepost_server.storage import commands, queries, read_slices
@@ -153,6 +154,11 @@ class MemoryEngine:
         with self._lock:
             txn = MemoryTransaction(self._tables, self._limits, self._clock_ms(), self._timers)
             return read(txn, *args, **kwargs)
+
+    def probe(self) -> ProbeAnswer:
+        """Return at once, unless the store is at work."""
+        with self._lock:
+            return ProbeAnswer()
 
     def statistics(self) -> Mapping[str, int]:
         """Return counts of what is stored; nothing here was discarded and not yet freed."""

@@ -43,6 +43,7 @@ from milepost_server.model import (
     LongLoad,
     NewEntry,
     PendingSignal,
+    ProbeAnswer,
     Record,
     RecordGroupRow,
     ScopeRow,
@@ -328,6 +329,12 @@ class LoadLane(Protocol):
             ResourceError: `QUEUE_FULL`.
         """
 
+    answered_count: int
+    """How many loads have been answered, refusals included. Only for whoever looks whether it grows."""
+
+    def probe(self) -> Future[ProbeAnswer]:
+        """Have `Engine.probe` run behind what waits. Never refused for want of room."""
+
     async def close(self) -> None:
         """Answer what was accepted, and accept no more."""
 
@@ -381,6 +388,9 @@ class Engine(Protocol):
 
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """Read one page of what entries were."""
+
+    def probe(self) -> ProbeAnswer:
+        """Read something, from the disk itself where there is one: returns once the storage has answered."""
 
     def statistics(self) -> Mapping[str, int]:
         """Return sizes and counts, for people."""

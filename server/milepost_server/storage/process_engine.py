@@ -42,7 +42,9 @@ from milepost_server.model import (
     LoadAnswer,
     LoadQuery,
     LongLoad,
+    ProbeAnswer,
     ProbeCommand,
+    ProbeQuery,
     WorkflowAnswer,
 )
 from milepost_server.shared_bounds import SharedBound
@@ -303,6 +305,10 @@ class ProcessEngine:
     def entry_history(self, query: EntryHistoryQuery) -> EntryHistoryAnswer:
         """See `Engine`."""
         return cast("EntryHistoryAnswer", self._ask_one(query))
+
+    def probe(self) -> ProbeAnswer:
+        """See `Engine`."""
+        return cast("ProbeAnswer", self._ask_one(ProbeQuery()))
 
     def statistics(self) -> Mapping[str, int]:
         """See `Engine`."""

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from milepost_server.errors import StorageFailedError, StoreError, UnavailableError
-from milepost_server.model import Answer, Command, EncodedLoadAnswer, EncodedLoadQuery, LongLoad
+from milepost_server.model import (
+    Answer,
+    Command,
+    EncodedLoadAnswer,
+    EncodedLoadQuery,
+    LongLoad,
+    ProbeAnswer,
+    ProbeQuery,
+)
 from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import frames
 from milepost_server.storage.fair_queue import FairQueue
@@ -29,7 +37,7 @@ They come in bursts with pauses in between, so a round must be longer than a bur
 
 _logger = logging.getLogger(__name__)
 
-_Waiting = tuple[EncodedLoadQuery, asyncio.Future[EncodedLoadAnswer | LongLoad]]
+_Waiting = tuple[EncodedLoadQuery | ProbeQuery, asyncio.Future[Any]]
 _Asked = tuple[str, _Waiting]
 """With its namespace."""
 
@@ -144,6 +152,7 @@ class ProcessLoadLane:
         self._loop = loop
         self._frame_loads_max = frame_loads_max
         self._on_broken = on_failure
+        self.answered_count = 0
         self._channel = FrameChannel(
             loop, connect, owns_socket=True, on_answer=self._settle, on_failure=self._on_failure
         )
@@ -169,6 +178,14 @@ class ProcessLoadLane:
         self._waiting.put(namespace, (query, future))
         self._idle.clear()
         self._note_submitted()
+        self._plan_flush()
+        return future
+
+    def probe(self) -> asyncio.Future[ProbeAnswer]:
+        """See `LoadLane`."""
+        future: asyncio.Future[ProbeAnswer] = self._loop.create_future()
+        self._waiting.add("", (ProbeQuery(), future))
+        self._idle.clear()
         self._plan_flush()
         return future
 
@@ -232,11 +249,12 @@ class ProcessLoadLane:
 
     def _settle(self, answers: Sequence[Any]) -> None:
         asked, self._asked = self._asked, []
+        self.answered_count += len(asked)
         for (namespace, (query, future)), answer in zip(asked, answers, strict=True):
             if future.done():
                 continue
             if isinstance(answer, frames.Postponed):
-                self._waiting.put_back(namespace, (query, future))
+                self._waiting.add(namespace, (query, future))
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:

@@ -34,6 +34,7 @@ from milepost_server.model import (
     ListSignalsQuery,
     ListWorkflowsQuery,
     LoadQuery,
+    ProbeQuery,
 )
 from milepost_server.storage import encoded, frames
 from milepost_server.storage.encoded import CallCodec
@@ -168,6 +169,8 @@ def _answer(engine: Engine, codec: CallCodec, query: Any) -> Any:
         match query:
             case EncodedLoadQuery():
                 return encoded.load(engine, codec, query, is_long=False)
+            case ProbeQuery():
+                return engine.probe()
             case LoadQuery():
                 return engine.load(query)
             case ListQuery():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from milepost_server.errors import UnavailableError
+from milepost_server.model import ProbeQuery
 from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage.fair_queue import FairQueue
 
@@ -50,6 +51,7 @@ class ReadLane:
         self._wake = threading.Condition(threading.Lock())
         self._jobs: FairQueue[_Job] = FairQueue(bound)
         self._waiting_count = 0
+        self.answered_count = 0
         self._is_closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(threads)
@@ -57,13 +59,20 @@ class ReadLane:
         for thread in self._threads:
             thread.start()
 
+    def probe(self) -> asyncio.Future[Any]:
+        """Queue a `ProbeQuery`, which is never refused for want of room, and return its answer."""
+        return self._queue(ProbeQuery(), "", self._jobs.add)
+
     def submit(self, job: object, *, namespace: str) -> asyncio.Future[Any]:
         """Queue a read in a namespace's line and return its answer. One whose future was cancelled is not run."""
+        return self._queue(job, namespace, self._jobs.put)
+
+    def _queue(self, job: object, namespace: str, put: Callable[[str, _Job], None]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         with self._wake:
             if self._is_closing:
                 raise UnavailableError("NOT_SERVING", "the server is draining; send the same call again")
-            self._jobs.put(namespace, (job, future))
+            put(namespace, (job, future))
             if self._waiting_count:
                 self._wake.notify()
         return future
@@ -90,6 +99,7 @@ class ReadLane:
             if not wanted:
                 continue
             answers = self._run_jobs([job for job, _ in wanted])
+            self.answered_count += len(answers)
             done = [(future, answer) for (_, future), answer in zip(wanted, answers, strict=True)]
             try:
                 self._loop.call_soon_threadsafe(_settle, done)

@@ -96,6 +96,7 @@ class ScriptedEngine:
         self.on_execute: Callable[[list[str]], Outcomes | None] = lambda ids: None
         self.on_load: Callable[[LoadQuery], LoadAnswer] = lambda query: LOADED
         self.probes = 0
+        self.on_probe: Callable[[], None] = lambda: None
         self._gate = threading.Semaphore(0)
         self._is_held = False
         self._entered_count = 0
@@ -149,6 +150,11 @@ class ScriptedEngine:
     def load(self, query: LoadQuery) -> LoadAnswer:
         """See `Engine`."""
         return self.on_load(query)
+
+    def probe(self) -> ProbeAnswer:
+        """See `Engine`."""
+        self.on_probe()
+        return ProbeAnswer()
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -790,6 +796,88 @@ async def test_storage_that_answers_one_commit_and_hangs_in_the_next_is_told_of_
             engine.lane.end(1)
         assert await health.next() is True
         assert await asyncio.gather(*saved) == [DELETED] * 2
+
+
+async def test_storage_that_hung_and_then_failed_is_good_again_once_it_is_back() -> None:
+    engine = ScriptedEngine()
+    health = NotedHealth()
+
+    def fail(ids: list[str]) -> Outcomes | None:
+        if ids == ["a"]:
+            raise StorageFailedError("killed")
+        return None
+
+    engine.on_execute = fail
+    config = QueueConfig(sweep_interval_s=1e6, commit_wait_max_s=0.01)
+    async with running(engine, config, on_health=health) as committer:
+        # Behind the first sweep, whose answer would tell that the storage is good.
+        await committer.submit(command("first"), namespace="n")
+        await asyncio.to_thread(engine.swept.get)
+        await committer.submit(command("second"), namespace="n")
+        for _ in list(health.told):
+            await health.next()
+        engine.hold()
+        saved = committer.submit(command("a"), namespace="n")
+        assert await health.next() is False
+        engine.release()
+        with pytest.raises(OutcomeUnknownError):
+            await saved
+        assert await health.next() is True
+
+
+async def test_health_tells_of_an_idle_server_whose_storage_hangs_until_it_answers_again() -> None:
+    """Each time; and nothing is written to find out."""
+    engine = ScriptedEngine()
+    health = NotedHealth()
+    go = threading.Semaphore(0)
+    engine.on_probe = lambda: cast(None, go.acquire())
+    config = QueueConfig(sweep_interval_s=1e6, commit_wait_max_s=0.001, probe_interval_s=0.001)
+    async with running(engine, config, on_health=health):
+        try:
+            for _ in range(2):
+                assert await health.next() is False
+                go.release()
+                assert await health.next() is True
+        finally:
+            go.release(100)
+    assert engine.batches == []
+    assert engine.probes == 0
+
+
+async def test_health_tells_of_reads_that_hang_though_commits_do_not() -> None:
+    """It goes on to say so whatever is committed, until there is an answer to a read."""
+    engine = ScriptedEngine()
+    health = NotedHealth()
+    go = threading.Event()
+
+    def hold(query: LoadQuery) -> LoadAnswer:
+        go.wait()
+        return LOADED
+
+    engine.on_load = hold
+    config = QueueConfig(read_calls_max=1, sweep_interval_s=1e6, commit_wait_max_s=0.05, probe_interval_s=0.05)
+    async with running(engine, config, on_health=health) as committer:
+        try:
+            loads = [committer.load(LOAD, namespace="n")]
+            assert await health.next() is False
+            assert await committer.submit(command("a"), namespace="n") == DELETED
+            assert health.told == [False]
+        finally:
+            go.set()
+        assert await health.next() is True
+        await asyncio.gather(*loads)
+
+
+async def test_storage_that_answers_is_read_from_now_and_then_without_a_word_of_it() -> None:
+    engine = ScriptedEngine()
+    health = NotedHealth()
+    probed: queue.SimpleQueue[None] = queue.SimpleQueue()
+    engine.on_probe = lambda: probed.put(None)
+    config = QueueConfig(sweep_interval_s=1e6, commit_wait_max_s=30, probe_interval_s=0.001)
+    async with running(engine, config, on_health=health):
+        for _ in range(3):
+            await asyncio.to_thread(probed.get)
+    assert health.told == []
 
 
 async def test_close_ends_a_recovery_that_does_not_succeed() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from milepost_server.errors import NotFoundError, ResourceError, StorageFailedError, StoreError, UnavailableError
 from milepost_server.limits import MIB
-from milepost_server.model import EncodedLoadAnswer, EncodedLoadQuery, ProbeAnswer, ProbeCommand
+from milepost_server.model import EncodedLoadAnswer, EncodedLoadQuery, ProbeAnswer, ProbeCommand, ProbeQuery
 from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage import frames
 from milepost_server.storage.process_lanes import (
@@ -246,6 +246,19 @@ async def test_one_load_too_many_is_refused_with_the_bound(process: Process) -> 
         await process.receive()
         await process.answer([loaded()] * 2)
         await asyncio.gather(*futures)
+
+
+async def test_a_probe_goes_out_behind_what_waits_however_full_it_is(process: Process) -> None:
+    async with loading(process, calls_max=1) as lane:
+        load = lane.submit(query("a"), namespace="n")
+        probe = lane.probe()
+        asked = await process.receive()
+        assert names(asked[:1]) == ["a"]
+        assert isinstance(asked[1], ProbeQuery)
+        await process.answer([loaded(), ProbeAnswer()])
+        await load
+        assert await probe == ProbeAnswer()
+        assert lane.answered_count == 2
 
 
 async def test_a_load_that_was_given_up_in_time_is_not_asked(process: Process) -> None:

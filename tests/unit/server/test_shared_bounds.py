@@ -128,7 +128,7 @@ def test_a_full_queue_refuses_and_takes_back_all_the_same() -> None:
     queue.pop()
     queue.put("b", "b1")
     queue.put("c", "c1")
-    queue.put_back("a", "a1")
+    queue.add("a", "a1")
     assert len(queue) == 3
     assert drain(queue) == ["b1", "c1", "a1"]
     queue.put("a", "a2")

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milepost_server.limits import DEFAULT_LIMITS
-from milepost_server.model import CheckpointFilter, EntryVersion, ForkMode, Selection, Status
+from milepost_server.model import CheckpointFilter, EntryVersion, ForkMode, ProbeAnswer, Selection, Status
 from milepost_server.testing.builders import ManualClock, Store, data_value, json_value, record, refused, save
 from milepost_server.testing.contracts.base import ContractBase
 
@@ -750,5 +750,15 @@ class GetWorkflowContract(ContractBase):
         assert store.get_workflow("w").stored_bytes == 0
 
 
-class ReadingContract(LoadContract, ListContract, ListWorkflowsContract, EntryHistoryContract, GetWorkflowContract):
+class ProbeContract(ContractBase):
+    """Seeing whether the storage answers."""
+
+    def test_a_probe_is_answered(self, store: Store) -> None:
+        store.save_line("w", "a")
+        assert store.engine.probe() == ProbeAnswer()
+
+
+class ReadingContract(
+    LoadContract, ListContract, ListWorkflowsContract, EntryHistoryContract, GetWorkflowContract, ProbeContract
+):
     """All of reading."""
