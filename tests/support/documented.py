@@ -49,12 +49,13 @@ def metadata_keys() -> dict[str, list[str]]:
 
 @functools.cache
 def certain_metadata_keys() -> dict[str, set[str]]:
-    """Return those that every error of the reason has: not "one or the other"."""
-    return {
-        reason: set(keys)
-        - {key for pair in re.findall(r"(\w+) or (\w+)", _named_in(reason_comments()[reason])) for key in pair}
-        for reason, keys in metadata_keys().items()
-    }
+    """Return those that every error of the reason has: not "one or the other", nor what comes after a semicolon."""
+    certain: dict[str, set[str]] = {}
+    for reason, keys in metadata_keys().items():
+        always, _, sometimes = _named_in(reason_comments()[reason]).partition(";")
+        either = {key for pair in re.findall(r"(\w+) or (\w+)", always) for key in pair}
+        certain[reason] = set(keys) - either - set(re.findall(r"\w+", sometimes))
+    return certain
 
 
 def _named_in(comment: str) -> str:

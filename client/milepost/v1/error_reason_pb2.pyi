@@ -69,13 +69,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RECORD_CHECKPOINT_MISSING: _ErrorReason.ValueType  # 45
     """FAILED_PRECONDITION. Records were sent with `require_checkpoint` and there is no such checkpoint. Metadata: checkpoint_id."""
     QUEUE_FULL: _ErrorReason.ValueType  # 50
-    """RESOURCE_EXHAUSTED, with RetryInfo. A queue is full, or a namespace has its share of one that namespaces share. Metadata: limit, allowed, found, unit, namespace."""
+    """RESOURCE_EXHAUSTED, with RetryInfo. A queue is full, or a namespace has its share of one that namespaces share. Metadata: limit, allowed, found, unit; namespace (where namespaces share the limit)."""
     DISK_LOW: _ErrorReason.ValueType  # 51
     """RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: limit, allowed, found, unit."""
     STORE_FULL: _ErrorReason.ValueType  # 52
     """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: limit, allowed, unit."""
     QUOTA_EXCEEDED: _ErrorReason.ValueType  # 53
-    """RESOURCE_EXHAUSTED. A count is used up, of a workflow, a namespace or the store; watches are shared by namespaces. Metadata: limit, allowed, found, unit, namespace."""
+    """RESOURCE_EXHAUSTED. A count is used up, of a workflow, a namespace or the store; watches are shared by namespaces. Metadata: limit, allowed, found, unit; namespace (where namespaces share the limit)."""
     WATCH_COMPACTED: _ErrorReason.ValueType  # 54
     """OUT_OF_RANGE. What came since the given revision is not kept any more: read the workflow again. Metadata: workflow_id, revision."""
     WATCH_TOO_SLOW: _ErrorReason.ValueType  # 55
@@ -144,13 +144,13 @@ PREDECESSOR_FAILED: ErrorReason.ValueType  # 44
 RECORD_CHECKPOINT_MISSING: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION. Records were sent with `require_checkpoint` and there is no such checkpoint. Metadata: checkpoint_id."""
 QUEUE_FULL: ErrorReason.ValueType  # 50
-"""RESOURCE_EXHAUSTED, with RetryInfo. A queue is full, or a namespace has its share of one that namespaces share. Metadata: limit, allowed, found, unit, namespace."""
+"""RESOURCE_EXHAUSTED, with RetryInfo. A queue is full, or a namespace has its share of one that namespaces share. Metadata: limit, allowed, found, unit; namespace (where namespaces share the limit)."""
 DISK_LOW: ErrorReason.ValueType  # 51
 """RESOURCE_EXHAUSTED. Free disk space is below the low-water mark: saves are refused, deletes are not. Metadata: limit, allowed, found, unit."""
 STORE_FULL: ErrorReason.ValueType  # 52
 """RESOURCE_EXHAUSTED. The database has reached its largest size. Metadata: limit, allowed, unit."""
 QUOTA_EXCEEDED: ErrorReason.ValueType  # 53
-"""RESOURCE_EXHAUSTED. A count is used up, of a workflow, a namespace or the store; watches are shared by namespaces. Metadata: limit, allowed, found, unit, namespace."""
+"""RESOURCE_EXHAUSTED. A count is used up, of a workflow, a namespace or the store; watches are shared by namespaces. Metadata: limit, allowed, found, unit; namespace (where namespaces share the limit)."""
 WATCH_COMPACTED: ErrorReason.ValueType  # 54
 """OUT_OF_RANGE. What came since the given revision is not kept any more: read the workflow again. Metadata: workflow_id, revision."""
 WATCH_TOO_SLOW: ErrorReason.ValueType  # 55
