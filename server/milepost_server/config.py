@@ -32,7 +32,7 @@ class ConfigError(Exception):
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of what waits for the storage, and of one commit."""
 
-    calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Writing calls that may be queued.")] = 1024
+    calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Writing calls that may be queued.")] = 2048
     bytes_max: Annotated[int, Meta(ge=MIB, description="Bytes of the writing calls that may be queued.")] = 64 * MIB
     batch_commands_max: Annotated[int, Meta(ge=1, le=100_000, description="Commands of one commit.")] = 256
     batch_bytes_max: Annotated[int, Meta(ge=1, description="Bytes of the commands of one commit.")] = 16 * MIB
@@ -43,10 +43,10 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     large_answers_bytes_max: Annotated[
         int, Meta(ge=1, description="Bytes of answers over 1 MiB on their way to callers; one is always let out.")
     ] = 256 * MIB
-    read_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Short reads that may be queued.")] = 1024
-    scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 256
+    read_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Short reads that may be queued.")] = 2048
+    scan_calls_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Long reads that may be queued.")] = 512
     scan_threads: Annotated[int, Meta(ge=1, le=64, description="Long reads that run at once.")] = 2
-    lease_waits_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may wait for leases.")] = 256
+    lease_waits_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may wait for leases.")] = 512
     watches_max: Annotated[int, Meta(ge=0, le=1_000_000, description="Calls that may watch at the same time.")] = 1_000
     watch_events_kept_max: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Events that are kept for watches that go on after a break.")

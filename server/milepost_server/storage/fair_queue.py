@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
 from milepost_server.shared_bounds import SharedBound
@@ -19,7 +19,7 @@ class FairQueue(Generic[_T]):
 
     def __init__(self, bound: SharedBound) -> None:
         self._bound = bound
-        self._lines: dict[str, deque[_T]] = {}
+        self._lines: OrderedDict[str, deque[_T]] = OrderedDict()
         """By namespace, in the order of their turns; none that is empty."""
 
     def __len__(self) -> int:
@@ -49,10 +49,9 @@ class FairQueue(Generic[_T]):
         """Take out the item whose turn it is, with its namespace. There must be one."""
         namespace, line = next(iter(self._lines.items()))
         item = line.popleft()
-        if not line:
+        if line:
+            self._lines.move_to_end(namespace)
+        else:
             del self._lines[namespace]
-        elif len(self._lines) > 1:
-            del self._lines[namespace]
-            self._lines[namespace] = line
         self._bound.give_back(namespace)
         return namespace, item
