@@ -992,6 +992,7 @@ async def test_reads_are_answered_off_the_loop_and_bounded() -> None:
         with pytest.raises(ResourceError) as refused:
             await committer.load(LOAD, namespace="n")
         assert refused.value.reason == "QUEUE_FULL"
+        assert refused.value.metadata["limit"] == "queue.read_calls_max"
         # A long read has threads of its own.
         assert await committer.scan(lambda: "scanned", namespace="n") == "scanned"
         go.set()
