@@ -658,6 +658,17 @@ def test_a_request_over_the_limit_is_refused_with_the_limit_and_the_connection_g
     stub.Save(save_request(workflow_id))
 
 
+@pytest.mark.parametrize("method", ["Save", "BatchSave", "AppendRecords"])
+def test_large_requests_that_are_refused_hold_no_room(
+    channel: grpc.Channel, stub: Any, request: pytest.FixtureRequest, method: str
+) -> None:
+    """One after the other they are more than may be in progress at once."""
+    call: Any = channel.unary_unary(f"/{SERVICE}/{method}")
+    for _ in range(10):
+        assert refusal(call, b"\xff" * 2 * MIB).reason == "INVALID_FIELD"
+    stub.Save(save_request(request.node.name, entries={"x": f'"{"x" * 2 * MIB}"'}))
+
+
 @pytest.mark.parametrize("method", ["Save", "Watch"])
 def test_a_call_that_ends_without_a_request_reaches_no_method(
     channel: grpc.Channel, stub: Any, request: pytest.FixtureRequest, method: str
