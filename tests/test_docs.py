@@ -203,6 +203,16 @@ def run(command: Sequence[str], server: LocalServer, folder: Path) -> subprocess
     )
 
 
+def test_pages_do_not_meet_in_one_store() -> None:
+    """Whoever reads several pages runs their snippets against one server, where an id is new once."""
+    owners: dict[str, str] = {}
+    for page in PAGES:
+        snippets = "".join(block.text for block in blocks_of(page) if block.language in {"python", "console"})
+        for workflow_id in set(re.findall(r"\b[a-z]+-\d+\b(?=[\s\"])", snippets)):
+            assert owners.setdefault(workflow_id, name_of(page)) == name_of(page), workflow_id
+    assert len(owners) > 5
+
+
 def test_the_first_snippet_is_the_quickstart() -> None:
     first = next(block for block in blocks_of(ROOT / "README.md") if block.language == "python")
 
