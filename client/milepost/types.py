@@ -471,12 +471,11 @@ class SaveItem:
             raise TypeError(f"workflow_id is a str, not {type(self.workflow_id).__name__}")
         if not isinstance(self.state, Mapping):
             raise TypeError(f"state is a mapping of entries, not {type(self.state).__name__}")
-        after = self.after
+        after: object = self.after
         if not (after is None or isinstance(after, (Checkpoint, Saved, SaveItem)) or after == "start"):
-            raise TypeError(
-                f'after is what save, load or list returned, or "start", or None; not {type(after).__name__} '
-                f"{str(after)[:100]!r}"
-            )
+            # An id may be told, but what else it is could be a state.
+            found = repr(after[:100]) if isinstance(after, str) else type(after).__name__
+            raise TypeError(f'after is what save, load or list returned, or "start", or None; not {found}')
         if self.status.__class__ is not Status:
             Status(self.status)
 

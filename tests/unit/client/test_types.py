@@ -75,8 +75,8 @@ def test_later_ids_sort_later_and_none_comes_twice() -> None:
 @pytest.mark.parametrize(
     "arguments, kind, said",
     [
-        ({"after": "c1"}, TypeError, "after is what save, load or list returned, or \"start\", or None; not str 'c1'"),
-        ({"after": 3}, TypeError, "not int '3'"),
+        ({"after": "c1"}, TypeError, "after is what save, load or list returned, or \"start\", or None; not 'c1'"),
+        ({"after": {"secret": 4711}}, TypeError, "or None; not dict$"),
         ({"state": [1]}, TypeError, "state is a mapping of entries, not list"),
         ({"workflow_id": 7}, TypeError, "workflow_id is a str, not int"),
         ({"status": "done"}, ValueError, "a status is one of running, waiting, .*, not 'done'"),
