@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 from milepost import _calls
 from milepost._calls import SaveDraft
@@ -16,12 +17,16 @@ from milepost._config import MESSAGE_BYTES_MAX
 from milepost._retry import Attempts, Failure
 from milepost._state import DigestMemory
 from milepost.codecs import Codec
-from milepost.errors import MilepostError, OutcomeUnknownError, UnavailableError
-from milepost.types import Saved, SaveItem
+from milepost.errors import MilepostError, OutcomeUnknownError, PredecessorFailedError, UnavailableError
+from milepost.types import Checkpoint, Saved, SaveItem
 from milepost.v1 import checkpoint_store_pb2 as pb
 
-_ITEM_BYTES_EXTRA = 16
-"""What an item costs in a batch beside its own bytes, at most."""
+_ITEM_BYTES_EXTRA = 64
+"""What an item costs in a batch beside its own bytes, at most; the digest of its base comes late."""
+
+
+Key: TypeAlias = tuple[str, str, str]
+"""What a checkpoint is known by: workflow, scope, id."""
 
 
 class SaveAll:
@@ -46,8 +51,11 @@ class SaveAll:
         self._waiting: deque[tuple[int, SaveDraft, int]] = deque()
         # In the request that is being sent.
         self._pending: dict[int, SaveDraft] = {}
-        # Of the items of this call, for those that name them as `after`.
-        self._digests: dict[str, Mapping[str, bytes]] = {}
+        # Of the items that have no result yet, for those that name them as `after`. What is stored is in the memory,
+        # with the digest by which the server sees whether it is still that.
+        self._digests: dict[Key, Mapping[str, bytes]] = {}
+        # Positions of the items that failed: nothing may be built on what the store has under their ids instead.
+        self._failed: dict[Key, int] = {}
         self._stopped: MilepostError | None = None
 
     @property
@@ -61,6 +69,10 @@ class SaveAll:
             self._fill()
         if not self._pending:
             return None
+        for draft in self._pending.values():
+            if isinstance(draft.item.after, SaveItem) and _key(draft.item.after) not in self._digests:
+                # It was stored by an earlier request, and may have been replaced since.
+                draft.expect_base()
         return pb.BatchSaveRequest(items=[draft.request for draft in self._pending.values()])
 
     @property
@@ -85,7 +97,7 @@ class SaveAll:
         # From the last to the first, to know of each failed item whether something after it was stored.
         for (position, draft), result in reversed(list(zip(sent.items(), response.results, strict=True))):
             if result.WhichOneof("outcome") == "saved":
-                self._results[position] = draft.saved(result.saved)
+                self._take_result(position, draft.item, draft.saved(result.saved))
                 stored_lines.add((draft.request.workflow_id, draft.request.scope))
                 continue
             failure = _calls.read_item_error(result.error)
@@ -99,7 +111,7 @@ class SaveAll:
                 self._pending[position] = draft
             failures[position] = failure
         self._keep_successors(sent, failures)
-        for position, failure in failures.items():
+        for position, failure in sorted(failures.items()):
             if position not in self._pending:
                 self._settle(position, sent[position], failure)
         self._pending = dict(sorted(self._pending.items()))
@@ -123,7 +135,7 @@ class SaveAll:
     def fail(self, error: MilepostError) -> None:
         """End all that is left: the call itself failed, and a further one would wait as long for the same."""
         for position, draft in self._pending.items():
-            self._results[position] = _about(error, draft.item, self._namespace, draft.outcome_unknown)
+            self._take_result(position, draft.item, _about(error, draft.item, self._namespace, draft.outcome_unknown))
         self._pending = {}
         self._stopped = UnavailableError(f"not sent, because an earlier part of the same save_all failed: {error}")
         self._stopped.__cause__ = error
@@ -135,8 +147,34 @@ class SaveAll:
 
     def _settle(self, position: int, draft: SaveDraft, failure: Failure, attempts: Attempts | None = None) -> None:
         unknown = draft.outcome_unknown and not failure.is_final
-        self._results[position] = _calls.to_error(
-            _calls.SAVE, draft.request, failure, outcome_unknown=unknown, attempts=attempts
+        error = _calls.to_error(_calls.SAVE, draft.request, failure, outcome_unknown=unknown, attempts=attempts)
+        if failure.details.reason == "PREDECESSOR_FAILED" and not unknown:
+            # The server counts the items of one request.
+            error = self._predecessor_error(position, draft.item) or error
+        self._take_result(position, draft.item, error)
+
+    def _take_result(self, position: int, item: SaveItem, result: Saved | MilepostError) -> None:
+        self._results[position] = result
+        key = _key(item)
+        self._digests.pop(key, None)
+        if isinstance(result, Saved):
+            self._failed.pop(key, None)
+        else:
+            self._failed[key] = position
+
+    def _predecessor_error(self, position: int, item: SaveItem) -> PredecessorFailedError | None:
+        """Return the error of an item that builds on one that failed; None where it does not."""
+        if item.after is None or isinstance(item.after, str) or (failed := self._failed.get(_key(item.after))) is None:
+            return None
+        return PredecessorFailedError(
+            f"save of workflow {item.workflow_id!r}, checkpoint {item.checkpoint_id!r}: item {position} builds on item "
+            f"{failed}, which failed.",
+            reason="PREDECESSOR_FAILED",
+            namespace=self._namespace,
+            workflow_id=item.workflow_id,
+            scope=item.scope,
+            checkpoint_id=item.checkpoint_id,
+            metadata={"index": str(position), "predecessor_index": str(failed)},
         )
 
     def _fill(self) -> None:
@@ -150,6 +188,10 @@ class SaveAll:
             if self._pending and size_bytes + item_bytes > _calls.BATCH_BYTES:
                 break
             self._waiting.popleft()
+            if error := self._predecessor_error(position, draft.item):
+                # Of an earlier part, of which the server does not know.
+                self._take_result(position, draft.item, error)
+                continue
             self._pending[position] = draft
             size_bytes += item_bytes
 
@@ -163,7 +205,7 @@ class SaveAll:
         if self._stopped is not None:
             self._results[position] = _about(self._stopped, item, self._namespace)
             return True
-        base = self._digests.get(item.after.checkpoint_id) if isinstance(item.after, SaveItem) else None
+        base = self._digests.get(_key(item.after)) if isinstance(item.after, SaveItem) else None
         try:
             draft = SaveDraft(
                 item,
@@ -177,11 +219,15 @@ class SaveAll:
             if item_bytes > MESSAGE_BYTES_MAX:
                 _calls.encode(_calls.SAVE, draft.request)
         except MilepostError as error:
-            self._results[position] = error
+            self._take_result(position, item, error)
             return True
-        self._digests[item.checkpoint_id] = draft.encoded.digests
+        self._digests[_key(item)] = draft.encoded.digests
         self._waiting.append((position, draft, item_bytes))
         return True
+
+
+def _key(item: SaveItem | Saved | Checkpoint) -> Key:
+    return item.workflow_id, item.scope, item.checkpoint_id
 
 
 def _about(error: MilepostError, item: SaveItem, namespace: str, outcome_unknown: bool = False) -> MilepostError:

@@ -257,6 +257,15 @@ class SaveDraft:
         """The encoded state."""
         return self._encoded
 
+    def expect_base(self) -> None:
+        """Let the server refuse an increment whose base is not what the memory has of it."""
+        request = self.request
+        if self.is_incremental and not request.HasField("base_digest"):
+            base_id = request.base_checkpoint_id
+            known = self._memory.recall(request.namespace, request.workflow_id, request.scope, base_id)
+            if known is not None:
+                request.base_digest = known.content_digest
+
     def in_full(self) -> pb.SaveRequest:
         """Turn the request into the full save of the same checkpoint, because its base is gone."""
         request = self.request

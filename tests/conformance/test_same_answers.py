@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milepost import AsyncInMemoryStore, InMemoryStore, MilepostError, Record, Saved, SaveItem, Status
+from milepost import AsyncInMemoryStore, InMemoryStore, MilepostError, Record, Saved, SaveItem, Status, _calls
+from milepost.errors import CheckpointExistsError, PredecessorFailedError
 from milepost.testing import LocalServer, local_server
 from milepost.testing._contract_support import BlockingStore
 
@@ -179,6 +180,36 @@ def test_a_text_that_is_no_unicode_is_told_by_its_field(stores: dict[str, Any]) 
             assert str(error).isprintable(), name
 
 
+def test_an_item_builds_on_the_checkpoint_that_it_names_and_on_no_other_of_that_id(stores: dict[str, Any]) -> None:
+    for store in stores.values():
+        first = SaveItem(workflow_id="w", state={"a": 1, "b": 1}, checkpoint_id="c1", after="start")
+        other = SaveItem(workflow_id="v", state={"a": 2, "b": 1}, checkpoint_id="c1", after="start")
+        second = SaveItem(workflow_id="w", state={"a": 2, "b": 2}, checkpoint_id="c2", after=first)
+        assert [type(result) for result in store.save_all([first, other, second])] == [Saved] * 3
+        assert store.load("w").state == {"a": 2, "b": 2}
+
+
+def test_an_item_builds_on_nothing_that_failed_in_an_earlier_request(
+    stores: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store has under that id is something else, and an increment on it would be neither's state."""
+    monkeypatch.setattr(_calls, "ITEMS_MAX", 2)
+    for store in stores.values():
+        store.save("w", state={"a": "theirs", "b": 1}, checkpoint_id="c1", after="start")
+        filler = SaveItem(workflow_id="v", state={})
+        first = SaveItem(workflow_id="w", state={"a": "mine", "b": 1}, checkpoint_id="c1", after="start")
+        second = SaveItem(workflow_id="w", state={"a": "mine", "b": 2}, checkpoint_id="c2", after=first)
+        third = SaveItem(workflow_id="w", state={"a": "mine", "b": 3}, checkpoint_id="c3", after=second)
+        _, *failed = store.save_all([filler, first, second, third])
+        assert [type(error) for error in failed] == [
+            CheckpointExistsError,
+            PredecessorFailedError,
+            PredecessorFailedError,
+        ]
+        assert failed[2].metadata == {"index": "3", "predecessor_index": "2"}
+        assert store.load("w").state == {"a": "theirs", "b": 1}
+
+
 # Random calls.
 
 WORKFLOWS = st.sampled_from(["w", "v"])
@@ -239,7 +270,7 @@ CALLS = st.one_of(
     calls_of("save", SAVE, SAVE_MORE),
     calls_of("save", SAVE, SAVE_MORE),
     calls_of("save", SAVE, {**SAVE_MORE, "release_lease": st.booleans()}),
-    calls_of("save_all", {"items": st.lists(st.fixed_dictionaries(SAVE, optional=SAVE_MORE), max_size=3)}),
+    calls_of("save_all", {"items": st.lists(st.fixed_dictionaries(SAVE, optional=SAVE_MORE), max_size=5)}),
     calls_of(
         "load",
         ONE,
@@ -340,13 +371,23 @@ class Run:
     def call(self, name: str, arguments: dict[str, Any]) -> object:
         arguments = {key: self._resolved(value) for key, value in arguments.items()}
         if name == "save_all":
-            items = [{key: self._resolved(value) for key, value in item.items()} for item in arguments["items"]]
-            arguments = {"items": [SaveItem(**item) for item in items]}
+            arguments = {"items": self._items(arguments["items"])}
         try:
             answer = getattr(self._store, name)(**arguments)
             return self._comparable(list(answer) if isinstance(answer, Iterator) else answer)
         except (MilepostError, ValueError, TypeError) as error:
             return self._comparable(error)
+
+    def _items(self, items: list[dict[str, Any]]) -> list[SaveItem]:
+        made: list[SaveItem] = []
+        for item in items:
+            fields = {key: self._resolved(value) for key, value in item.items()}
+            match item["after"]:
+                case ("saved", int(number)) if made and number % 2:
+                    # An item of this call, also one of another workflow.
+                    fields["after"] = made[number // 2 % len(made)]
+            made.append(SaveItem(**fields))
+        return made
 
     def _resolved(self, value: Any) -> Any:
         match value:
@@ -391,7 +432,9 @@ class Run:
 def test_random_calls_are_answered_alike(server: LocalServer, calls: list[tuple[str, dict[str, Any]]]) -> None:
     """Whatever was asked before, a server and the in-memory store give the same answers and the same errors."""
     server.namespace = f"random-{next(_numbers)}"
-    with server.client() as client:
+    with server.client() as client, pytest.MonkeyPatch.context() as patch:
+        # So that a save_all is more than one request.
+        patch.setattr(_calls, "ITEMS_MAX", 2)
         on_server, in_memory = Run(client), Run(InMemoryStore(namespace=server.namespace))
         for number, (name, arguments) in enumerate(calls):
             expected, found = on_server.call(name, arguments), in_memory.call(name, arguments)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from milepost import AsyncClient, errors
+from milepost import AsyncClient, _calls, errors
 from milepost._async import _compat
 from milepost._retry import RetryPolicy
 from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status
@@ -562,6 +562,26 @@ async def test_save_all_sends_in_full_what_lacks_its_base(server: ScriptedServer
     again = server.asked("BatchSave")[1].items[0]
     assert not again.HasField("base_checkpoint_id")
     assert set(again.state) == {"x", "y"}
+
+
+async def test_save_all_says_which_content_an_increment_of_a_later_request_is_made_on(
+    server: ScriptedServer, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have replaced the base between two requests; within one nobody can."""
+    monkeypatch.setattr(_calls, "ITEMS_MAX", 2)
+    answers = [
+        pb.BatchSaveResult(
+            saved=pb.SaveResponse(checkpoint_id=f"c{number}", sequence=number, digest=b"%d" % number * 32)
+        )
+        for number in (1, 2, 3)
+    ]
+    server.on("BatchSave", pb.BatchSaveResponse(results=answers[:2]), pb.BatchSaveResponse(results=answers[2:]))
+    first = item("c1", state={"x": 1, "y": 1}, after="start")
+    second = item("c2", state={"x": 1, "y": 2}, after=first)
+    third = item("c3", state={"x": 1, "y": 3}, after=second)
+    assert [type(result) for result in await client.save_all([first, second, third])] == [Saved] * 3
+    sent = [one for request in server.asked("BatchSave") for one in request.items]
+    assert [(one.base_checkpoint_id, one.base_digest) for one in sent] == [("", b""), ("c1", b""), ("c2", b"2" * 32)]
 
 
 async def test_save_all_does_not_reorder_what_nothing_else_keeps_in_order(
