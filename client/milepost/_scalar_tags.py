@@ -16,6 +16,9 @@ from milepost._refusals import RefusedError
 
 _ZONED: Final = re.compile(r"(?P<moment>[^\[\]]+)\[(?P<zone>[^\[\]]+)\]\Z")
 
+_SECOND: Final = "[fold=1]"
+"""Behind a local time: the second of the two that it can be when clocks are set back."""
+
 
 class Scalar(NamedTuple):
     """How a type is tagged."""
@@ -30,10 +33,15 @@ def _write_moment(moment: dt.datetime | dt.time) -> str:
         if moment.tzinfo.key is None:
             raise RefusedError("has a time zone without a key", moment)
         text += f"[{moment.tzinfo.key}]"
-    return text
+        if isinstance(moment, dt.datetime):
+            # Its offset tells which of two equal hours it is.
+            return text
+    return text + _SECOND if moment.fold else text
 
 
 def _read_datetime(text: str) -> dt.datetime:
+    if text.endswith(_SECOND):
+        return _read_datetime(text.removesuffix(_SECOND)).replace(fold=1)
     zoned = _ZONED.match(text)
     if zoned is None:
         return dt.datetime.fromisoformat(text)
@@ -52,6 +60,8 @@ def _read_datetime(text: str) -> dt.datetime:
 
 
 def _read_time(text: str) -> dt.time:
+    if text.endswith(_SECOND):
+        return _read_time(text.removesuffix(_SECOND)).replace(fold=1)
     zoned = _ZONED.match(text)
     if zoned is None:
         return dt.time.fromisoformat(text)

@@ -16,7 +16,8 @@ tagged with an object of one key, and a mapping that looks like a tag is escaped
     {"$milepost": x}       {"$milepost":["dict",{"$milepost":x}]}: a mapping that looks like a tag
     tuple, set, frozenset  {"$milepost":["tuple",[…]]}; sets sorted by the text of their items
     bytes                  {"$milepost":["bytes","<base64>"]}
-    datetime, date, time   {"$milepost":["datetime","2024-05-01T10:00:00+02:00[Europe/Berlin]"]}
+    datetime, date, time   {"$milepost":["datetime","2024-05-01T10:00:00+02:00[Europe/Berlin]"]}; a local time
+                           of the hour that comes twice ends with "[fold=1]" when it is the second
     timedelta              {"$milepost":["timedelta",[days,seconds,microseconds]]}
     Decimal, UUID          {"$milepost":["decimal","1.10"]}, {"$milepost":["uuid","…"]}
     a registered enum      {"$milepost":["enum","Color","RED"]}
@@ -169,7 +170,8 @@ class JsonCodec:
 
         It may be an enum, a dataclass, a pydantic model or a named tuple. Enum members are stored by name
         (flags by number), the others by field. Reading goes through the constructor, so what it checks is
-        checked again. A type that is moved or renamed stays readable if `name` stays.
+        checked again. Nothing else of an object is stored: no private attribute, and none that is no field. A type that
+        is moved or renamed stays readable if `name` stays.
 
         Args:
             name: What is stored, unique in this codec. Default: the class's own name, without its module.
@@ -523,9 +525,9 @@ class PickleCodec:
     """Pickles of the classes in an allow-list, and of nothing else.
 
     Never a default: whoever can write to the store can make a reader call any of these classes with any
-    arguments. List classes only, and none whose construction does something. A stored name is looked up in
-    the list and never imported. Every value is read back when it is encoded, so what cannot be loaded is not
-    saved.
+    arguments, and set attributes of theirs. List classes only, and none whose construction does something. A
+    stored name is looked up in the list and never imported. Every value is read back when it is encoded, so
+    what cannot be loaded is not saved.
 
     Args:
         allow: The classes (or module-level functions that pickles of them refer to).

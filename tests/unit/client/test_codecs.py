@@ -138,6 +138,7 @@ GOLDEN: list[tuple[Any, str]] = [
     ),
     (dt.date(2024, 5, 1), '{"$milepost":["date","2024-05-01"]}'),
     (dt.time(1, 2, 3), '{"$milepost":["time","01:02:03"]}'),
+    (dt.datetime(2024, 10, 27, 2, 30, fold=1), '{"$milepost":["datetime","2024-10-27T02:30:00[fold=1]"]}'),  # noqa: DTZ001
     (dt.time(1, tzinfo=BERLIN), '{"$milepost":["time","01:00:00[Europe/Berlin]"]}'),
     (dt.timedelta(days=-1, seconds=2, microseconds=3), '{"$milepost":["timedelta",[-1,2,3]]}'),
     (Decimal("1.10"), '{"$milepost":["decimal","1.10"]}'),
@@ -292,11 +293,22 @@ def test_hours_that_do_not_exist_come_back_as_they_were(moment: dt.datetime) -> 
 
 
 @pytest.mark.parametrize("fold", [0, 1])
-def test_the_hour_that_comes_twice_keeps_its_turn(fold: int) -> None:
-    moment = dt.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=fold)
-    found = check_round_trip(moment, JSON)
+@pytest.mark.parametrize(
+    "local",
+    [
+        dt.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN),
+        dt.datetime(2024, 10, 27, 2, 30),  # noqa: DTZ001
+        dt.time(2, 30, tzinfo=BERLIN),
+        dt.time(2, 30),
+    ],
+    ids=["zoned", "naive", "zoned time", "naive time"],
+)
+def test_the_hour_that_comes_twice_keeps_its_turn(local: dt.datetime | dt.time, fold: int) -> None:
+    moment = local.replace(fold=fold)
+    found: Any = check_round_trip(moment, JSON)
     assert found.fold == fold
-    assert found.timestamp() == moment.timestamp()
+    if isinstance(moment, dt.datetime):
+        assert found.timestamp() == moment.timestamp()
 
 
 def test_a_zone_whose_rules_changed_keeps_the_instant() -> None:
