@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import grpc
 import grpc
@@ -57,6 +57,9 @@ from milepost.v1 import checkpoint_store_pb2 as pb
 
 logger = logging.getLogger("milepost.client")
 logger.addHandler(logging.NullHandler())
+
+TIMEOUT_S_MAX: Final = 10**9
+"""Most seconds of a call: some 30 years. gRPC overflows above, and takes an endless time for one that is over."""
 
 T = TypeVar("T")
 ResponseT = TypeVar("ResponseT")
@@ -110,7 +113,7 @@ class Client:
         Raises:
             ValueError: An argument does not make sense, or a token would travel in clear text.
         """
-        _require_positive(timeout_s)
+        _check_timeout(timeout_s)
         self._endpoint = _config.resolve(target, namespace, token, tls, insecure=insecure)
         self._namespace = self._endpoint.namespace
         self._token = self._endpoint.token
@@ -938,7 +941,7 @@ class Client:
         if timeout_s is None:
             timeout_s = self._timeout_s
         else:
-            _require_positive(timeout_s)
+            _check_timeout(timeout_s)
         return Attempts(self._retry, timeout_s, self._clock, self._random)
 
     def _call(self, method: Method[ResponseT], request: Message, attempts: Attempts) -> ResponseT:
@@ -1072,6 +1075,6 @@ class _Connection:
         return sender
 
 
-def _require_positive(timeout_s: float) -> None:
-    if not timeout_s > 0:
-        raise ValueError(f"timeout_s is a number of seconds above 0, not {timeout_s}")
+def _check_timeout(timeout_s: float) -> None:
+    if not 0 < timeout_s <= TIMEOUT_S_MAX:
+        raise ValueError(f"timeout_s is a number of seconds above 0 and at most {TIMEOUT_S_MAX}, not {timeout_s}")

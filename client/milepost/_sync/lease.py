@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from milepost._sync import _compat
 from milepost._leases import LeaseState
-from milepost.errors import LeaseLostError, MilepostError
+from milepost.errors import LeaseLostError
 from milepost.types import LeaseInfo, LeaseRenewal
 
 logger = logging.getLogger("milepost.client")
@@ -139,9 +139,9 @@ class Lease:
         if loss is None:
             try:
                 self._store.release_lease(self._workflow_id, self.token, timeout_s=self._held.release_timeout_s)
-            except MilepostError as failure:
+            except Exception as failure:  # noqa: BLE001
                 # It runs out by itself; what the block has done is done.
-                logger.warning("lease of workflow %r could not be released: %s", self._workflow_id, failure)
+                logger.warning("lease of workflow %r could not be released: %r", self._workflow_id, failure)
         elif error is None:
             raise loss
 
@@ -167,13 +167,11 @@ class Lease:
             state.lost(error)
             logger.warning("lease of workflow %r was lost: %s", self._workflow_id, error)
             return None
-        except RuntimeError as error:
-            logger.warning("lease of workflow %r is not renewed any more: %s", self._workflow_id, error)
-            return None
-        except MilepostError as error:
+        # The client's interceptors may raise anything at all, and that says no more of the lease than an outage does.
+        except Exception as error:  # noqa: BLE001
             # Once for an outage, however long it lasts.
             level = logging.DEBUG if self._is_cut_off else logging.WARNING
-            logger.log(level, "lease of workflow %r could not be renewed yet: %s", self._workflow_id, error)
+            logger.log(level, "lease of workflow %r could not be renewed yet: %r", self._workflow_id, error)
             self._is_cut_off = True
             return state.retry_in_s
         if self._is_cut_off:

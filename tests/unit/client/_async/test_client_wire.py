@@ -268,9 +268,14 @@ async def test_what_was_never_sent_is_no_open_outcome(server: ScriptedServer, cl
         await client.save("w", state={"x": 1, "y": 3}, after=first)
 
 
-async def test_a_timeout_is_positive(client: AsyncClient) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
+async def test_a_timeout_is_positive_and_has_an_end(server: ScriptedServer, timeout_s: float) -> None:
+    """gRPC would take one that overflows for one that is over, and the call for one whose answer was lost."""
+    async with AsyncClient(server.target) as client:
+        with pytest.raises(ValueError, match="timeout_s"):
+            await client.load("w", timeout_s=timeout_s)
     with pytest.raises(ValueError, match="timeout_s"):
-        await client.load("w", timeout_s=0)
+        AsyncClient(server.target, timeout_s=timeout_s)
 
 
 async def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: ScriptedServer) -> None:

@@ -15,7 +15,7 @@ from milepost._async import _compat
 from milepost._async.lease import AsyncLease
 from milepost._leases import LeaseState
 from milepost._retry import RetryPolicy
-from milepost.errors import LeaseHeldError, LeaseLostError, MilepostError, OutcomeUnknownError, UnavailableError
+from milepost.errors import LeaseHeldError, LeaseLostError, OutcomeUnknownError, UnavailableError
 from milepost.testing import FakeClock
 from milepost.types import LeaseInfo, LeaseRenewal, Record
 from milepost.v1 import checkpoint_store_pb2 as pb
@@ -41,12 +41,12 @@ def info(*, ttl_s: float = 30.0, remaining_s: float | None = None) -> LeaseInfo:
 class ScriptedLeases:
     """Grants at once, answers renewals from a script and rings after each."""
 
-    def __init__(self, *renewals: LeaseInfo | MilepostError, granted: LeaseInfo | None = None) -> None:
+    def __init__(self, *renewals: LeaseInfo | Exception, granted: LeaseInfo | None = None) -> None:
         self.clock = FakeClock()
         self.granted = granted or info(ttl_s=0.03)
         self.renewals = deque(renewals)
         self.grant_takes_s = 0.0
-        self.release_error: MilepostError | None = None
+        self.release_error: Exception | None = None
         self.released: list[int] = []
         self.renewed = _compat.Bell()
         self.script_ended = _compat.Bell()
@@ -61,7 +61,7 @@ class ScriptedLeases:
         self.renewed.ring()
         if not self.renewals:
             self.script_ended.ring()
-        if isinstance(answer, MilepostError):
+        if isinstance(answer, Exception):
             raise answer
         return LeaseRenewal(lease=answer)
 
@@ -116,6 +116,17 @@ async def test_an_outage_is_not_a_loss() -> None:
         assert await leases.renewed.wait(DEADLINE_S)
         lease.check()
         assert (lease.lost, lease.is_valid) == (False, True)
+    assert leases.released == [7]
+
+
+async def test_what_an_interceptor_raises_is_not_a_loss_either() -> None:
+    leases = ScriptedLeases(ConnectionResetError("no token"), RuntimeError("of another loop"), info(ttl_s=0.03))
+    leases.release_error = ConnectionResetError("no token")
+    async with leases.lease() as lease:
+        leases.clock.advance(0.05)
+        assert await leases.script_ended.wait(DEADLINE_S)
+        assert await leases.renewed.wait(DEADLINE_S)
+        assert lease.is_valid
     assert leases.released == [7]
 
 

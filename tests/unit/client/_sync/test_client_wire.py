@@ -259,9 +259,14 @@ def test_what_was_never_sent_is_no_open_outcome(server: ScriptedServer, client: 
         client.save("w", state={"x": 1, "y": 3}, after=first)
 
 
-def test_a_timeout_is_positive(client: Client) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e12])
+def test_a_timeout_is_positive_and_has_an_end(server: ScriptedServer, timeout_s: float) -> None:
+    """gRPC would take one that overflows for one that is over, and the call for one whose answer was lost."""
+    with Client(server.target) as client:
+        with pytest.raises(ValueError, match="timeout_s"):
+            client.load("w", timeout_s=timeout_s)
     with pytest.raises(ValueError, match="timeout_s"):
-        client.load("w", timeout_s=0)
+        Client(server.target, timeout_s=timeout_s)
 
 
 def test_a_request_over_the_limit_is_refused_with_its_largest_entry(server: ScriptedServer) -> None:
