@@ -265,6 +265,7 @@ class Client:
             For each item, in order, what became of it, or the error that `save` would have raised. Errors are
             returned, not raised, since other items may be stored.
         """
+        self._refuse_fork()
         batch = SaveAll(
             items,
             namespace=self._namespace,
@@ -907,11 +908,11 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls under way are cancelled. A closed client is not opened again."""
+        self._is_closed = True
+        if self._owner_pid not in {None, os.getpid()}:
+            # They belong to the parent process; closing a copy of them could hang.
+            return
         with self._lock:
-            self._is_closed = True
-            if self._owner_pid is not None and self._owner_pid != os.getpid():
-                # They belong to the parent process; closing a copy of them could hang.
-                return
             connections, self._connections = self._connections, {}
         # Those of other loops close when they are dropped: only their own loop could wait for them.
         mine = connections.get(_compat.home()) if connections else None
@@ -938,6 +939,7 @@ class Client:
         raise TypeError(f"a {type(self).__name__} holds connections and cannot be pickled: make one in each process")
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
+        self._refuse_fork()
         if timeout_s is None:
             timeout_s = self._timeout_s
         else:
@@ -1022,21 +1024,25 @@ class Client:
         send = connection.streams.unary_stream(method.path, None, method.read)
         return _compat.Stream(send(payload, metadata=self._token.metadata()))
 
+    def _refuse_fork(self) -> None:
+        """Refuse to go on in a child; before any lock, which a thread of the parent may have held when it forked."""
+        owner_pid, pid = self._owner_pid, os.getpid()
+        if owner_pid not in {None, pid}:
+            raise ClientForkedError(
+                f"{self!r} was used in process {owner_pid} before it forked this one, {pid}: make a new client in the "
+                "child.",
+                owner_pid=owner_pid,
+                pid=pid,
+            )
+
     def _open(self) -> _Connection:
+        self._refuse_fork()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError(f"{self!r} is closed")
-            pid = os.getpid()
             if self._owner_pid is None:
-                _compat.require_usable(pid)
-                self._owner_pid = pid
-            elif self._owner_pid != pid:
-                raise ClientForkedError(
-                    f"{self!r} was used in process {self._owner_pid} before it forked this one, {pid}: make a new "
-                    "client in the child.",
-                    owner_pid=self._owner_pid,
-                    pid=pid,
-                )
+                _compat.require_usable(os.getpid())
+                self._owner_pid = os.getpid()
             here = _compat.home()
             connection = self._connections.get(here)
             if connection is None:

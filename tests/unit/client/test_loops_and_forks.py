@@ -164,6 +164,23 @@ def test_leaving_the_block_in_a_forked_child_does_not_hang() -> None:
     assert run_forking("client = Client(target)\nclient.delete('w')\nin_child(client.close)") == "None"
 
 
+@needs_fork
+@pytest.mark.parametrize(
+    "call", ["save('w', state={}, after='start')", "save_all([SaveItem(workflow_id='w', state={})])", "close()"]
+)
+def test_a_lock_that_a_thread_held_at_the_fork_hangs_no_child(call: str) -> None:
+    body = f"""
+    import signal
+    from milepost import SaveItem
+    client = Client(target)
+    client.delete('w')
+    client._lock.acquire()
+    client._digests._lock.acquire()
+    in_child(lambda: (signal.alarm(10), client.{call})[1])
+    """
+    assert run_forking(body) == ("None" if call == "close()" else "ClientForkedError True True")
+
+
 def test_a_client_is_shared_by_threads() -> None:
     with scripted_server() as server:
         server.on("DeleteWorkflow", *[pb.DeleteWorkflowResponse(existed=True)] * 8)
