@@ -28,7 +28,6 @@ from milepost_server.model import (
     ReleaseLeaseAnswer,
     ReleaseLeaseCommand,
     RenewLeaseCommand,
-    SaveCommand,
 )
 from milepost_server.shared_bounds import SharedBound
 from milepost_server.storage.port import Engine
@@ -203,9 +202,7 @@ def _ended_leases(command: Command, outcome: Answer | StoreError) -> Sequence[_K
         return ()
     if isinstance(outcome, EncodedSaveAnswer | EncodedBatchSaveAnswer):
         return [(each.namespace, each.workflow_id) for each in outcome.stored if each.release_lease]
-    if isinstance(command, ReleaseLeaseCommand | DeleteWorkflowCommand) or (
-        isinstance(command, SaveCommand) and command.release_lease
-    ):
+    if isinstance(command, ReleaseLeaseCommand | DeleteWorkflowCommand):
         return ((command.namespace, command.workflow_id),)
     return ()
 

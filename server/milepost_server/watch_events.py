@@ -30,8 +30,6 @@ from milepost_server.model import (
     PruneCommand,
     ReleaseLeaseAnswer,
     ReleaseLeaseCommand,
-    SaveAnswer,
-    SaveCommand,
     SendSignalAnswer,
     SendSignalCommand,
     SweepAnswer,
@@ -111,26 +109,7 @@ def standing(kind: WatchKind, workflow: WorkflowRow) -> WatchEvent:
     )
 
 
-def _saved(command: SaveCommand, answer: SaveAnswer) -> Iterator[WatchEvent]:
-    if answer.is_replayed:
-        return
-    yield WatchEvent(
-        WatchKind.REPLACED if answer.is_replaced else WatchKind.SAVED,
-        command.namespace,
-        command.workflow_id,
-        answer.incarnation,
-        answer.revision,
-        answer.definition,
-        command.scope,
-        answer.checkpoint_id,
-        answer.sequence,
-        command.current_step,
-        int(command.status),
-        lease_released=command.release_lease,
-    )
-
-
-def _encoded_saved(command: Command, answer: EncodedSaveAnswer | EncodedBatchSaveAnswer) -> Iterator[WatchEvent]:
+def _saved(command: Command, answer: EncodedSaveAnswer | EncodedBatchSaveAnswer) -> Iterator[WatchEvent]:
     for stored in answer.stored:
         yield WatchEvent(
             WatchKind.REPLACED if stored.is_replaced else WatchKind.SAVED,
@@ -232,9 +211,8 @@ def _event(kind: WatchKind, change: WorkflowChange, *, holder: str = "") -> Watc
 
 
 _TELLERS: dict[type, Callable[[Any, Any], Iterator[WatchEvent]]] = {
-    SaveCommand: _saved,
-    EncodedSaveCommand: _encoded_saved,
-    EncodedBatchSaveCommand: _encoded_saved,
+    EncodedSaveCommand: _saved,
+    EncodedBatchSaveCommand: _saved,
     AppendRecordsCommand: _appended,
     SendSignalCommand: _signal_sent,
     AcquireLeaseCommand: _lease_granted,

@@ -11,6 +11,7 @@ import pytest
 from milepost_server.config import QueueConfig
 from milepost_server.errors import StoreError
 from milepost_server.lease_service import LeaseService
+from milepost_server.limits import DEFAULT_LIMITS
 from milepost_server.model import (
     AcquireLeaseCommand,
     Answer,
@@ -24,6 +25,7 @@ from milepost_server.model import (
 from milepost_server.storage.committer import Committer
 from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.testing.builders import ManualClock, acquire_lease, release_lease, save
+from tests.support.encoded_saves import SaveCodec, encoded
 
 LONG_S = 30.0
 """Nothing here waits so long, unless it was forgotten."""
@@ -65,7 +67,7 @@ class Store:
         committer.listen(self.seen)
 
     async def run(self, command: Command) -> Answer:
-        return await self.committer.submit(command, namespace="default")
+        return await self.committer.submit(encoded(command), namespace="default")
 
     async def acquire(
         self, workflow_id: str = "w", *, wait_s: float = 0.0, ttl_ms: int = 60_000, request_id: str = ""
@@ -90,7 +92,7 @@ class Store:
 @asynccontextmanager
 async def open_store(lease_clock: ManualClock | None = None, *, waits_max: int = 2 * WAITS_MAX) -> AsyncIterator[Store]:
     engine = MemoryEngine(lease_clock_ms=lease_clock) if lease_clock is not None else MemoryEngine()
-    committer = Committer(engine, config=QueueConfig())
+    committer = Committer(engine, config=QueueConfig(), codec=SaveCodec(DEFAULT_LIMITS))
     try:
         yield Store(committer, engine, waits_max=waits_max)
     finally:

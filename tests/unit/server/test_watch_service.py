@@ -31,6 +31,7 @@ from milepost_server.testing.builders import (
     send_signal,
 )
 from milepost_server.watch_events import WatchEvent, WatchKind, WatchQuery, events_of
+from tests.support.encoded_saves import SaveCodec, encoded
 
 LONG_S = 30.0
 CONFIG = QueueConfig(watches_max=6, watch_events_kept_max=20, watch_events_waiting_max=5)
@@ -63,7 +64,7 @@ class Store:
             self.is_back.set()
 
     async def run(self, *commands: Command) -> list[Answer | StoreError]:
-        submitted = [self.committer.submit(each, namespace="default") for each in commands]
+        submitted = [self.committer.submit(encoded(each), namespace="default") for each in commands]
         outcomes = await asyncio.gather(*submitted, return_exceptions=True)
         return cast(list[Answer | StoreError], outcomes)
 
@@ -107,7 +108,12 @@ class Reader:
 @asynccontextmanager
 async def open_store(clock: ManualClock | None = None, config: QueueConfig = CONFIG) -> AsyncIterator[Store]:
     engine = FailingEngine(clock_ms=clock or ManualClock())
-    committer = Committer(engine, config=config, on_health=lambda is_serving: store.note_health(is_serving))
+    committer = Committer(
+        engine,
+        config=config,
+        codec=SaveCodec(DEFAULT_LIMITS),
+        on_health=lambda is_serving: store.note_health(is_serving),
+    )
     service = CheckpointService(committer, engine, limits=DEFAULT_LIMITS, config=config)
     store = Store(committer, engine, service)
     try:
