@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
+
 from milepost._refusals import type_name
 from milepost.errors import InvalidRequestError, LimitExceededError
 
@@ -28,11 +30,15 @@ def build(message: Callable[P, MessageT], /, *args: P.args, **fields: P.kwargs) 
 
     Raises:
         InvalidRequestError: A text of them has a lone surrogate.
+        TypeError: A text of them is none.
     """
     try:
         return message(*args, **fields)
     except ValueError:
         _refuse_malformed("", fields)
+        raise
+    except TypeError:
+        _refuse_no_text(message, fields)
         raise
 
 
@@ -52,6 +58,18 @@ def _refuse_malformed(path: str, fields: Mapping[str, Any]) -> None:
             raise not_unicode(path + name, text, **ids) from None
 
 
+def _refuse_no_text(message: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse a number or a UUID for an id, say, by name: what protobuf says of it names neither field nor type."""
+    known = message.DESCRIPTOR.fields_by_name
+    for name, value in fields.items():
+        if known[name].type == FieldDescriptor.TYPE_STRING and not isinstance(value, str | list | tuple | None):
+            raise TypeError(_no_text(name, value)) from None
+
+
+def _no_text(name: str, value: object) -> str:
+    return f"{name} is a str, not {type_name(type(value))}"
+
+
 def check_text(field: str, text: str, *, limit: str, bytes_max: int, may_be_empty: bool = False, **ids: str) -> int:
     """Return the bytes of a text that a server would take.
 
@@ -60,7 +78,7 @@ def check_text(field: str, text: str, *, limit: str, bytes_max: int, may_be_empt
         LimitExceededError: It is too long.
     """
     if not isinstance(text, str):
-        raise TypeError(f"{field} is a str, not of type {type_name(type(text))}")
+        raise TypeError(_no_text(field, text))
     if text.isascii() and 0 < len(text) <= bytes_max and "\0" not in text:
         return len(text)
     try:

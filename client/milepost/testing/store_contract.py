@@ -115,6 +115,17 @@ class StoreContract(LeaseContract, SignalContract, WatchContract):
         with pytest.raises(ValueError, match="a status is one of running"):
             store.load(W, latest_with_status=cast("Status", "done"))
 
+    def test_an_id_that_is_no_text_is_told_as_such(self, store: CheckpointStore) -> None:
+        number = cast("str", 7)
+        wrong_calls: list[Callable[[], object]] = [
+            lambda: store.load(number),
+            lambda: store.save(number, state={}),
+            lambda: [*store.list(number)],
+        ]
+        for call in wrong_calls:
+            with pytest.raises(TypeError, match="workflow_id is a str, not int"):
+                call()
+
     def test_an_empty_state_is_a_state(self, store: CheckpointStore) -> None:
         store.save(W, state={})
         assert store.load(W).state == {}
