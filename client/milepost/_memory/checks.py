@@ -79,7 +79,7 @@ _MAY_BE_EMPTY: Final = frozenset(
 )
 
 
-def check_texts(**fields: str | Sequence[str] | Mapping[str, str] | None) -> None:
+def check_texts(**fields: str | list[str] | tuple[str, ...] | Mapping[str, str] | None) -> None:
     """Refuse the first text that a server would refuse. None is an absent one.
 
     Raises:
@@ -89,15 +89,15 @@ def check_texts(**fields: str | Sequence[str] | Mapping[str, str] | None) -> Non
     for name, value in fields.items():
         if value is None or (value == "" and name in _MAY_BE_EMPTY):
             continue
-        if isinstance(value, str):
-            _check_text(name, name, value)
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             for key, text in value.items():
                 _check_text(f"{name} key", f"{name} key", key)
                 _check_text(name, f"{name}[{shown(key)}]", text)
-        else:
+        elif isinstance(value, list | tuple):
             for number, text in enumerate(value):
                 _check_text(name, f"{name}[{number}]", text)
+        else:
+            _check_text(name, name, value)
 
 
 def _check_text(name: str, path: str, text: str) -> None:
