@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from milepost import _calls
-from milepost._calls import SaveDraft
+from milepost import _calls, _failures
 from milepost._config import MESSAGE_BYTES_MAX
 from milepost._retry import Attempts, Failure
+from milepost._save_draft import SaveDraft
 from milepost._state import DigestMemory
 from milepost.codecs import Codec
 from milepost.errors import MilepostError, OutcomeUnknownError, PredecessorFailedError, UnavailableError
@@ -100,7 +100,7 @@ class SaveAll:
                 self._take_result(position, draft.item, draft.saved(result.saved))
                 stored_lines.add((draft.request.workflow_id, draft.request.scope))
                 continue
-            failure = _calls.read_item_error(result.error)
+            failure = _failures.read_item_error(result.error)
             draft.outcome_unknown |= failure.may_have_taken_effect
             overtaken = not draft.has_predecessor and (draft.request.workflow_id, draft.request.scope) in stored_lines
             if failure.is_retryable and not overtaken:
@@ -147,7 +147,7 @@ class SaveAll:
 
     def _settle(self, position: int, draft: SaveDraft, failure: Failure, attempts: Attempts | None = None) -> None:
         unknown = draft.outcome_unknown and not failure.is_final
-        error = _calls.to_error(_calls.SAVE, draft.request, failure, outcome_unknown=unknown, attempts=attempts)
+        error = _failures.to_error(_calls.SAVE, draft.request, failure, outcome_unknown=unknown, attempts=attempts)
         if failure.details.reason == "PREDECESSOR_FAILED" and not unknown:
             # The server counts the items of one request.
             error = self._predecessor_error(position, draft.item) or error

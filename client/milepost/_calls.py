@@ -1,4 +1,4 @@
-"""What the clients say and hear, without saying or hearing it: requests are built here, answers and failures read.
+"""What the clients say and hear, without saying or hearing it: requests are built here, and answers read.
 
 Nothing here waits, opens or retries; both halves of the client share it. An encoded request is plain bytes, so that
 each is encoded once, whatever it takes to get it through.
@@ -7,33 +7,21 @@ each is encoded once, whatever it takes to get it through.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
-import grpc
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milepost import _compression, _state
 from milepost._config import MESSAGE_BYTES_MAX
-from milepost._retry import Attempts, Failure
-from milepost._state import DigestMemory, EncodedState
-from milepost._status import Details, read_details
-from milepost._texts import build, build_part
+from milepost._failures import asked, ids_of, located
+from milepost._texts import build, build_part, list_of_texts
 from milepost.codecs import Codec
-from milepost.errors import (
-    Code,
-    CodecError,
-    InvalidRequestError,
-    LimitExceededError,
-    MilepostError,
-    NotFoundError,
-    OutcomeUnknownError,
-    error_class,
-)
+from milepost.errors import CodecError, InvalidRequestError, LimitExceededError, MilepostError
 from milepost.types import (
     Checkpoint,
     EntryVersion,
@@ -42,11 +30,10 @@ from milepost.types import (
     Record,
     RecordOutcome,
     Saved,
-    SaveItem,
     Status,
     WorkflowInfo,
 )
-from milepost.v1 import checkpoint_pb2, error_reason_pb2, lease_pb2
+from milepost.v1 import checkpoint_pb2, lease_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 
 SERVICE: Final = "milepost.v1.CheckpointStore"
@@ -54,13 +41,11 @@ ITEMS_MAX: Final = 1_000
 """Most items of one BatchSave, and most ids of one DeleteCheckpoints."""
 RUNS_MAX: Final = 100
 """Most runs of one DeleteCheckpoints."""
-SHOWN_ID_CHARACTERS_MAX: Final = 128
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """A batch is sent when it has this much: well below the limit of a message, well above what makes a batch pay."""
 
 T = TypeVar("T")
 ResponseT = TypeVar("ResponseT")
-ErrorT = TypeVar("ErrorT", bound=MilepostError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +128,7 @@ def _too_large(method: Method[Any], request: Message, size_bytes: int) -> LimitE
         where = f" Its largest entry is {key!r} with {state[key].ByteSize()} bytes."
         advice = "Keep large content elsewhere and save its address, or split it over several entries and saves."
     return LimitExceededError(
-        f"{_asked(method, request)}: the request has {size_bytes} bytes, at most {MESSAGE_BYTES_MAX} are allowed."
+        f"{asked(method, request)}: the request has {size_bytes} bytes, at most {MESSAGE_BYTES_MAX} are allowed."
         f"{where} {advice}",
         reason="LIMIT_EXCEEDED",
         metadata={
@@ -153,164 +138,8 @@ def _too_large(method: Method[Any], request: Message, size_bytes: int) -> LimitE
             "found": str(size_bytes),
             "unit": "bytes",
         },
-        **_ids(request),
+        **ids_of(request),
     )
-
-
-class SaveDraft:
-    """One Save: its request, incremental where that is shorter, and how to turn it into one in full."""
-
-    __slots__ = ("_encoded", "_memory", "has_predecessor", "is_incremental", "item", "outcome_unknown", "request")
-
-    def __init__(
-        self,
-        item: SaveItem,
-        *,
-        namespace: str,
-        codec: Codec,
-        compress_over_bytes: int | None,
-        memory: DigestMemory,
-        base_digests: Mapping[str, bytes] | None = None,
-    ) -> None:
-        """Encode a save.
-
-        Args:
-            item: What to save.
-            namespace: Where.
-            codec: For the state and the records.
-            compress_over_bytes: Values larger than this may be compressed.
-            memory: Digests of what was saved before.
-            base_digests: Digests of the checkpoint that `item.after` names, where the memory cannot have them yet.
-
-        Raises:
-            CodecError: A value of the state, of a record or of metadata cannot be encoded.
-            InvalidRequestError: `after` belongs to another workflow, scope or namespace; an entry key is malformed.
-        """
-        self.item = item
-        self._memory = memory
-        self.outcome_unknown = False
-        self.has_predecessor = item.after is not None
-        try:
-            self._encoded = _state.encode_state(item.state, codec, compress_over_bytes=compress_over_bytes)
-            request = build(
-                pb.SaveRequest,
-                namespace=namespace,
-                workflow_id=item.workflow_id,
-                scope=item.scope,
-                checkpoint_id=item.checkpoint_id,
-                current_step=item.current_step,
-                completed_steps_added=_texts(item.completed_steps, "completed_steps"),
-                status=STATUS_TO_WIRE[item.status],
-                metadata="" if item.metadata is None else encode_metadata(item.metadata),
-                labels=item.labels,
-                definition=item.definition,
-                fingerprint=item.fingerprint,
-                run_id=item.run_id,
-                records=records_to_wire(item.records, codec, compress_over_bytes),
-                history_entries=_texts(item.history_entries, "history_entries"),
-                on_conflict=pb.ON_CONFLICT_REPLACE if item.replace else pb.ON_CONFLICT_UNSPECIFIED,
-                lease_token=item.lease_token,
-                release_lease=item.release_lease,
-                consumed_signals=_texts(item.consumed_signals, "consumed_signals"),
-                manifest=item.manifest,
-            )
-        except (CodecError, InvalidRequestError) as error:
-            raise located(error, namespace, item.workflow_id, item.scope, item.checkpoint_id) from error.__cause__
-        increment = None
-        if item.after == "start":
-            request.parent_id = request.expected_head = ""
-        elif item.after is not None:
-            after = item.after
-            its_namespace = namespace if isinstance(after, SaveItem) else after.namespace
-            if (its_namespace, after.workflow_id, after.scope) != (namespace, item.workflow_id, item.scope):
-                raise InvalidRequestError(
-                    f"save of workflow {item.workflow_id!r} (scope {item.scope!r}, namespace {namespace!r}): `after` "
-                    f"is checkpoint {after.checkpoint_id!r} of workflow {after.workflow_id!r} (scope {after.scope!r}, "
-                    f"namespace {its_namespace!r}). A line of checkpoints stays in one of each; fork() starts another.",
-                    reason="INVALID_FIELD",
-                    metadata={"field": "parent_id"},
-                    **_ids(request),
-                )
-            request.parent_id = request.expected_head = after.checkpoint_id
-            # Replaced content could differ from what the increment was made against, so a replace is always in full.
-            if not item.replace:
-                known = memory.recall(namespace, item.workflow_id, item.scope, after.checkpoint_id)
-                if base_digests is not None:
-                    increment = _state.plan_increment(self._encoded, base_digests)
-                elif known is not None:
-                    increment = _state.plan_increment(self._encoded, known.digests)
-                    if increment is not None:
-                        request.base_digest = known.content_digest
-        self.request = request
-        self.is_incremental = increment is not None
-        if increment is None:
-            _put_state(request, self._encoded.values)
-        else:
-            # The base is always the parent: `completed_steps_added` counts from the base, so another one would make
-            # the increment and the full save two different checkpoints.
-            request.base_checkpoint_id = request.parent_id
-            _put_state(request, increment.values)
-            request.removed_keys.extend(increment.removed_keys)
-
-    @property
-    def encoded(self) -> EncodedState:
-        """The encoded state."""
-        return self._encoded
-
-    def expect_base(self) -> None:
-        """Let the server refuse an increment whose base is not what the memory has of it."""
-        request = self.request
-        if self.is_incremental and not request.HasField("base_digest"):
-            base_id = request.base_checkpoint_id
-            known = self._memory.recall(request.namespace, request.workflow_id, request.scope, base_id)
-            if known is not None:
-                request.base_digest = known.content_digest
-
-    def in_full(self) -> pb.SaveRequest:
-        """Turn the request into the full save of the same checkpoint, because its base is gone."""
-        request = self.request
-        self._memory.forget(request.namespace, request.workflow_id, request.scope, request.base_checkpoint_id)
-        request.ClearField("base_checkpoint_id")
-        request.ClearField("base_digest")
-        request.ClearField("removed_keys")
-        request.ClearField("state")
-        _put_state(request, self._encoded.values)
-        self.is_incremental = False
-        return request
-
-    def saved(self, response: pb.SaveResponse) -> Saved:
-        """Read the answer, and remember what is stored now."""
-        request = self.request
-        self._memory.remember(
-            request.namespace,
-            request.workflow_id,
-            request.scope,
-            response.checkpoint_id,
-            digests=self._encoded.digests,
-            content_digest=response.digest,
-        )
-        return Saved(
-            namespace=request.namespace,
-            workflow_id=request.workflow_id,
-            scope=request.scope,
-            checkpoint_id=response.checkpoint_id,
-            parent_id=response.parent_id,
-            sequence=response.sequence,
-            head_checkpoint_id=response.head_checkpoint_id,
-            replayed=response.replayed,
-            create_time=read_time(response.create_time),
-            digest=response.digest,
-            revision=response.revision,
-            lease_remaining_s=response.lease_remaining_ms / 1_000,
-            pending_signals=read_pending(response),
-            pending_signal_count=response.pending_signal_count,
-        )
-
-
-def _put_state(request: pb.SaveRequest, values: Mapping[str, checkpoint_pb2.Value]) -> None:
-    state = request.state
-    for key, value in values.items():
-        state[key].CopyFrom(value)
 
 
 def records_to_wire(
@@ -387,7 +216,7 @@ def load_request(
             f"load of workflow {workflow_id!r}: give at most one of checkpoint_id, sequence and latest_with_status",
             workflow_id=workflow_id,
         )
-    keys = None if entries is None else _texts(entries, "entries")
+    keys = None if entries is None else list_of_texts(entries, "entries")
     return build(
         pb.LoadRequest,
         namespace=namespace,
@@ -548,7 +377,7 @@ def delete_requests(
     lease_token: int,
 ) -> list[pb.DeleteCheckpointsRequest]:
     """Return the requests that delete these checkpoints and these runs, each within the limits of one call."""
-    ids, runs = _texts(checkpoint_ids, "checkpoint_ids"), _texts(run_ids, "run_ids")
+    ids, runs = list_of_texts(checkpoint_ids, "checkpoint_ids"), list_of_texts(run_ids, "run_ids")
     requests = [
         build(
             pb.DeleteCheckpointsRequest,
@@ -578,13 +407,6 @@ def statuses_to_wire(status: Status | Iterable[Status] | None) -> list[checkpoin
         return []
     # A Status is a str, and its text alone is as good.
     return [STATUS_TO_WIRE[Status(s)] for s in ([status] if isinstance(status, str) else status)]
-
-
-def _texts(texts: Iterable[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        # Each of its letters would be taken for one.
-        raise TypeError(f"{name} is a list of strings, not one string")
-    return list(texts)
 
 
 def page_size_of(page_size: int | None, limit: int | None) -> int:
@@ -747,149 +569,3 @@ def read_status(wire: int) -> Status:
 def read_time(stamp: Timestamp) -> datetime:
     """Return a moment, in UTC."""
     return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1_000)
-
-
-def located(error: ErrorT, namespace: str, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> ErrorT:
-    """Return an error of a part of a call with the ids of the call."""
-    error.namespace, error.workflow_id = namespace, workflow_id
-    error.scope, error.checkpoint_id = scope, checkpoint_id
-    return error
-
-
-def read_failure(error: grpc.RpcError) -> Failure:
-    """Return what a failed call tells, of either half of gRPC."""
-    call = cast("grpc.Call", error)
-    details = read_details(cast("Sequence[tuple[str, str | bytes]] | None", call.trailing_metadata()))
-    return Failure(call.code().value[0], call.details() or "", details, cause=error)
-
-
-def read_item_error(error: pb.ItemError) -> Failure:
-    """Return what the error of a batch's item tells."""
-    try:
-        reason = error_reason_pb2.ErrorReason.Name(error.reason) if error.reason else ""
-    except ValueError:
-        reason = f"UNKNOWN_REASON_{error.reason}"
-    metadata, message = dict(error.metadata), error.message
-    at, found, field = metadata.get("field", "").partition("].")
-    if found and at.startswith("items["):
-        # Its place in a request that the caller never saw.
-        metadata["field"], message = field, message.replace(f"{at}].", "")
-    # The one reason that comes with RetryInfo where its code alone does not invite to try again.
-    retry_after_s = 0.0 if reason == "QUEUE_FULL" else None
-    return Failure(error.code, message, Details(reason, metadata, retry_after_s))
-
-
-def to_error(
-    method: Method[Any],
-    request: Message,
-    failure: Failure,
-    *,
-    outcome_unknown: bool,
-    attempts: Attempts | None = None,
-    target: str = "",
-) -> MilepostError:
-    """Return the error that a caller sees for a call that is given up; its cause is what gRPC raised.
-
-    Args:
-        method: What was called.
-        request: With what; only its ids are read.
-        failure: The last attempt.
-        outcome_unknown: An attempt may have taken effect.
-        attempts: All of them, for the message.
-        target: The server, for the message.
-    """
-    name = _code_name(failure.code)
-    said = f"{failure.text.rstrip('.') or 'no message'} ({failure.details.reason or name})"
-    tries = ""
-    if attempts is not None and (attempts.count > 1 or failure.is_retryable):
-        plural = "s" if attempts.count > 1 else ""
-        tries = f", after {attempts.count} attempt{plural} in {attempts.elapsed_s:.1f} s"
-    asked = _asked(method, request)
-    metadata = dict(failure.details.metadata)
-    if failure.details.violations:
-        metadata.setdefault("field", failure.details.violations[0][0])
-    fields: dict[str, Any] = {"reason": failure.details.reason, "metadata": metadata, **_ids(request)}
-    if outcome_unknown and method.mutates:
-        same = " with the same checkpoint_id" if fields["checkpoint_id"] and method is SAVE else ""
-        error: MilepostError = OutcomeUnknownError(
-            f"{asked}: it may or may not have taken effect: {said}{tries}. Make the same call again{same} to learn "
-            "which.",
-            **fields,
-        )
-        error.__cause__ = failure.cause
-        return error
-    kind = error_class(failure.code, failure.details.reason)
-    if issubclass(kind, NotFoundError) and not failure.is_ours:
-        # Something between here and the server does not know it. That must not look like a new workflow.
-        kind = MilepostError
-    advice = _ADVICE.get(failure.code, "") if not failure.is_ours else ""
-    error = kind(f"{asked}: {said}{tries}.{advice.format(target=target)}", **fields)
-    error.__cause__ = failure.cause
-    return error
-
-
-_ADVICE: Final[Mapping[int, str]] = {
-    Code.UNAVAILABLE: " Is milepost-server running at {target}?",
-    Code.UNIMPLEMENTED: " The server at {target} is older than this client, or is not a milepost-server.",
-    Code.NOT_FOUND: " This is not the answer of a milepost-server; what is at {target}?",
-}
-
-
-def _code_name(code: int) -> str:
-    try:
-        return Code(code).name
-    except ValueError:
-        return f"code {code}"
-
-
-_VERBS: Final[Mapping[str, str]] = {
-    "Save": "save of",
-    "Load": "load of",
-    "List": "list of",
-    "AppendRecords": "append_records to",
-    "GetEntryHistory": "entry_history of",
-    "GetWorkflow": "read of",
-    "ForkWorkflow": "fork of",
-    "DeleteWorkflow": "delete of",
-    "DeleteCheckpoints": "delete_checkpoints of",
-    "PruneWorkflow": "prune of",
-    "AcquireLease": "acquire_lease of",
-    "RenewLease": "renew_lease of",
-    "ReleaseLease": "release_lease of",
-    "GetLease": "get_lease of",
-    "SendSignal": "send_signal to",
-    "ListSignals": "signals of",
-    "Watch": "watch of",
-}
-
-
-_VERBS_ALONE: Final[Mapping[str, str]] = {
-    "ListWorkflows": "workflows",
-    "Watch": "watch",
-    "GetDefinition": "definition_manifest",
-    "Check": "ping",
-}
-
-
-def _asked(method: Method[Any], request: Message) -> str:
-    """Say in a few words what was asked: `save of workflow 'w1', checkpoint '…'`."""
-    ids = _ids(request)
-    if method.name == "BatchSave":
-        return f"save_all of {len(request.items)} items"  # type: ignore[attr-defined]  # a BatchSaveRequest
-    if not ids["workflow_id"] or method.name not in _VERBS:
-        return _VERBS_ALONE.get(method.name, method.name)
-    text = f"{_VERBS[method.name]} workflow {_quoted(ids['workflow_id'])}"
-    if ids["scope"]:
-        text += f", scope {_quoted(ids['scope'])}"
-    if ids["checkpoint_id"]:
-        text += f", checkpoint {_quoted(ids['checkpoint_id'])}"
-    return text
-
-
-def _quoted(name: str) -> str:
-    """Return an id for a message, its end cut off where it is long; the error has it whole."""
-    return repr(name) if len(name) <= SHOWN_ID_CHARACTERS_MAX else f"{name[:SHOWN_ID_CHARACTERS_MAX]!r}…"
-
-
-def _ids(request: Message) -> dict[str, str]:
-    return {name: getattr(request, name, "") for name in ("namespace", "workflow_id", "scope", "checkpoint_id")}

@@ -6,7 +6,7 @@ and gRPC's own error would name neither the field nor the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from milepost._refusals import type_name
 from milepost.errors import InvalidRequestError, LimitExceededError
 
-__all__ = ["IDS", "build", "build_part", "check_text", "not_unicode", "shown"]
+__all__ = ["IDS", "build", "build_part", "check_text", "list_of_texts", "not_unicode", "shown"]
 
 P = ParamSpec("P")
 MessageT = TypeVar("MessageT")
@@ -106,6 +106,13 @@ def check_text(field: str, text: str, *, limit: str, bytes_max: int, may_be_empt
             f"{field}: {rule}; found {shown(text)}", reason="INVALID_FIELD", metadata={"field": field}, **ids
         )
     return size_bytes
+
+
+def list_of_texts(texts: Iterable[str], name: str) -> list[str]:
+    """Return texts as a list; one text is none: each of its letters would be taken for one."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is a list of strings, not one string")
+    return list(texts)
 
 
 def not_unicode(field: str, text: str, **ids: str) -> InvalidRequestError:

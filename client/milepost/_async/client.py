@@ -22,15 +22,16 @@ import grpc.aio
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from milepost import _calls, _compression, _config, _lease_calls, _signal_calls, _telemetry, _watch
+from milepost import _calls, _compression, _config, _failures, _lease_calls, _signal_calls, _telemetry, _watch
 from milepost._async import _compat
 from milepost._async.lease import AsyncLease
 from milepost._async.watch import AsyncWatch
 from milepost._batch import SaveAll
-from milepost._calls import Method, SaveDraft
+from milepost._calls import Method
 from milepost._config import TLS
 from milepost._leases import TTL_S, default_holder
 from milepost._retry import NO_TIME_LEFT, Attempts, Failure, RetryPolicy
+from milepost._save_draft import SaveDraft
 from milepost._state import DigestMemory
 from milepost._texts import build
 from milepost.codecs import JSON, Codec
@@ -968,7 +969,7 @@ class AsyncClient:
                 pause_s,
             )
             await self._sleep(pause_s)
-        raise _calls.to_error(
+        raise _failures.to_error(
             method,
             request,
             failure,
@@ -986,7 +987,7 @@ class AsyncClient:
         try:
             return await _compat.answer(send(payload, timeout=timeout_s, metadata=self._token.metadata()))
         except grpc.RpcError as error:
-            return _calls.read_failure(error)
+            return _failures.read_failure(error)
 
     async def _pages(
         self,

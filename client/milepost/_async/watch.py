@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from milepost import _calls
+from milepost import _calls, _failures
 from milepost._async import _compat
 from milepost._retry import Attempts, Failure
 from milepost._watch import WatchProgress
@@ -43,7 +43,7 @@ class AsyncWatch:
             try:
                 response = await self._next_response()
             except grpc.RpcError as error:
-                await self._pause(_calls.read_failure(error))
+                await self._pause(_failures.read_failure(error))
                 continue
             if response is None:
                 await self._pause(_ENDED)
@@ -101,7 +101,7 @@ class AsyncWatch:
         pause_s = attempts.after(failure)
         if pause_s is None:
             self._is_closed = True
-            raise _calls.to_error(
+            raise _failures.to_error(
                 _calls.WATCH,
                 self._progress.request(),
                 failure,

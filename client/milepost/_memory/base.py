@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from typing_extensions import override
 
-from milepost._calls import located
+from milepost._failures import located
 from milepost._memory.checks import check_texts
 from milepost._memory.events import EventLog
 from milepost._memory.leases import LeaseTable

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from milepost._calls import encode_metadata
 from milepost._memory.rows import Row
-from milepost._texts import check_text, not_unicode, shown
+from milepost._texts import check_text, list_of_texts, not_unicode, shown
 from milepost.errors import ERROR_CLASSES, InvalidRequestError, LimitExceededError
 from milepost.types import Record, SaveItem, Status
 from milepost.v1 import checkpoint_pb2 as pb
@@ -177,13 +177,6 @@ def _depth(value: object) -> int:
 def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 0:
         raise ValueError(f"limit is at least 0, not {limit}")
-
-
-def list_of_texts(texts: Iterable[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        # Each of its letters would be taken for one.
-        raise TypeError(f"{name} is a list of strings, not one string")
-    return list(texts)
 
 
 def status_set(status: Status | Iterable[Status] | None) -> frozenset[Status]:

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
-from milepost._calls import encode_metadata, located, records_to_wire
+from milepost._calls import encode_metadata, records_to_wire
+from milepost._failures import located
 from milepost._memory.base import names_call
 from milepost._memory.checks import (
     CLASS_BY_REASON,
@@ -28,7 +29,6 @@ from milepost._memory.checks import (
     check_token,
     limit_metadata,
     line_of,
-    list_of_texts,
 )
 from milepost._memory.coordination import Coordination
 from milepost._memory.reading import Reading
@@ -49,6 +49,7 @@ from milepost._memory.rows import (
 )
 from milepost._memory.signals import REPLAY_WINDOW
 from milepost._state import encode_state
+from milepost._texts import list_of_texts
 from milepost.errors import (
     CheckpointDeletedError,
     CheckpointNotFoundError,

@@ -18,12 +18,12 @@ from milepost._memory.checks import (
     check_limit,
     check_sequence,
     check_texts,
-    list_of_texts,
     status_set,
 )
 from milepost._memory.checks import metadata_contains as contains_metadata
 from milepost._memory.rows import Row, Workflow, pick, record_order
 from milepost._state import decode_state, decode_value
+from milepost._texts import list_of_texts
 from milepost.errors import CheckpointNotFoundError, InvalidRequestError
 from milepost.types import Checkpoint, EntryVersion, PendingSignal, Saved, Status, WorkflowInfo
 from milepost.v1 import checkpoint_pb2 as pb

@@ -23,15 +23,16 @@ import grpc
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from milepost import _calls, _compression, _config, _lease_calls, _signal_calls, _telemetry, _watch
+from milepost import _calls, _compression, _config, _failures, _lease_calls, _signal_calls, _telemetry, _watch
 from milepost._sync import _compat
 from milepost._sync.lease import Lease
 from milepost._sync.watch import Watch
 from milepost._batch import SaveAll
-from milepost._calls import Method, SaveDraft
+from milepost._calls import Method
 from milepost._config import TLS
 from milepost._leases import TTL_S, default_holder
 from milepost._retry import NO_TIME_LEFT, Attempts, Failure, RetryPolicy
+from milepost._save_draft import SaveDraft
 from milepost._state import DigestMemory
 from milepost._texts import build
 from milepost.codecs import JSON, Codec
@@ -967,7 +968,7 @@ class Client:
                 pause_s,
             )
             self._sleep(pause_s)
-        raise _calls.to_error(
+        raise _failures.to_error(
             method,
             request,
             failure,
@@ -985,7 +986,7 @@ class Client:
         try:
             return _compat.answer(send(payload, timeout=timeout_s, metadata=self._token.metadata()))
         except grpc.RpcError as error:
-            return _calls.read_failure(error)
+            return _failures.read_failure(error)
 
     def _pages(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from milepost import _calls
+from milepost import _calls, _failures
 from milepost._sync import _compat
 from milepost._retry import Attempts, Failure
 from milepost._watch import WatchProgress
@@ -44,7 +44,7 @@ class Watch:
             try:
                 response = self._next_response()
             except grpc.RpcError as error:
-                self._pause(_calls.read_failure(error))
+                self._pause(_failures.read_failure(error))
                 continue
             if response is None:
                 self._pause(_ENDED)
@@ -102,7 +102,7 @@ class Watch:
         pause_s = attempts.after(failure)
         if pause_s is None:
             self._is_closed = True
-            raise _calls.to_error(
+            raise _failures.to_error(
                 _calls.WATCH,
                 self._progress.request(),
                 failure,

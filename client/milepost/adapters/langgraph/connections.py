@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from milepost import AsyncClient, Client, _calls
+from milepost import AsyncClient, Client, _calls, _failures
 from milepost._calls import Method
 from milepost._retry import Attempts, Failure
 from milepost.adapters.langgraph.gathering import AsyncGatherer, BlockingGatherer
@@ -72,7 +72,9 @@ def _pause_s(request: pb.SaveRequest, attempts: Attempts, failure: Failure, targ
     pause_s = attempts.after(failure)
     if pause_s is None:
         unknown = attempts.outcome_unknown
-        raise _calls.to_error(_calls.SAVE, request, failure, outcome_unknown=unknown, attempts=attempts, target=target)
+        raise _failures.to_error(
+            _calls.SAVE, request, failure, outcome_unknown=unknown, attempts=attempts, target=target
+        )
     return pause_s
 
 

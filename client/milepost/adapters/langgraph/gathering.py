@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from milepost import _calls
+from milepost import _calls, _failures
 from milepost._calls import Method
 from milepost._retry import Attempts, Failure
 from milepost.errors import Code
@@ -230,7 +230,7 @@ def _settle(group: Group[Any], answer: Answer) -> None:
     if isinstance(answer, pb.BatchSaveResponse):
         # Where it has too few results, the rest stays unanswered.
         for save, result in zip(group, answer.results, strict=False):
-            save.outcome = result.saved if result.HasField("saved") else _calls.read_item_error(result.error)
+            save.outcome = result.saved if result.HasField("saved") else _failures.read_item_error(result.error)
     else:
         for save in group:
             save.outcome = answer
