@@ -39,6 +39,12 @@ class FairQueue(Generic[_T]):
         self._bound.count(namespace)
         self._append(namespace, item)
 
+    def put_back(self, namespace: str, item: _T) -> None:
+        """Have an item that was taken out be the next, whether there is room or not."""
+        self._bound.count(namespace)
+        self._lines.setdefault(namespace, deque()).appendleft(item)
+        self._lines.move_to_end(namespace, last=False)
+
     def _append(self, namespace: str, item: _T) -> None:
         line = self._lines.get(namespace)
         if line is None:

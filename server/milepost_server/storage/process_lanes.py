@@ -250,15 +250,17 @@ class ProcessLoadLane:
     def _settle(self, answers: Sequence[Any]) -> None:
         asked, self._asked = self._asked, []
         self.answered_count += len(asked)
-        for (namespace, (query, future)), answer in zip(asked, answers, strict=True):
-            if future.done():
+        for (_, (_, future)), answer in zip(asked, answers, strict=True):
+            if future.done() or isinstance(answer, frames.Postponed):
                 continue
-            if isinstance(answer, frames.Postponed):
-                self._waiting.add(namespace, (query, future))
-            elif isinstance(answer, Exception):
+            if isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+        # In their order before all others, or large ones of a namespace would have those of another postponed for ever.
+        for each, answer in zip(reversed(asked), reversed(answers), strict=True):
+            if isinstance(answer, frames.Postponed):
+                self._waiting.put_back(*each)
         if self._waiting:
             # Those that were answered just now often ask again in this turn of the loop.
             self._plan_flush()

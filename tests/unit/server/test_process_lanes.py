@@ -498,6 +498,22 @@ async def test_what_was_postponed_is_asked_for_again(process: Process) -> None:
         assert len(await asyncio.gather(*answers)) == 2
 
 
+async def test_large_loads_of_one_namespace_do_not_have_those_of_another_postponed_for_ever(process: Process) -> None:
+    """Each frame answers its first and postpones the others, while one namespace never lacks loads that wait."""
+    async with loading(process) as lane:
+        answers = [lane.submit(query(name), namespace=name[0]) for name in ("a1", "b1", "a2", "b2")]
+        asked = names(await process.receive())
+        assert asked == ["a1", "b1", "a2", "b2"]
+        for number in range(3, 6):
+            answers.append(lane.submit(query(f"a{number}"), namespace="a"))
+            await process.answer([loaded(), *[frames.Postponed()] * (len(asked) - 1)])
+            asked = names(await process.receive())
+            if number == 3:
+                assert asked == ["b1", "a2", "b2", "a3"]
+        await process.answer([loaded()] * len(asked))
+        assert len(await asyncio.gather(*answers)) == 7
+
+
 async def test_an_answer_that_cannot_be_read_is_a_failure_of_the_process(process: Process) -> None:
     async with loading(process) as lane:
         answer = lane.submit(query("c"), namespace="n")

@@ -130,6 +130,9 @@ def test_a_full_queue_refuses_and_takes_back_all_the_same() -> None:
     queue.put("c", "c1")
     queue.add("a", "a1")
     assert len(queue) == 3
+    taken = [queue.pop() for _ in range(2)]
+    for each in reversed(taken):
+        queue.put_back(*each)
     assert drain(queue) == ["b1", "c1", "a1"]
     queue.put("a", "a2")
     assert drain(queue) == ["a2"]
