@@ -11,12 +11,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 
 from milepost_server import log_setup
 
@@ -27,6 +27,11 @@ _logger = logging.getLogger(__name__)
 
 SERVICE_NAME: Final = "milepost-server"
 WATCH_METHOD: Final = "/milepost.v1.CheckpointStore/Watch"
+_WATCH_ATTRIBUTES: Final = {
+    "rpc.system": "grpc",
+    "rpc.service": WATCH_METHOD.split("/")[1],
+    "rpc.method": WATCH_METHOD.split("/")[2],
+}
 COMMIT_SPAN: Final = "milepost.commit"
 COMMAND_COUNT_ATTRIBUTE: Final = "milepost.commit.command_count"
 REASON_ATTRIBUTE: Final = "milepost.reason"
@@ -54,13 +59,14 @@ class Tracing:
 
         self._provider = provider
         self._tracer = provider.get_tracer("milepost_server")
-        # Not health checks: they come every few seconds and say nothing. Nor watches: a span of hours says as little.
+        # Not health checks: they come every few seconds and say nothing.
         make: Callable[..., grpc.aio.ServerInterceptor] = aio_server_interceptor
         self.interceptors: Sequence[grpc.aio.ServerInterceptor] = (
             make(
                 tracer_provider=provider,
                 filter_=filters.negate(filters.any_of(filters.health_check(), filters.full_method_name(WATCH_METHOD))),
             ),
+            _WatchInterceptor(self._tracer),
         )
 
     def mark_span(self, code: grpc.StatusCode, reason: str) -> None:
@@ -71,7 +77,8 @@ class Tracing:
         span.set_attribute("rpc.grpc.status_code", code.value[0])
         if reason:
             span.set_attribute(REASON_ATTRIBUTE, reason)
-        if code in _SERVER_FAULTS:
+        # A watch goes on until its caller cancels it.
+        if code in _SERVER_FAULTS and (code is not grpc.StatusCode.CANCELLED or not _is_watch(span)):
             span.set_status(trace.Status(trace.StatusCode.ERROR, reason or code.name))
 
     def capture(self) -> object | None:
@@ -100,6 +107,50 @@ class Tracing:
         shutdown: Callable[[], None] | None = getattr(self._provider, "shutdown", None)
         if shutdown is not None:
             shutdown()
+
+
+class _WatchInterceptor(grpc.aio.ServerInterceptor):
+    """Makes one span of each watch, from its call to its end.
+
+    OpenTelemetry's interceptor takes a method with a stream of answers for a generator. Ours writes to its context.
+    """
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    # Any: the stubs have a handler of types that only the method knows.
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler = await continuation(handler_call_details)
+        if handler_call_details.method != WATCH_METHOD:
+            return handler
+        parent = propagate.extract(dict(handler_call_details.invocation_metadata or ()))
+
+        async def watch(request: object, context: object) -> None:
+            with self._tracer.start_as_current_span(
+                WATCH_METHOD,
+                context=parent,
+                kind=trace.SpanKind.SERVER,
+                attributes=_WATCH_ATTRIBUTES,
+                # How it ended is told by `mark_span`; what ends the call is not an error of its own.
+                record_exception=False,
+                set_status_on_exception=False,
+            ):
+                await handler.unary_stream(request, context)
+
+        return grpc.unary_stream_rpc_method_handler(
+            watch,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _is_watch(span: trace.Span) -> bool:
+    return getattr(span, "name", "") == WATCH_METHOD
 
 
 _SERVER_FAULTS = {

@@ -52,8 +52,17 @@ class HeldEngine(MemoryEngine):
 class Traced:
     """A server in this process, its spans, and a channel to it that makes spans too."""
 
-    def __init__(self, engine: HeldEngine, exporter: InMemorySpanExporter, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        engine: HeldEngine,
+        service: CheckpointService,
+        exporter: InMemorySpanExporter,
+        target: str,
+        channel: grpc.aio.Channel,
+    ) -> None:
         self.engine = engine
+        self.service = service
+        self.target = target
         self.channel = channel
         self.stub: Any = open_stub(channel)  # type: ignore[arg-type]
         self._exporter = exporter
@@ -85,7 +94,7 @@ async def traced() -> AsyncIterator[Traced]:
     interceptors: Any = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]
     try:
         async with grpc.aio.insecure_channel(str(address), interceptors=interceptors) as channel:
-            yield Traced(engine, exporter, channel)
+            yield Traced(engine, service, exporter, str(address), channel)
     finally:
         engine.may_commit.set()
         await front.drain(delay_s=0, grace_s=0)
@@ -120,15 +129,51 @@ async def test_a_commit_links_to_every_call_it_answers() -> None:
     assert sorted(linked) == sorted(servers)
 
 
-async def test_a_watch_has_no_span_and_its_saves_have_theirs() -> None:
-    async with traced() as world:
-        watch = world.stub.Watch(pb.WatchRequest(workflow_id="w"))
+async def test_a_watch_is_one_span_that_ends_with_it_and_no_fault_where_its_caller_has_enough() -> None:
+    """It belongs to the caller's trace; what is saved meanwhile does not belong to it."""
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with traced() as world, grpc.aio.insecure_channel(world.target) as channel:
+        stub: Any = open_stub(channel)  # type: ignore[arg-type]
+        watch = stub.Watch(pb.WatchRequest(workflow_id="w"), metadata=[("traceparent", caller)])
         assert (await watch.read()).revision == 0
         await world.stub.Save(save_request("w"))
         assert (await watch.read()).revision == 1
+        assert world.spans("Watch", SpanKind.SERVER) == []
         watch.cancel()
-    assert world.spans("Watch", SpanKind.SERVER) == []
-    assert len(world.spans("Save", SpanKind.SERVER)) == 1
+        async with asyncio.timeout(30):
+            while world.service.watches.watch_count:
+                await world.stub.GetWorkflow(pb.GetWorkflowRequest(workflow_id="w"))
+    [span] = world.spans("Watch", SpanKind.SERVER)
+    assert span.context
+    assert span.parent
+    assert f"00-{span.context.trace_id:032x}-{span.parent.span_id:016x}-01" == caller
+    assert span.name == "/milepost.v1.CheckpointStore/Watch"
+    assert span.attributes == {
+        "rpc.system": "grpc",
+        "rpc.service": "milepost.v1.CheckpointStore",
+        "rpc.method": "Watch",
+        "rpc.grpc.status_code": grpc.StatusCode.CANCELLED.value[0],
+    }
+    assert span.status.status_code is StatusCode.UNSET
+    [saved] = world.spans("Save", SpanKind.SERVER)
+    assert saved.context
+    assert saved.context.trace_id != span.context.trace_id
+
+
+async def test_a_watch_that_the_server_ends_says_why() -> None:
+    async with traced() as world:
+        refused = world.stub.Watch(pb.WatchRequest(workflow_id="w", after_incarnation="gone", after_revision=7))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await refused.read()
+        watch = world.stub.Watch(pb.WatchRequest(workflow_id="w"))
+        await watch.read()
+        world.service.begin_drain()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await watch.read()
+    ended = [(span.attributes or {}, span.status.status_code) for span in world.spans("Watch", SpanKind.SERVER)]
+    assert [attributes["milepost.reason"] for attributes, _ in ended] == ["WATCH_COMPACTED", "NOT_SERVING"]
+    assert [status for _, status in ended] == [StatusCode.UNSET, StatusCode.ERROR]
+    assert not any(span.events for span in world.spans("Watch", SpanKind.SERVER))
 
 
 async def test_a_refused_call_has_its_code_and_reason_and_is_no_fault_of_the_server() -> None:
