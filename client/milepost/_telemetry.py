@@ -6,7 +6,8 @@ import importlib.util
 import os
 from collections.abc import Mapping
 
-from opentelemetry import trace
+import grpc
+from opentelemetry import propagate, trace
 
 INSTRUMENTATION = "opentelemetry.instrumentation.grpc"
 
@@ -33,6 +34,34 @@ def wants_tracing(instrument: bool | None, environ: Mapping[str, str] = os.envir
     if exporter:
         return exporter != "none"
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
+
+
+class StreamSpan:
+    """The span of one stream, from its opening to its end: the instrumentation's own streams cannot be cancelled.
+
+    Args:
+        path: Of the method, "/package.Service/Method".
+    """
+
+    def __init__(self, path: str) -> None:
+        _, service, method = path.split("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        self._span = trace.get_tracer("milepost").start_span(path, kind=trace.SpanKind.CLIENT, attributes=attributes)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what carries the trace to the server."""
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self._span))
+        return tuple(carrier.items())
+
+    def end(self, code: grpc.StatusCode) -> None:
+        """Say how the stream ended, the first time. That its reader has had enough is no error."""
+        if not self._span.is_recording():
+            return
+        self._span.set_attribute("rpc.grpc.status_code", code.value[0])
+        if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+            self._span.set_status(trace.Status(trace.StatusCode.ERROR, code.name))
+        self._span.end()
 
 
 def _is_installed() -> bool:

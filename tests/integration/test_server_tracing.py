@@ -15,12 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 pytest.importorskip("opentelemetry.sdk")
 
+from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from milepost import AsyncClient, Client, MilepostError
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost_server.config import QueueConfig
 from milepost_server.grpc_api.addresses import Address
@@ -57,11 +59,14 @@ class Traced:
         engine: HeldEngine,
         service: CheckpointService,
         exporter: InMemorySpanExporter,
+        *,
+        provider: TracerProvider,
         target: str,
         channel: grpc.aio.Channel,
     ) -> None:
         self.engine = engine
         self.service = service
+        self.provider = provider
         self.target = target
         self.channel = channel
         self.stub: Any = open_stub(channel)  # type: ignore[arg-type]
@@ -94,7 +99,7 @@ async def traced() -> AsyncIterator[Traced]:
     interceptors: Any = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]
     try:
         async with grpc.aio.insecure_channel(str(address), interceptors=interceptors) as channel:
-            yield Traced(engine, service, exporter, str(address), channel)
+            yield Traced(engine, service, exporter, provider=provider, target=str(address), channel=channel)
     finally:
         engine.may_commit.set()
         await front.drain(delay_s=0, grace_s=0)
@@ -158,6 +163,51 @@ async def test_a_watch_is_one_span_that_ends_with_it_and_no_fault_where_its_call
     [saved] = world.spans("Save", SpanKind.SERVER)
     assert saved.context
     assert saved.context.trace_id != span.context.trace_id
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_a_watch_of_a_client_is_a_span_of_the_caller_and_has_the_servers_in_it(
+    monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    async with traced() as world:
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", world.provider)
+
+        def watch_once() -> None:
+            with Client(world.target) as client, client.watch("w") as events:
+                assert next(events).kind == "started"
+
+        with world.provider.get_tracer("test").start_as_current_span("outer") as outer:
+            if is_async:
+                async with AsyncClient(world.target) as client, client.watch("w") as events:
+                    assert (await anext(events)).kind == "started"
+            else:
+                await asyncio.to_thread(watch_once)
+        async with asyncio.timeout(30):
+            while world.service.watches.watch_count:
+                await world.stub.Save(save_request("v"))
+    [client_span] = world.spans("Watch", SpanKind.CLIENT)
+    [server_span] = world.spans("Watch", SpanKind.SERVER)
+    assert client_span.context
+    assert client_span.parent
+    assert client_span.parent.span_id == outer.get_span_context().span_id
+    assert server_span.parent
+    assert server_span.parent.span_id == client_span.context.span_id
+    assert (client_span.attributes or {})["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
+    assert client_span.status.status_code is StatusCode.UNSET
+
+
+async def test_a_watch_of_a_client_that_the_server_refuses_is_a_failed_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with traced() as world:
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", world.provider)
+        async with AsyncClient(world.target) as client:
+            with pytest.raises(MilepostError):
+                await anext(client.watch("w" * 2_000))
+        with Client(world.target) as sync_client, pytest.raises(MilepostError):
+            await asyncio.to_thread(next, sync_client.watch("w" * 2_000))
+    spans = world.spans("Watch", SpanKind.CLIENT)
+    codes = [(span.attributes or {})["rpc.grpc.status_code"] for span in spans]
+    assert codes == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 2
+    assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 2
 
 
 async def test_a_watch_that_the_server_ends_says_why() -> None:

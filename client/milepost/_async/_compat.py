@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import grpc
 
 from milepost._config import ChannelOptions
+from milepost._telemetry import StreamSpan
 from milepost.errors import ClientForkedError
 
 ResponseT = TypeVar("ResponseT")
@@ -89,8 +90,9 @@ def _require_cancelled() -> None:
 class Stream(Generic[ResponseT]):
     """The answers to one request, one at a time."""
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, ResponseT]) -> None:
+    def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, ResponseT], span: StreamSpan | None) -> None:
         self._call = call
+        self._span = span
         self._answers = aiter(call)
         self._is_cancelled = False
 
@@ -101,18 +103,29 @@ class Stream(Generic[ResponseT]):
             grpc.RpcError: The stream broke, or was cancelled by the other side.
         """
         try:
-            return await anext(self._answers, None)
+            answer = await anext(self._answers, None)
+        except grpc.aio.AioRpcError as error:
+            self._end_span(error.code())
+            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_cancelled and not (task is not None and task.cancelling()):
                 return None
             _require_cancelled()
             raise
+        if answer is None:
+            self._end_span(grpc.StatusCode.OK)
+        return answer
 
     def cancel(self) -> None:
         """End it: who waits for an answer is woken."""
         self._is_cancelled = True
         self._call.cancel()
+        self._end_span(grpc.StatusCode.CANCELLED)
+
+    def _end_span(self, code: grpc.StatusCode) -> None:
+        if self._span is not None:
+            self._span.end(code)
 
 
 class Heartbeat:
@@ -186,7 +199,12 @@ def open_channel(
     if traced:
         # An extra, and not typed.
         instrumentation: Any = importlib.import_module("opentelemetry.instrumentation.grpc")
-        chain += instrumentation.aio_client_interceptors()
+        chain += [
+            each
+            for each in instrumentation.aio_client_interceptors()
+            # Streams have a `StreamSpan`.
+            if isinstance(each, grpc.aio.UnaryUnaryClientInterceptor)
+        ]
     if credentials is None:
         channel = grpc.aio.insecure_channel(target, options=options, interceptors=chain)
     else:

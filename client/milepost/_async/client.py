@@ -1024,7 +1024,11 @@ class AsyncClient:
             connection = self._open()
         send: grpc.aio.UnaryStreamMultiCallable[bytes, ResponseT]
         send = connection.streams.unary_stream(method.path, None, method.read)
-        return _compat.Stream(send(payload, metadata=self._token.metadata()))
+        metadata = self._token.metadata()
+        span = _telemetry.StreamSpan(method.path) if connection.is_traced else None
+        if span is not None:
+            metadata = (*(metadata or ()), *span.metadata())
+        return _compat.Stream(send(payload, metadata=metadata), span)
 
     def _refuse_fork(self) -> None:
         """Refuse to go on in a child; before any lock, which a thread of the parent may have held when it forked."""
@@ -1050,27 +1054,30 @@ class AsyncClient:
             if connection is None:
                 for other in [place for place in self._connections if _compat.is_gone(place)]:
                     del self._connections[other]
-                connection = self._connections[here] = _Connection(*self._channels())
+                connection = self._connections[here] = self._connect()
             return connection
 
-    def _channels(self) -> tuple[grpc.aio.Channel, grpc.aio.Channel]:
+    def _connect(self) -> _Connection:
         tls = self._endpoint.tls
-        return _compat.open_channel(
+        is_traced = _telemetry.wants_tracing(self._instrument)
+        channel, streams = _compat.open_channel(
             self.target,
             None if tls is None else tls.credentials(),
             _config.CHANNEL_OPTIONS + (() if tls is None else tls.channel_options()),
             self._interceptors,
-            traced=_telemetry.wants_tracing(self._instrument),
+            traced=is_traced,
         )
+        return _Connection(channel, streams, is_traced=is_traced)
 
 
 class _Connection:
     """One channel, and what sends each method over it: making that anew for each call would cost a tenth of it."""
 
-    __slots__ = ("_senders", "channel", "streams")
+    __slots__ = ("_senders", "channel", "is_traced", "streams")
 
-    def __init__(self, channel: grpc.aio.Channel, streams: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, streams: grpc.aio.Channel, *, is_traced: bool) -> None:
         self.channel = channel
+        self.is_traced = is_traced
         self.streams = streams
         self._senders: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, Any]] = {}
 

@@ -6,11 +6,12 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import grpc
 
 from milepost._config import ChannelOptions
+from milepost._telemetry import StreamSpan
 
 ResponseT = TypeVar("ResponseT")
 AnswerT = TypeVar("AnswerT", covariant=True)
@@ -70,8 +71,9 @@ class _StreamCall(Protocol[AnswerT]):
 class Stream(Generic[ResponseT]):
     """The answers to one request, one at a time."""
 
-    def __init__(self, call: _StreamCall[ResponseT]) -> None:
+    def __init__(self, call: _StreamCall[ResponseT], span: StreamSpan | None) -> None:
         self._call = call
+        self._span = span
         self._answers = iter(call)
 
     def next(self) -> ResponseT | None:
@@ -80,11 +82,23 @@ class Stream(Generic[ResponseT]):
         Raises:
             grpc.RpcError: The stream broke, or was cancelled.
         """
-        return next(self._answers, None)
+        try:
+            answer = next(self._answers, None)
+        except grpc.RpcError as error:
+            self._end_span(cast("grpc.Call", error).code())
+            raise
+        if answer is None:
+            self._end_span(grpc.StatusCode.OK)
+        return answer
 
     def cancel(self) -> None:
         """End it: who waits for an answer is woken."""
         self._call.cancel()
+        self._end_span(grpc.StatusCode.CANCELLED)
+
+    def _end_span(self, code: grpc.StatusCode) -> None:
+        if self._span is not None:
+            self._span.end(code)
 
 
 class Heartbeat:
@@ -137,7 +151,7 @@ def open_channel(
 ) -> tuple[grpc.Channel, grpc.Channel]:
     """Make a channel, which connects at the first call: one face for calls, and one for streams.
 
-    Streams are not traced: a span would last as long as a watch, and the instrumentation's streams cannot be cancelled.
+    Streams have a `StreamSpan`: the instrumentation's own cannot be cancelled.
     """
     if credentials is None:
         channel = grpc.insecure_channel(target, options=options)
