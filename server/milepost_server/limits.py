@@ -34,6 +34,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Size of a checkpoint's metadata."""
     metadata_depth_max: int = 32
     """Nesting of a checkpoint's metadata."""
+    metadata_filter_items_max: int = 100
+    """Arrays and objects that are elements of arrays in one metadata_contains: each is held against every element."""
     completed_steps_max: int = 100_000
     """Completed steps of one checkpoint."""
     completed_steps_bytes_max: int = 4 * MIB

@@ -43,6 +43,8 @@ CHECKPOINT_OVERHEAD_BYTES = 512
 
 LISTED_BYTES = 256
 """What a checkpoint or a workflow takes of a page beside its texts, about."""
+METADATA_BYTES_PER_ROW = 1_000
+"""Metadata that one array or object of a filter is held against at the price of one row examined, about."""
 TEXT_OVERHEAD_BYTES = 4
 """What the wire adds to one text of a list."""
 
@@ -666,10 +668,28 @@ def _contains(container: object, contained: object) -> bool:
             key in container and _contains(container[key], value) for key, value in contained.items()
         )
     if isinstance(contained, list):
-        return isinstance(container, list) and all(
-            any(_contains(mine, theirs) for mine in container) for theirs in contained
-        )
+        return isinstance(container, list) and _contains_elements(container, contained)
     return _same_scalar(container, contained)
+
+
+def _contains_elements(container: list[object], contained: list[object]) -> bool:
+    """Scalars are looked up, or two arrays of thousands would take minutes."""
+    scalars: set[tuple[bool, object]] | None = None
+    for theirs in contained:
+        if isinstance(theirs, list | dict):
+            if not any(_contains(mine, theirs) for mine in container):
+                return False
+        else:
+            if scalars is None:
+                scalars = {_scalar_key(mine) for mine in container if not isinstance(mine, list | dict)}
+            if _scalar_key(theirs) not in scalars:
+                return False
+    return True
+
+
+def _scalar_key(scalar: object) -> tuple[bool, object]:
+    """Return what is equal for equal scalars: true is not 1."""
+    return isinstance(scalar, bool), scalar
 
 
 def _same_scalar(mine: object, theirs: object) -> bool:
@@ -678,6 +698,20 @@ def _same_scalar(mine: object, theirs: object) -> bool:
     if isinstance(mine, list | dict) or isinstance(theirs, list | dict):
         return False
     return mine == theirs
+
+
+def filter_items(contained: object) -> int:
+    """Return how many arrays and objects are elements of arrays: each is held against every element of a metadata."""
+    if isinstance(contained, dict):
+        return sum(map(filter_items, contained.values()))
+    if isinstance(contained, list):
+        return sum(isinstance(each, list | dict) + filter_items(each) for each in contained)
+    return 0
+
+
+def rows_worth(row: CheckpointRow, items: int) -> int:
+    """Return as how many rows one counts that a list with so many `filter_items` examines."""
+    return 1 + items * len(row.metadata) // METADATA_BYTES_PER_ROW
 
 
 def matches(row: CheckpointRow, wanted: CheckpointFilter) -> bool:

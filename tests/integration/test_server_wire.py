@@ -309,6 +309,12 @@ TOO_MUCH: list[tuple[Any, str, str, int]] = [
         65_544,
     ),
     (
+        pb.ListRequest(workflow_id="w", metadata_contains=f'{{"a":[{",".join(["{}", "[[]]"] * 34)}]}}'),
+        "metadata_contains",
+        "metadata_filter_items_max",
+        102,
+    ),
+    (
         pb.GetEntryHistoryRequest(workflow_id="w", entry_keys=[f"{n}" for n in range(101)]),
         "entry_keys",
         "history_keys_max",

@@ -744,7 +744,7 @@ class ListRequest(_message.Message):
     before_sequence: _builtins.int
     """Only sequences below this one."""
     metadata_contains: _builtins.str
-    """A JSON object: only checkpoints whose metadata contains it, with the meaning of PostgreSQL's `@>`."""
+    """A JSON object: only checkpoints whose metadata contains it, with the meaning of PostgreSQL's `@>`. At most 100 arrays and objects as elements of arrays."""
     include_state: _builtins.bool
     """Answer the state too."""
     include_records: _builtins.bool

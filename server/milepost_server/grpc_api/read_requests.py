@@ -730,6 +730,12 @@ def _metadata_filter(text: str, limits: Limits) -> dict[str, object] | None:
         return None
     check_metadata("metadata_contains", text, limits)
     decoded: dict[str, object] = msgspec.json.decode(text)
+    check_count(
+        "metadata_contains",
+        rules.filter_items(decoded),
+        limit="metadata_filter_items_max",
+        allowed=limits.metadata_filter_items_max,
+    )
     return decoded
 
 

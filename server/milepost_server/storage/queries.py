@@ -117,6 +117,7 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
         start = query.position - 1 if query.newest_first else query.position + 1
     found: list[LoadedCheckpoint] = []
     bytes_left = query.bytes_max
+    filter_items = rules.filter_items(query.filter.metadata_contains)
     examined = 0
     is_full = False
     position: int | None = query.position
@@ -125,7 +126,7 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
             position = None
             break
         is_full = len(found) == query.page_size
-        if is_full or examined == query.rows_examined_max:
+        if is_full or examined >= query.rows_examined_max:
             break
         row = lookups.get_indexed(txn, workflow, sequence)
         if rules.matches(row, query.filter):
@@ -135,7 +136,7 @@ def list_checkpoints(txn: ReadTransaction, query: ListQuery) -> ListAnswer:
                 break
             bytes_left -= size_bytes
             found.append(_read_checkpoint(txn, name, workflow, row, query.selection))
-        examined += 1
+        examined += rules.rows_worth(row, filter_items)
         position = sequence
     else:
         position = None

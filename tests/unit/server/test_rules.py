@@ -384,6 +384,27 @@ def test_containment_is_that_of_postgresql(container: object, contained: object,
     assert rules.contains_json(container, contained) is is_contained
 
 
+@pytest.mark.parametrize(
+    "contained, items",
+    [({}, 0), ({"a": {"b": [1, "x", None]}}, 0), ({"a": [{}, 1, [2]]}, 2), ({"a": [[[1]], {"b": [{}]}]}, 4)],
+)
+def test_arrays_and_objects_in_arrays_of_a_filter_are_counted(contained: object, items: int) -> None:
+    assert rules.filter_items(contained) == items
+
+
+def test_a_row_counts_by_what_its_metadata_is_held_against() -> None:
+    large = row(metadata="x" * 64_000)
+    assert [rules.rows_worth(large, items) for items in (0, 1, 100)] == [1, 65, 6_401]
+    assert rules.rows_worth(row(metadata="{}"), 100) == 1
+
+
+def test_arrays_of_thousands_are_compared_at_once() -> None:
+    """Element by element this would be hundreds of millions of comparisons."""
+    numbers = list(range(30_000))
+    assert rules.contains_json({"a": numbers}, {"a": numbers[::-1]})
+    assert not rules.contains_json({"a": numbers}, {"a": [*numbers, -1]})
+
+
 json_objects = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),

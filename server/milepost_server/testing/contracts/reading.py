@@ -326,6 +326,22 @@ class ListContract(ContractBase):
         assert store.ids("w", filter=wanted) == ["2007", "1007", "7"]
         assert store.ids("w", filter=wanted, newest_first=False, page_size=2) == ["7", "1007"]
 
+    def test_large_metadata_counts_as_many_rows_for_a_filter_that_must_be_held_against_much_of_it(
+        self, store: Store
+    ) -> None:
+        store.save("w", "wanted", parent_id="", metadata='{"a": [1, {"k": 1}]}')
+        large = f'{{"a": [{", ".join(["{}"] * 10_000)}]}}'
+        for number in range(5):
+            store.save("w", str(number), parent_id="", metadata=large)
+        wanted = CheckpointFilter(metadata_contains={"a": [{"k": 1}]})
+        found: list[list[str]] = []
+        position: int | None = None
+        while not found or position is not None:
+            page = store.page("w", filter=wanted, position=position, rows_examined_max=60)
+            found.append([each.row.checkpoint_id for each in page.checkpoints])
+            position = page.position
+        assert found == [[], [], ["wanted"]]
+
     def test_a_page_is_bounded_in_bytes_also_where_it_takes_more_rows_than_a_slice(self, store: Store) -> None:
         large = f'{{"m": "{"x" * 3_000}"}}'
         store.save("w", "old", parent_id="", current_step="wanted", metadata=large)
