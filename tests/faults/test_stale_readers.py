@@ -3,6 +3,7 @@ after a crash, in small steps."""
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from milepost_server.model import (
     SweepAnswer,
     SweepCommand,
 )
+from milepost_server.storage import lmdb_read_transaction
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.testing.builders import (
@@ -154,6 +156,48 @@ def test_a_read_that_finds_nothing_among_many_rows_takes_many_short_transactions
             assert (answer.workflows, answer.after_workflow_id) == ((), "09999")
         case EntryHistoryAnswer():
             assert (answer.versions, answer.position) == ((), 1_500)
+
+
+def test_the_history_of_an_entry_that_hardly_changes_reads_each_state_once(open_engine: OpenEngine) -> None:
+    """Every state here is a chain of up to 3,000 changes of other entries."""
+    engine = open_engine()
+    count_of_saves = 3_000
+    engine.execute([save("w", "c0", {f"k{number}": number for number in range(count_of_saves + 1)})])
+    for start in range(1, count_of_saves, SAVES_PER_BATCH):
+        numbers = range(start, start + SAVES_PER_BATCH)
+        engine.execute(
+            [save("w", f"c{number}", {"k0": -number}, base_checkpoint_id=f"c{number - 1}") for number in numbers]
+        )
+
+    with counting_rows() as count:
+        answer = engine.entry_history(history_query("w", "k1"))
+
+    assert [each.checkpoint_id for each in answer.versions] == ["c0"]
+    # In each of four transactions: a few rows for a checkpoint, and the rest of the chain once.
+    assert count.rows < 10 * count_of_saves
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_history_is_the_same_however_entries_are_looked_up(
+    seed: int, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    store = store_on(engine)
+    chooser = random.Random(seed)
+    store.save("w", "c0", {f"k{number}": 0 for number in range(30)})
+    for number in range(1, 60):
+        base, parent = (f"c{chooser.randrange(max(0, number - 4), number)}" for _ in range(2))
+        changed = {f"k{chooser.randrange(4)}": number for _ in range(chooser.randrange(2))}
+        removed = tuple({f"k{chooser.randrange(4)}" for _ in range(chooser.randrange(2))} - changed.keys())
+        store.save("w", f"c{number}", changed, base_checkpoint_id=base, parent_id=parent, removed_keys=removed)
+
+    answers = []
+    for nodes in (0, 7, 1_000_000):
+        monkeypatch.setattr(lmdb_read_transaction, "LINE_NODES", nodes)
+        answers.append(store.history("w", "k0", "k1", "k2", "k3", "none").versions)
+
+    assert len(answers[0]) > 5
+    assert answers[0] == answers[1] == answers[2]
 
 
 SWEEPER = """

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SCAN_ROWS = 256
 """Rows that a scan takes at a time; between two times the transaction may change."""
+LINE_NODES = 1_000
+"""Nodes that lookups of the same entries read in one snapshot before what they pass on the way is kept."""
 
 T = TypeVar("T")
 
@@ -51,6 +53,10 @@ class LmdbReadTransaction:
     def __init__(self, txn: Transaction, timers: LeaseTimers) -> None:
         self._txn = txn
         self._timers = timers
+        self._line_keys: frozenset[str] = frozenset()
+        self._line_nodes = 0
+        self._line: dict[int, dict[str, EntryRef]] = {}
+        """What was found of `_line_keys`, by node. Nodes that differ in none of these share it."""
 
     # Rows.
 
@@ -273,15 +279,43 @@ class LmdbReadTransaction:
 
     def lookup_entries(self, family_id: int, node_id: int, wanted: Iterable[str]) -> dict[str, EntryRef]:
         """See `ReadTransaction`."""
+        keys = frozenset(wanted)
+        if keys != self._line_keys:
+            self._line_keys, self._line_nodes, self._line = keys, 0, {}
+        if self._line_nodes >= LINE_NODES:
+            return self._lookup_on_line(node_id)
+        found, node_count = self._lookup(node_id, keys)
+        self._line_nodes += node_count
+        return found
+
+    def _lookup(self, node_id: int, wanted: Iterable[str]) -> tuple[dict[str, EntryRef], int]:
+        """Return some entries of a state, and how many nodes were read to find them or that they are not there."""
         found: dict[str, EntryRef] = {}
         open_keys = set(wanted)
+        node_count = 0
         while node_id and open_keys:
             head, body = self.read_node(node_id)
+            node_count += 1
             for key in [key for key in open_keys if key in body.entries]:
                 found[key] = body.entries[key]
                 open_keys.discard(key)
             open_keys.difference_update(body.removed)
             node_id = head.prior_id
+        return found, node_count
+
+    def _lookup_on_line(self, node_id: int) -> dict[str, EntryRef]:
+        """Look up the same entries in state after state: each node is read once, though each state has a long chain."""
+        passed: list[tuple[int, dict[str, EntryRef], frozenset[str]]] = []
+        while node_id and node_id not in self._line:
+            head, body = self.read_node(node_id)
+            changed = {key: body.entries[key] for key in self._line_keys & body.entries.keys()}
+            passed.append((node_id, changed, self._line_keys.intersection(body.removed)))
+            node_id = head.prior_id
+        found = self._line.get(node_id, {})
+        for passed_id, changed, removed in reversed(passed):
+            if changed or removed:
+                found = {key: ref for key, ref in found.items() if key not in removed} | changed
+            self._line[passed_id] = found
         return found
 
     def read_node(self, node_id: int) -> tuple[NodeHead, NodeBody]:
