@@ -189,7 +189,7 @@ class SaveAll:
                 break
             self._waiting.popleft()
             if error := self._predecessor_error(position, draft.item):
-                # Of an earlier part, of which the server does not know.
+                # The server does not know of it, since it failed in an earlier request.
                 self._take_result(position, draft.item, error)
                 continue
             self._pending[position] = draft

@@ -24,7 +24,8 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    with local_server() as server:
+    # Each example has a namespace of its own.
+    with local_server(env={"MILEPOST_SERVER__LIMITS__NAMESPACES_MAX": "1000000"}) as server:
         yield server
 
 
@@ -265,12 +266,18 @@ def calls_of(name: str, required: dict[str, Any], optional: dict[str, Any] | Non
     return st.tuples(st.just(name), st.fixed_dictionaries(required, optional=optional or {}))
 
 
+# Of several items under one id, it is open which of them a later one builds on.
+ITEMS = st.lists(
+    st.fixed_dictionaries(SAVE, optional=SAVE_MORE),
+    max_size=5,
+    unique_by=lambda item: (item["workflow_id"], item["scope"], item["checkpoint_id"]),
+)
 ONE = {"workflow_id": WORKFLOWS}
 CALLS = st.one_of(
     calls_of("save", SAVE, SAVE_MORE),
     calls_of("save", SAVE, SAVE_MORE),
     calls_of("save", SAVE, {**SAVE_MORE, "release_lease": st.booleans()}),
-    calls_of("save_all", {"items": st.lists(st.fixed_dictionaries(SAVE, optional=SAVE_MORE), max_size=5)}),
+    calls_of("save_all", {"items": ITEMS}),
     calls_of(
         "load",
         ONE,

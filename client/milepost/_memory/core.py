@@ -45,7 +45,7 @@ from milepost._memory.rows import (
     merge_records,
     needed_ancestors,
     pick,
-    resolve_again,
+    steps_without_parent,
 )
 from milepost._memory.signals import REPLAY_WINDOW
 from milepost._state import encode_state
@@ -95,6 +95,7 @@ class MemoryCore(Reading, Coordination):
             sequence=0,
             current_step=item.current_step,
             steps=NO_STEPS,
+            sent=(parent_id, tuple(item.completed_steps)),
             status=Status(item.status),
             values=encoded.values,
             metadata=metadata,
@@ -127,8 +128,8 @@ class MemoryCore(Reading, Coordination):
         parent = self._find_parent(item, workflow, head, parent_id, existing)
         parent_id = parent_id if parent_id is not None else head.checkpoint_id if head is not None else ""
         steps, known = add_steps(workflow, parent, item.completed_steps)
-        if parent is None and parent_id and existing is not None and item.completed_steps:
-            steps = resolve_again(existing, steps)
+        if existing is not None and parent is None and parent_id and parent_id == existing.parent_id:
+            steps = steps_without_parent(existing, draft.sent, steps)
         row = dataclasses.replace(
             draft, parent_id=parent_id, steps=steps, size_bytes=draft.size_bytes + steps.size_bytes
         )

@@ -51,6 +51,8 @@ class Row:
     sequence: int
     current_step: str
     steps: Steps
+    sent: tuple[str | None, tuple[str, ...]]
+    """Parent and steps as they were sent: a replay is known by them when the parent is gone."""
     status: Status
     values: Mapping[str, pb.Value] = field(repr=False)
     metadata: str = field(repr=False)
@@ -151,10 +153,14 @@ def _append(before: Steps, new: tuple[str, ...]) -> Steps:
     return Steps(before, new, before.count + len(new), before.size_bytes + added_bytes, digest)
 
 
-def resolve_again(existing: Row, steps: Steps) -> Steps:
-    """Tell the steps of a replay whose parent is gone: the stored ones, if these end with what was sent."""
-    sent, stored = steps.all(), existing.steps.all()
-    return existing.steps if stored[-len(sent) :] == sent else steps
+def steps_without_parent(existing: Row, sent: tuple[str | None, tuple[str, ...]], steps: Steps) -> Steps:
+    """Tell the steps of a save whose id is taken and whose parent is gone.
+
+    They are the stored ones if it is what was sent before, or if these end with the steps that are sent.
+    """
+    stored, added = existing.steps.all(), sent[1]
+    is_same = sent == existing.sent or stored[len(stored) - len(added) :] == added
+    return existing.steps if is_same else steps
 
 
 def digest_parts(*parts: str | bytes) -> bytes:
