@@ -87,6 +87,8 @@ def calls_with(text: str) -> dict[str, Callable[[Any], object]]:
         "append workflow_id": lambda s: s.append_records(text, "c", record()),
         "append checkpoint_id": lambda s: s.append_records("w", text, record()),
         "append scope": lambda s: s.append_records("w", "c", record(), scope=text),
+        "append twice": lambda s: s.append_records("w", "c", record() + record(name=text)),
+        "save twice": lambda s: s.save("w", state={}, records=record() + record(name=text)),
         "append value": lambda s: s.append_records("w", "c", record(value=text)),
         "history workflow_id": lambda s: len([*s.entry_history(text, "a")]),
         "history entries": lambda s: len([*s.entry_history("w", text)]),
@@ -232,6 +234,7 @@ RECORDS = st.lists(
         overwrite=st.booleans(),
     ),
     max_size=3,
+    unique_by=lambda record: (record.task_id, record.index),
 )
 # A number stands for what that number of an earlier call of the same run gave: a checkpoint, or a lease.
 EARLIER = st.integers(0, 30).map(lambda number: ("saved", number))

@@ -474,13 +474,14 @@ class MemoryCore(Reading, Coordination):
                 # Somebody is at work on those that are leased; they are passed over.
                 workflows = [one for key, one in self._workflows.items() if self._leases.find_live(key) is None]
             for workflow in workflows:
-                named = [workflow.find(scope, one) for one in ids]
-                rows = {row.sequence: row for row in named if row is not None}
-                rows |= {row.sequence: row for row in workflow.rows.values() if row.run_id in runs}
-                if rows:
-                    self._leases.settle(workflow.workflow_id, lease_token)
-                self._delete_rows(workflow, [*rows.values()], WatchEventKind.CHECKPOINTS_DELETED)
-                deleted += len(rows)
+                named = {row.sequence: row for one in ids if (row := workflow.find(scope, one)) is not None}
+                by_run = [row for row in workflow.rows.values() if row.run_id in runs and row.sequence not in named]
+                # One after the other, as the requests of a client.
+                for rows in ([*named.values()], by_run):
+                    if rows:
+                        self._leases.settle(workflow.workflow_id, lease_token)
+                    self._delete_rows(workflow, rows, WatchEventKind.CHECKPOINTS_DELETED)
+                    deleted += len(rows)
         return deleted
 
     @names_call
