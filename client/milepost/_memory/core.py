@@ -141,18 +141,16 @@ class MemoryCore(Reading, Coordination):
                 raise self._error(
                     "CHECKPOINT_EXISTS",
                     f"checkpoint {item.checkpoint_id!r} exists with other content, at sequence {existing.sequence}",
-                    item,
                     checkpoint_id=item.checkpoint_id,
                     sequence=existing.sequence,
                     digest=existing.digest.hex(),
                 )
         self._leases.check(item.workflow_id, item.lease_token)
-        self._check_head(item, expected_head, head)
+        self._check_head(expected_head, head)
         if existing is not None and parent is not None and parent.sequence >= existing.sequence:
             raise self._error(
                 "INVALID_FIELD",
                 "parent_id must name a checkpoint older than the one it replaces",
-                item,
                 field="parent_id",
             )
         if workflow is not None and item.definition and workflow.definition not in {"", item.definition}:
@@ -160,7 +158,6 @@ class MemoryCore(Reading, Coordination):
                 "DEFINITION_MISMATCH",
                 f"workflow {item.workflow_id!r} belongs to definition {workflow.definition!r}, "
                 f"not to {item.definition!r}",
-                item,
                 definition=workflow.definition,
                 found=item.definition,
             )
@@ -217,15 +214,14 @@ class MemoryCore(Reading, Coordination):
             return parent
         # On the server the lease and the expected head are looked at first; `after` sets both to the same checkpoint.
         self._leases.check(item.workflow_id, item.lease_token)
-        self._check_head(item, parent_id, head)
+        self._check_head(parent_id, head)
         raise self._error(
             "PARENT_NOT_FOUND",
             f"parent_id: checkpoint {parent_id!r} was never saved in this scope",
-            item,
             parent_id=parent_id,
         )
 
-    def _check_head(self, item: SaveItem, expected: str | None, head: Row | None) -> None:
+    def _check_head(self, expected: str | None, head: Row | None) -> None:
         found_id, found_sequence = (head.checkpoint_id, head.sequence) if head is not None else ("", 0)
         if expected is None or expected == found_id:
             return
@@ -234,7 +230,6 @@ class MemoryCore(Reading, Coordination):
             "HEAD_MOVED",
             f"expected_head: the head is {found}, not {repr(expected) if expected else 'none'}; load it and decide "
             "again",
-            item,
             expected_head=expected,
             head_checkpoint_id=found_id,
             head_sequence=found_sequence,
@@ -283,7 +278,6 @@ class MemoryCore(Reading, Coordination):
             raise self._error(
                 "PREDECESSOR_FAILED",
                 f"item {index} builds on item {predecessor}, which failed",
-                item,
                 index=index,
                 predecessor_index=predecessor,
             )
@@ -546,6 +540,6 @@ class MemoryCore(Reading, Coordination):
         workflow.heads = {row.scope: row.sequence for row in workflow.rows.values()}
         self._changed(workflow, kind)
 
-    def _error(self, reason: str, message: str, item: SaveItem, **metadata: object) -> MilepostError:
+    def _error(self, reason: str, message: str, **metadata: object) -> MilepostError:
         said = {key: str(value) for key, value in metadata.items()}
         return CLASS_BY_REASON[reason](message, reason=reason, metadata=said)
