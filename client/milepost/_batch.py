@@ -119,12 +119,13 @@ class SaveAll:
 
     def _keep_successors(self, sent: dict[int, SaveDraft], failures: dict[int, Failure]) -> None:
         """Send those again, too, that failed because an item they build on is sent again."""
-        again = {draft.request.checkpoint_id for draft in self._pending.values()}
+        again = {_key(draft.item) for draft in self._pending.values()}
         for position in sorted(failures):
-            request = sent[position].request
-            if failures[position].details.reason == "PREDECESSOR_FAILED" and request.parent_id in again:
+            item = sent[position].item
+            parent = (item.workflow_id, item.scope, sent[position].request.parent_id)
+            if failures[position].details.reason == "PREDECESSOR_FAILED" and parent in again:
                 self._pending[position] = sent[position]
-                again.add(request.checkpoint_id)
+                again.add(_key(item))
 
     def give_up(self, failure: Failure, attempts: Attempts) -> None:
         """End the items that were to be sent again: their time, or their number of attempts, is over."""

@@ -556,6 +556,25 @@ def test_save_all_sends_in_full_what_lacks_its_base(server: ScriptedServer, clie
     assert set(again.state) == {"x", "y"}
 
 
+def test_save_all_sends_again_only_what_builds_on_an_item_of_its_own_workflow(
+    server: ScriptedServer, client: Client
+) -> None:
+    """Sent without its failed predecessor, an item would be laid on what the store has under that id."""
+    taken = refused(grpc.StatusCode.ALREADY_EXISTS, error_reason_pb2.CHECKPOINT_EXISTS)
+    server.on(
+        "BatchSave",
+        pb.BatchSaveResponse(results=[QUEUE_FULL, taken, PREDECESSOR_FAILED]),
+        pb.BatchSaveResponse(results=[stored("c1")]),
+    )
+    passing, failing = item("c1"), item("c1", workflow_id="v")
+    results = client.save_all([passing, failing, item("c2", workflow_id="v", after=failing)])
+    assert [type(result) for result in results] == [
+        Saved,
+        errors.CheckpointExistsError,
+        errors.PredecessorFailedError,
+    ]
+
+
 def test_save_all_says_which_content_an_increment_of_a_later_request_is_made_on(
     server: ScriptedServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
