@@ -24,7 +24,7 @@ from milepost_server.storage import frames
 from milepost_server.storage.fair_queue import FairQueue
 from milepost_server.storage.frame_channel import FrameChannel
 
-GATHER_LOADS_MAX = 16
+GATHER_LOADS_MAX = 32
 """Loads that are awaited for one frame, at most."""
 GATHER_GAP_S = 0.001
 """A gap of one to two of these without a call ends the waiting."""
