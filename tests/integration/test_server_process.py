@@ -77,7 +77,10 @@ def test_a_first_session_by_grpcurl_alone(server: ServerProcess) -> None:
 
 
 def test_reflection_lists_and_describes_the_service(server: ServerProcess) -> None:
-    assert SERVICE in grpcurl(server.target, "list").split()
+    listed = grpcurl(server.target, "list").split()
+    assert SERVICE in listed
+    for service in listed:
+        assert f"{service} is a service" in grpcurl(server.target, "describe", service)
     assert "rpc Save" in grpcurl(server.target, "describe", SERVICE)
 
 
@@ -93,7 +96,8 @@ def test_reflection_answers_in_both_versions(channel: grpc.Channel, version: str
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
     ]
     listed, described = call(iter(requests), timeout=30)
-    assert SERVICE in {each.name for each in listed.list_services_response.service}
+    names = {each.name for each in listed.list_services_response.service}
+    assert {SERVICE, f"grpc.reflection.{version}.ServerReflection"} <= names
     assert described.file_descriptor_response.file_descriptor_proto
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from milepost.v1 import checkpoint_store_pb2
@@ -175,7 +176,8 @@ class GrpcFront:
         await self._server.stop(STOP_GRACE_S)
 
     def _add_reflection(self) -> None:
-        names = (_SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME)
+        _describe_reflection_v1()
+        names = (_SERVICE.full_name, HEALTH_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
         servicer = reflection.aio.ReflectionServicer(service_names=names)
         # The package knows v1alpha alone. The messages of v1 are the same but for their names, which are not on the
         # wire.
@@ -190,3 +192,16 @@ class GrpcFront:
                 for name in (reflection.SERVICE_NAME, REFLECTION_V1)
             )
         )
+
+
+def _describe_reflection_v1() -> None:
+    """Have a description of v1 where reflection looks for one: who finds a service listed asks for it."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(REFLECTION_V1)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        file.ClearField("options")
+        as_v1 = text_format.MessageToString(file).replace("v1alpha", "v1")
+        pool.Add(text_format.Parse(as_v1, descriptor_pb2.FileDescriptorProto()))
