@@ -855,7 +855,8 @@ async def test_health_tells_of_reads_that_hang_though_commits_do_not() -> None:
         return LOADED
 
     engine.on_load = hold
-    config = QueueConfig(read_calls_max=1, sweep_interval_s=1e6, commit_wait_max_s=0.05, probe_interval_s=0.05)
+    # Time enough for commits, however busy the machine: what is told must be of the read.
+    config = QueueConfig(read_calls_max=1, sweep_interval_s=1e6, commit_wait_max_s=0.5, probe_interval_s=0.05)
     async with running(engine, config, on_health=health) as committer:
         try:
             loads = [committer.load(LOAD, namespace="n")]
