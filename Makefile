@@ -113,7 +113,7 @@ conformance-langgraph: .venv/.stamp ## Run LangGraph's official conformance suit
 bench-langgraph: .venv-bench/.stamp ## Measure MilepostSaver beside PostgresSaver, SqliteSaver and InMemorySaver
 	@.venv-bench/bin/python -m benchmarks.langgraph_savers $(ARGS)
 
-demo: .venv/.stamp ## Kill a workflow half way, start it again, and watch it go on
+demo: .venv/.stamp ## Kill a worker and the server at work, and watch another worker go on
 	@$(BIN)/python examples/crash_and_resume.py
 
 clean: ## Remove environments, caches and build output; DATA stays
