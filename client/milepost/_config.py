@@ -165,9 +165,9 @@ def _check_target(target: str) -> None:
     if is_url and scheme.lower() in {"http", "https", "grpc", "grpcs", "tcp"}:
         raise ValueError(f"the target {target!r} is a URL: write host:port, without {scheme}://")
     host, has_port, port = target.rpartition(":")
-    if not has_port or port.endswith("]") or not host:
+    if not has_port or port.endswith("]") or not host or not port:
         raise ValueError(f"the target {target!r} is no address: write host:port or unix:PATH")
-    if port.isdecimal() and int(port) > PORT_MAX:
+    if host not in {"unix", "unix-abstract"} and port.isdecimal() and not 1 <= int(port) <= PORT_MAX:
         raise ValueError(f"the target {target!r} has no port of 1 to {PORT_MAX}")
 
 

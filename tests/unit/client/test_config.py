@@ -74,7 +74,10 @@ def test_a_client_shows_no_token_and_cannot_be_pickled(kind: type[Client] | type
         ("[::1]", "write host:port"),
         (":7450", "write host:port"),
         ("", "write host:port"),
+        ("localhost:", "write host:port"),
+        ("unix:", "write host:port"),
         ("127.0.0.1:70000", "no port of 1 to 65535"),
+        ("127.0.0.1:0", "no port of 1 to 65535"),
     ],
 )
 def test_a_target_that_is_no_address_is_told_at_once(target: str, said: str) -> None:
@@ -84,7 +87,7 @@ def test_a_target_that_is_no_address_is_told_at_once(target: str, said: str) -> 
 
 @pytest.mark.parametrize(
     "target",
-    ["localhost:7450", "[::1]:7450", "dns:///milepost:7450", "unix:m.sock", "unix:///run/m.sock", "milepost:grpc"],
+    ["localhost:7450", "[::1]:7450", "dns:///milepost:7450", "unix:0", "unix:///run/m.sock", "milepost:grpc"],
 )
 def test_a_target_that_grpc_knows_is_taken(target: str) -> None:
     assert Client(target).target == target
