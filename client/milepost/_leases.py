@@ -20,7 +20,8 @@ TTL_S: Final = 30.0
 """How long a lease runs without a renewal, unless the caller says otherwise."""
 _RENEWALS_PER_TTL: Final = 3
 """Two renewals in a row may fail before the time is over."""
-_RELEASE_S: Final = 5.0
+RELEASE_S: Final = 5.0
+"""How long giving a lease back may hold up whoever gives it: what is not released runs out by itself."""
 _RETRY_S: Final = 1.0
 """Longest pause after a renewal that failed."""
 
@@ -79,7 +80,7 @@ class LeaseState:
     @property
     def release_timeout_s(self) -> float:
         """How long the release at the end may take: what is not released runs out by itself."""
-        return min(_RELEASE_S, self.info.ttl_s)
+        return min(RELEASE_S, self.info.ttl_s)
 
     def renewed(self, info: LeaseInfo, *, asked_at: float) -> None:
         """Take note of a renewal, or of a save that was one."""

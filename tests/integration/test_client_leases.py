@@ -6,8 +6,10 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from milepost import (
@@ -180,3 +182,61 @@ async def test_a_reader_of_a_watch_that_was_cancelled_may_read_on(server: LocalS
         await client.save("w", state={"n": 2})
         await client.save("w", state={"n": 3})
         assert [(await anext(events)).revision for _ in range(2)] == [2, 3]
+
+
+class CutsOff(grpc.aio.UnaryUnaryClientInterceptor):
+    """Does something each time that an answer is there and its caller has not seen it yet."""
+
+    def __init__(self, act: Callable[[str], object]) -> None:
+        self.act = act
+        self.answered: list[str] = []
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        call = await continuation(details, request)
+        await call
+        self.answered.append(details.method.rpartition(b"/")[2].decode())
+        self.act(self.answered[-1])
+        return call
+
+
+@pytest.mark.parametrize("wait_s", [0.0, DEADLINE_S])
+async def test_a_lease_whose_answer_is_cut_off_is_given_back(server: LocalServer, wait_s: float) -> None:
+    """The server had granted it and nobody knew; also where the task is cancelled again meanwhile."""
+    cuts = CutsOff(lambda method: task.cancel())
+
+    async def work(client: AsyncClient) -> None:
+        async with client.lease("w", wait_s=wait_s):
+            pytest.fail("the block began")
+
+    async with AsyncClient(server.target, interceptors=[cuts]) as client, AsyncClient(server.target) as other:
+        task = asyncio.ensure_future(work(client))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cuts.answered == ["AcquireLease", "AcquireLease", "ReleaseLease"]
+        assert await other.get_lease("w") is None
+
+
+async def test_a_wait_for_a_lease_that_is_cut_off_takes_nothing_from_who_has_it(server: LocalServer) -> None:
+    async with AsyncClient(server.target) as client:
+        async with client.lease("w") as lease:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.acquire_lease("w", wait_s=DEADLINE_S)
+            await client.save("w", state={}, lease_token=lease.token)
+        assert await client.get_lease("w") is None
+
+
+async def test_a_lease_that_cannot_be_given_back_does_not_hide_what_cut_it_off(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cut_off_then_fail(method: str) -> None:
+        if len(cuts.answered) > 1:
+            raise RuntimeError("an interceptor's own")
+        task.cancel()
+
+    cuts = CutsOff(cut_off_then_fail)
+    async with AsyncClient(server.target, interceptors=[cuts]) as client:
+        task = asyncio.ensure_future(client.acquire_lease("w"))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert "lease of workflow 'w' may have been granted and could not be released" in caplog.text

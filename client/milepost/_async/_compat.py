@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
@@ -85,6 +85,29 @@ def _require_cancelled() -> None:
     if task is not None and not task.cancelling():
         nothing = grpc.aio.Metadata()
         raise grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "the channel was closed") from None
+
+
+def is_cut_off(error: BaseException) -> bool:
+    """Tell whether an error is no failure, but the end of the wait for an answer."""
+    return isinstance(error, asyncio.CancelledError)
+
+
+async def to_its_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something to its end, however often the caller is cancelled meanwhile. It bounds its own time.
+
+    Raises:
+        asyncio.CancelledError: The caller was; the work is done.
+    """
+    task = asyncio.get_running_loop().create_task(work())
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 class Stream(Generic[ResponseT]):

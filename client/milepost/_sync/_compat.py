@@ -62,6 +62,16 @@ def answer(answered: ResponseT) -> ResponseT:
     return answered
 
 
+def is_cut_off(error: BaseException) -> bool:
+    """Tell whether an error is no failure, but the end of the wait for an answer: Ctrl-C, or what a handler raised."""
+    return not isinstance(error, Exception)
+
+
+def to_its_end(work: Callable[[], None]) -> None:
+    """Do something that bounds its own time. Only a second Ctrl-C ends it before."""
+    work()
+
+
 class _StreamCall(Protocol[AnswerT]):
     def __iter__(self) -> Iterator[AnswerT]: ...
 

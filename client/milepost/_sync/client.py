@@ -30,7 +30,7 @@ from milepost._sync.watch import Watch
 from milepost._batch import SaveAll
 from milepost._calls import Method
 from milepost._config import TLS
-from milepost._leases import TTL_S, default_holder
+from milepost._leases import RELEASE_S, TTL_S, default_holder
 from milepost._retry import NO_TIME_LEFT, Attempts, Failure, RetryPolicy
 from milepost._save_draft import SaveDraft
 from milepost._state import DigestMemory
@@ -706,6 +706,9 @@ class Client:
 
         Count the ttl from before the call, and keep it with `renew_lease`; `lease()` does both by itself.
 
+        Where the wait for the answer is cut off (the task is cancelled, or Ctrl-C), a lease that may have been granted
+        is given back first, which takes 5 seconds at most; what cannot be given back runs out by itself.
+
         Args:
             workflow_id: The run; need not exist yet. The lease covers all its scopes.
             ttl_s: How long it runs without a renewal, 1 to 3,600 seconds.
@@ -729,21 +732,50 @@ class Client:
             holder=default_holder() if holder is None else holder,
             request_id=new_checkpoint_id() if request_id is None else request_id,
         )
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            response = self._wait_for_lease(request, wait_s, self._timeout_s if timeout_s is None else timeout_s)
+        except BaseException as error:
+            if _compat.is_cut_off(error):
+                _compat.to_its_end(lambda: self._give_back_unseen(request))
+            raise
+        return _calls.read_lease(response.lease, self._namespace, workflow_id)
+
+    def _wait_for_lease(
+        self, request: pb.AcquireLeaseRequest, wait_s: float, timeout_s: float
+    ) -> pb.AcquireLeaseResponse:
         left_s = wait_s
         while True:
             # No longer than the timeout, so that a second attempt has time for a wait as long as the first.
             part_s = min(left_s, timeout_s, _lease_calls.WAIT_S_MAX)
             request.wait_ms = round(part_s * 1_000)
             try:
-                response = self._call(_calls.ACQUIRE_LEASE, request, self._attempts(part_s + timeout_s))
+                return self._call(_calls.ACQUIRE_LEASE, request, self._attempts(part_s + timeout_s))
             except LeaseHeldError:
                 # By parts, not by the clock: a server that refuses at once is not asked without a pause.
                 left_s -= part_s
                 if left_s <= 0:
                     raise
-                continue
-            return _calls.read_lease(response.lease, self._namespace, workflow_id)
+
+    def _give_back_unseen(self, request: pb.AcquireLeaseRequest) -> None:
+        """Give back a lease that may have been granted though its answer was cut off: the same request has the same."""
+        request.wait_ms = 0
+        try:
+            attempts = self._attempts(RELEASE_S)
+            granted = self._call(_calls.ACQUIRE_LEASE, request, attempts)
+            release = build(
+                pb.ReleaseLeaseRequest,
+                namespace=self._namespace,
+                workflow_id=request.workflow_id,
+                lease_token=granted.lease.token,
+            )
+            self._call(_calls.RELEASE_LEASE, release, attempts)
+        except LeaseHeldError:
+            pass  # It was not granted.
+        # Whatever keeps it back, an interceptor's own error too, must not take the place of what cut the wait off.
+        except Exception as failure:  # noqa: BLE001
+            logger.warning(
+                "lease of workflow %r may have been granted and could not be released: %r", request.workflow_id, failure
+            )
 
     def renew_lease(self, workflow_id: str, token: int, *, timeout_s: float | None = None) -> LeaseRenewal:
         """Let a lease run its full ttl again; tell which signals are pending.

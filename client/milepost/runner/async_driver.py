@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from milepost.errors import DefinitionNotFoundError, LeaseHeldError, MilepostError
+from milepost._async import _compat
+from milepost._leases import RELEASE_S
+from milepost.errors import DefinitionNotFoundError, MilepostError
 from milepost.runner import crash_points, tracing
 from milepost.runner.async_save_queue import AsyncSaveQueue
 from milepost.runner.attempt import STEP_ENDS, Attempt
 from milepost.runner.engine import Engine
 from milepost.runner.events import (
-    RELEASE_S,
     SIGNALS_MAX,
     AcquireLease,
     AppendRecords,
@@ -165,28 +166,16 @@ class AsyncDriver:
             self._keeper.drop(self._hold)
         leave = self._engine.leaving(failure)
         if leave is not None:
-            await self._to_its_end(self._give_back(leave))
+            await _compat.to_its_end(lambda: self._give_back(leave))
 
     async def _give_back(self, leave: Leave) -> None:
-        if leave.parting is not None:
-            await self._append_records(leave.parting)
-        await self._store.release_lease(self._workflow_id, self._engine.lease_token)
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Give a lease back however often the run is cancelled meanwhile; what keeps it back is logged."""
-        task = self._loop.create_task(asyncio.wait_for(work, RELEASE_S))
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            if not isinstance(problem, MilepostError | TimeoutError):
-                raise problem
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                if leave.parting is not None:
+                    await self._append_records(leave.parting)
+                await self._store.release_lease(self._workflow_id, self._engine.lease_token)
+        except (MilepostError, TimeoutError) as problem:
             self._engine.lease_stays(problem)
-        if cancelled is not None:
-            raise cancelled
 
     async def _end_attempts(self, failure: BaseException | None) -> None:
         """Cancel what still runs, and after an error give it the time to end: whoever calls next may start it again."""
@@ -304,33 +293,18 @@ class AsyncDriver:
 
     async def _acquire_lease(self, effect: AcquireLease) -> LeaseInfo:
         asked_at = self._environment.clock()
-        try:
-            lease = await self._ask_for_lease(effect, effect.wait_s)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                await self._to_its_end(self._give_back_unseen(effect))
-            raise
+        lease: LeaseInfo = await self._store.acquire_lease(
+            self._workflow_id,
+            ttl_s=effect.ttl_s,
+            wait_s=effect.wait_s,
+            holder=self._settings.holder,
+            request_id=effect.request_id,
+        )
         if self._keeper is not None:
             if self._hold is not None:
                 self._keeper.drop(self._hold)
             self._hold = self._keeper.hold(self._workflow_id, lease.token, asked_at, self.post)
         return lease
-
-    async def _ask_for_lease(self, effect: AcquireLease, wait_s: float) -> LeaseInfo:
-        lease: LeaseInfo = await self._store.acquire_lease(
-            self._workflow_id,
-            ttl_s=effect.ttl_s,
-            wait_s=wait_s,
-            holder=self._settings.holder,
-            request_id=effect.request_id,
-        )
-        return lease
-
-    async def _give_back_unseen(self, effect: AcquireLease) -> None:
-        """Give back a lease that may have been granted though its answer was cut off: the same request has the same."""
-        with contextlib.suppress(LeaseHeldError):
-            lease = await self._ask_for_lease(effect, 0.0)
-            await self._store.release_lease(self._workflow_id, lease.token)
 
     async def _load_head(self, effect: LoadHead) -> Checkpoint:
         with tracing.load_span(self._workflow_id, effect.scope):

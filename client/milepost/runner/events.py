@@ -28,8 +28,6 @@ T = TypeVar("T")
 
 SIGNALS_MAX: Final = 100
 """Most signals of a name that are read at once."""
-RELEASE_S: Final = 5.0
-"""How long a run that ends waits for its lease to be given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class AcquireLease:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Request: give the lease back. Nothing waits for it longer than `RELEASE_S`. Answer: None."""
+    """Request: give the lease back. Nothing waits for it longer than `_leases.RELEASE_S`. Answer: None."""
 
     parting: AppendRecords | None
     """Appended before, where it says why."""

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, TypeVar
 
+from milepost._leases import RELEASE_S
 from milepost._sync.client import Client
-from milepost.errors import DefinitionNotFoundError, LeaseHeldError, MilepostError
+from milepost.errors import DefinitionNotFoundError, MilepostError
 from milepost.runner import crash_points, tracing
 from milepost.runner.attempt import STEP_ENDS, Attempt
 from milepost.runner.context import BaseContext
 from milepost.runner.engine import Engine
 from milepost.runner.events import (
-    RELEASE_S,
     SIGNALS_MAX,
     AcquireLease,
     AppendRecords,
@@ -275,37 +275,18 @@ class SyncDriver:
 
     def _acquire_lease(self, effect: AcquireLease) -> LeaseInfo:
         asked_at = self._environment.clock()
-        try:
-            lease = self._ask_for_lease(effect, effect.wait_s)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                self._give_back_unseen(effect)
-            raise
+        lease: LeaseInfo = self._store.acquire_lease(
+            self._workflow_id,
+            ttl_s=effect.ttl_s,
+            wait_s=effect.wait_s,
+            holder=self._settings.holder,
+            request_id=effect.request_id,
+        )
         if self._keeper is not None:
             if self._hold is not None:
                 self._keeper.drop(self._hold)
             self._hold = self._keeper.hold(self._workflow_id, lease.token, asked_at, self.post)
         return lease
-
-    def _ask_for_lease(self, effect: AcquireLease, wait_s: float, **options: Any) -> LeaseInfo:
-        lease: LeaseInfo = self._store.acquire_lease(
-            self._workflow_id,
-            ttl_s=effect.ttl_s,
-            wait_s=wait_s,
-            holder=self._settings.holder,
-            request_id=effect.request_id,
-            **options,
-        )
-        return lease
-
-    def _give_back_unseen(self, effect: AcquireLease) -> None:
-        """Give back a lease that may have been granted though its answer was cut off: the same request has the same."""
-        try:
-            self._release_lease(self._ask_for_lease(effect, 0.0, **self._release_options).token)
-        except LeaseHeldError:
-            pass  # It was not.
-        except MilepostError as error:
-            self._engine.lease_stays(error)
 
     def _load_head(self, effect: LoadHead) -> Checkpoint:
         with tracing.load_span(self._workflow_id, effect.scope):
@@ -345,13 +326,10 @@ class SyncDriver:
             crash_points.check("after", effect.arguments)
         return saved
 
-    @property
-    def _release_options(self) -> dict[str, Any]:
-        # Not the whole timeout of a client whose server may be gone: the lease runs out by itself.
-        return {"timeout_s": RELEASE_S} if isinstance(self._store, Client) else {}
-
     def _release_lease(self, token: int) -> None:
-        self._store.release_lease(self._workflow_id, token, **self._release_options)
+        # Not the whole timeout of a client whose server may be gone: the lease runs out by itself.
+        options: dict[str, Any] = {"timeout_s": RELEASE_S} if isinstance(self._store, Client) else {}
+        self._store.release_lease(self._workflow_id, token, **options)
 
     def _append_records(self, effect: AppendRecords) -> Any:
         arguments: dict[str, Any] = {"scope": effect.scope, "require_checkpoint": True}

@@ -26,7 +26,7 @@ from milepost.errors import (
 )
 from milepost.runner import Retry, Workflow
 from milepost.testing import LocalServer, SimulatedCrash, crash_after, local_server
-from milepost.types import LeaseInfo, Status
+from milepost.types import Status
 from tests.integration.runner.conftest import Bound, World
 
 State = dict[str, Any]
@@ -526,20 +526,15 @@ def test_threads_of_runners_that_are_done_end_soon() -> None:
 def test_a_run_that_is_cancelled_while_its_lease_is_granted_gives_it_back(runner_server: LocalServer) -> None:
     """Between the grant and its answer, and again while it is given back: nobody waits for it to run out."""
 
-    class Late(AsyncClient):
-        granted = 0
+    asked: list[str] = []
 
-        async def acquire_lease(self, *args: Any, **options: Any) -> LeaseInfo:
-            lease = await super().acquire_lease(*args, **options)
-            self.granted += 1
+    class CancelsOnAnswer(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            call = await continuation(details, request)
+            await call
+            asked.append(details.method.rpartition(b"/")[2].decode())
             running.cancel()
-            await asyncio.sleep(0.01)
-            return lease
-
-        async def release_lease(self, *args: Any, **options: Any) -> bool:
-            running.cancel()
-            await asyncio.sleep(0.01)
-            return await super().release_lease(*args, **options)
+            return call
 
     workflow = Workflow("order", dict[str, Any])
     workflow.step(lambda state: None, id="only")
@@ -547,33 +542,36 @@ def test_a_run_that_is_cancelled_while_its_lease_is_granted_gives_it_back(runner
 
     async def program() -> None:
         nonlocal running
-        async with Late(runner_server.target, namespace="cancelled-grant") as client:
+        async with AsyncClient(
+            runner_server.target, namespace="cancelled-grant", interceptors=[CancelsOnAnswer()]
+        ) as client:
             running = asyncio.ensure_future(workflow.bind(client).run("o", {}))
             with pytest.raises(asyncio.CancelledError):
                 await running
-            assert client.granted == 2
+            assert asked == ["AcquireLease", "AcquireLease", "ReleaseLease"]
             assert await client.get_lease("o") is None
 
     asyncio.run(program())
 
 
 def test_ctrl_c_while_a_lease_is_granted_gives_it_back(runner_server: LocalServer) -> None:
-    class Interrupted(Client):
-        granted = 0
+    asked: list[str] = []
 
-        def acquire_lease(self, *args: Any, **options: Any) -> LeaseInfo:
-            lease = super().acquire_lease(*args, **options)
-            self.granted += 1
-            if self.granted == 1:
+    class InterruptsOnAnswer(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            call = continuation(details, request)
+            call.result()
+            asked.append(details.method.rpartition("/")[2])
+            if len(asked) == 1:
                 raise KeyboardInterrupt
-            return lease
+            return call
 
     workflow = Workflow("order", dict[str, Any])
     workflow.step(lambda state: None, id="only")
-    with Interrupted(runner_server.target, namespace="interrupted-grant") as client:
+    with Client(runner_server.target, namespace="interrupted-grant", interceptors=[InterruptsOnAnswer()]) as client:
         with pytest.raises(KeyboardInterrupt):
             workflow.bind(client).run("o", {})
-        assert client.granted == 2
+        assert asked == ["AcquireLease", "AcquireLease", "ReleaseLease"]
         assert client.get_lease("o") is None
 
 
