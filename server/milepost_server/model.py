@@ -413,6 +413,8 @@ class BulkAnswer(msgspec.Struct, frozen=True, array_like=True):
     """The workflows that were changed."""
     needs: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """Of a prune, for the next slice: as in `PruneCommand`."""
+    row_id_end: int = 0
+    """Of a delete of a run, for the next slice: as in `DeleteRunCommand`."""
 
 
 class DeleteIdsCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -435,8 +437,8 @@ class DeleteRunCommand(msgspec.Struct, frozen=True, kw_only=True, array_like=Tru
     run_id: str
     position: tuple[int, ...]
     """(internal_id, sequence) after which to go on; () at the start."""
-    time_ms_max: int
-    """Only checkpoints committed up to this time: those of the first call."""
+    row_id_end: int = 0
+    """Only checkpoints whose row has a number below this one, which the first slice fixes; 0 for the first slice."""
     lease_token: int = 0
     """Only with a `workflow_id`; without one, leased workflows are passed over."""
     size_bytes: int = 0

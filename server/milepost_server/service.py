@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -87,7 +86,6 @@ class CheckpointService:
         engine: Is only read from here.
         limits: The same that the engine has.
         config: How many may wait for leases, and watch; how much one commit may take.
-        clock_ms: Time of day in milliseconds.
     """
 
     def __init__(
@@ -97,7 +95,6 @@ class CheckpointService:
         *,
         limits: Limits,
         config: QueueConfig,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.leases = LeaseService(queue, engine, waits_max=config.lease_waits_max)
         self.watches = WatchService(
@@ -111,7 +108,6 @@ class CheckpointService:
         self._engine = engine
         self._limits = limits
         self._config = config
-        self._clock_ms = clock_ms
         self._locks = KeyedLocks()
         self._forks: set[asyncio.Task[ForkAnswer]] = set()
 
@@ -214,17 +210,17 @@ class CheckpointService:
             How many were deleted, and the token with which to go on, "" when done.
         """
         query_hash = hash_query(namespace, workflow_id, list(run_ids))
-        number, position, time_ms_max = 0, cast("tuple[int, ...]", ()), self._clock_ms()
+        number, row_id_end, position = 0, 0, cast("tuple[int, ...]", ())
         if continue_token:
             token = decode_token(
                 "continue_token",
                 continue_token,
                 kind="delete_runs",
                 query_hash=query_hash,
-                position_lengths=(1, 3),
+                position_lengths=(2, 4),
             )
-            number, position = token.position[0], token.position[1:]
-            time_ms_max = token.bound if token.bound is not None else time_ms_max
+            number, row_id_end, *after = token.position
+            position = tuple(after)
         deleted = 0
         # Deleting in every workflow of the namespace must not take away what any fork is copying.
         shared: list[Key] = [_gate(namespace)] if workflow_id else []
@@ -239,7 +235,7 @@ class CheckpointService:
                         workflow_id=workflow_id,
                         run_id=run_ids[number],
                         position=position,
-                        time_ms_max=time_ms_max,
+                        row_id_end=row_id_end,
                         lease_token=lease_token,
                         size_bytes=size_bytes,
                     ),
@@ -247,12 +243,13 @@ class CheckpointService:
                     BulkAnswer,
                 )
                 deleted += answer.deleted
+                row_id_end = answer.row_id_end
                 position = answer.position or ()
                 if answer.position is None:
                     number += 1
         if number >= len(run_ids):
             return deleted, ""
-        token = Token(kind="delete_runs", query_hash=query_hash, position=(number, *position), bound=time_ms_max)
+        token = Token(kind="delete_runs", query_hash=query_hash, position=(number, row_id_end, *position))
         return deleted, encode_token(token)
 
     async def prune(self, command: PruneCommand, *, continue_token: str) -> tuple[int, str]:

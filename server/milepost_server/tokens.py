@@ -42,7 +42,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The position where it is a name."""
     incarnation: Annotated[str, msgspec.Meta(max_length=64)] = ""
     bound: _Position | None = None
-    """What the first page fixed: the highest sequence, or the latest time, to look at."""
+    """What the first page fixed: the highest sequence to look at."""
     needs: tuple[tuple[_Position, tuple[Annotated[str, msgspec.Meta(max_length=1024)], ...]], ...] = ()
     """Of a prune: what is older than its position and yet needed, and for which entries."""
 

@@ -79,15 +79,20 @@ def delete_ids(txn: WriteTransaction, command: DeleteIdsCommand, limits: Limits)
 
 
 def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits) -> BulkAnswer:
-    """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace."""
+    """Delete one slice of an execution's checkpoints, in one workflow or in all of a namespace.
+
+    What comes after the first slice stays, in whatever workflow and whatever the clock tells: its row has a number
+    beyond the one that the first slice took.
+    """
     only_id = 0
     if command.workflow_id:
         only_name, only = lookups.require_workflow(txn, command.namespace, command.workflow_id)
         leases.check(txn, only_name, command.workflow_id, command.lease_token)
         only_id = only.internal_id
+    row_id_end = command.row_id_end or txn.new_id()
     namespace_id = txn.find_namespace(command.namespace)
     if namespace_id is None:
-        return BulkAnswer(0, None)
+        return BulkAnswer(0, None, row_id_end=row_id_end)
     after = (command.position[0], command.position[1]) if command.position else (only_id, 0)
     rows_by_workflow: dict[int, list[CheckpointRow]] = {}
     position: tuple[int, ...] | None = None
@@ -95,8 +100,9 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
     for examined, (internal_id, sequence) in enumerate(found, start=1):
         if only_id and internal_id != only_id:
             break
-        row = txn.get_checkpoint(internal_id, sequence)
-        if row is not None and row.create_time_ms <= command.time_ms_max:
+        row_id = txn.checkpoint_row_id(internal_id, sequence)
+        row = txn.get_checkpoint(internal_id, sequence) if row_id is not None and row_id < row_id_end else None
+        if row is not None:
             rows_by_workflow.setdefault(internal_id, []).append(row)
         if examined * lookups.ROWS_PER_CHECKPOINT >= limits.slice_rows_max:
             position = (internal_id, sequence)
@@ -113,7 +119,7 @@ def delete_run(txn: WriteTransaction, command: DeleteRunCommand, limits: Limits)
         fence = leases.check(txn, name, workflow.workflow_id, command.lease_token)
         changes.append(_delete_rows(txn, leases.end_outlived(txn, name, fence), workflow, rows))
         deleted += len(rows)
-    return BulkAnswer(deleted, position, tuple(changes))
+    return BulkAnswer(deleted, position, tuple(changes), row_id_end=row_id_end)
 
 
 def prune(txn: WriteTransaction, command: PruneCommand, limits: Limits) -> BulkAnswer:

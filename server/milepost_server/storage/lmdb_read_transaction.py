@@ -243,8 +243,12 @@ class LmdbReadTransaction:
 
     def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
         """See `ReadTransaction`."""
-        row_id = self.read(keys.numbered(internal_id, keys.SEQUENCE, sequence), int)
+        row_id = self.checkpoint_row_id(internal_id, sequence)
         return None if row_id is None else self.read_required(keys.prefix(row_id, keys.CHECKPOINT), CheckpointRow)
+
+    def checkpoint_row_id(self, internal_id: int, sequence: int) -> int | None:
+        """See `ReadTransaction`."""
+        return self.read(keys.numbered(internal_id, keys.SEQUENCE, sequence), int)
 
     def sequences(
         self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None

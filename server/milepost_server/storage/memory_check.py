@@ -39,6 +39,9 @@ def _find_problems(tables: Tables) -> Iterator[str]:
     for internal_id in tables.checkpoints.keys() | tables.records.keys() | tables.record_groups.keys():
         if internal_id not in tables.workflows:
             yield f"incarnation {internal_id} has rows but does not exist"
+    places = {(internal_id, sequence) for internal_id, rows in tables.checkpoints.items() for sequence in rows}
+    if tables.checkpoint_row_ids.keys() != places:
+        yield "not just the checkpoints that are there have a row id"
 
 
 def _find_lease_problems(tables: Tables) -> Iterator[str]:

@@ -75,6 +75,8 @@ class Tables:
         """By name id, then (scope ordinal, checkpoint_id)."""
         self.checkpoints: dict[int, dict[int, CheckpointRow]] = {}
         """By internal id, then sequence."""
+        self.checkpoint_row_ids: dict[tuple[int, int], int] = {}
+        """By (internal id, sequence)."""
         self.nodes: dict[tuple[int, int], Node] = {}
         """By (family id, node id)."""
         self.values: dict[tuple[int, int], StoredValue] = {}
@@ -240,6 +242,10 @@ class MemoryTransaction:
         """Return one checkpoint."""
         return self._tables.checkpoints.get(internal_id, {}).get(sequence)
 
+    def checkpoint_row_id(self, internal_id: int, sequence: int) -> int | None:
+        """Return the number that a checkpoint's row was given when it came to its run."""
+        return self._tables.checkpoint_row_ids.get((internal_id, sequence))
+
     def sequences(
         self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
     ) -> Iterator[int]:
@@ -306,7 +312,7 @@ class MemoryTransaction:
         return self._now_ms
 
     def new_id(self) -> int:
-        """Return a number that has never been given before, from 1."""
+        """Return a number that is larger than all that were given before, from 1."""
         number = self._tables.last_id[None] + 1
         self._put(self._tables.last_id, None, number)
         return number
@@ -396,10 +402,14 @@ class MemoryTransaction:
 
     def put_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """Store a checkpoint; its places in orders are found by looking."""
+        place = (workflow.internal_id, row.sequence)
+        if place not in self._tables.checkpoint_row_ids:
+            self._put(self._tables.checkpoint_row_ids, place, self.new_id())
         self._put(self._branch(self._tables.checkpoints, workflow.internal_id), row.sequence, row)
 
     def delete_checkpoint(self, workflow: WorkflowRow, row: CheckpointRow) -> None:
         """Remove a checkpoint's row, not its id, its state or its records."""
+        self._remove(self._tables.checkpoint_row_ids, (workflow.internal_id, row.sequence))
         self._remove(self._tables.checkpoints[workflow.internal_id], row.sequence)
 
     def put_state(self, family_id: int, change: StateChange) -> int:
@@ -468,6 +478,7 @@ class MemoryTransaction:
         """Free an incarnation. Its checkpoint ids stay as stubs, unless they are to be forgotten."""
         for checkpoint in self._tables.checkpoints.get(row.internal_id, {}).values():
             self.release_state(row.family_id, checkpoint.node_id)
+            self._remove(self._tables.checkpoint_row_ids, (row.internal_id, checkpoint.sequence))
         self._remove(self._tables.checkpoints, row.internal_id)
         self._remove(self._tables.record_groups, row.internal_id)
         self._remove(self._tables.records, row.internal_id)

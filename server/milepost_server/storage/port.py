@@ -167,6 +167,9 @@ class ReadTransaction(Protocol):
     def get_checkpoint(self, internal_id: int, sequence: int) -> CheckpointRow | None:
         """Return one checkpoint."""
 
+    def checkpoint_row_id(self, internal_id: int, sequence: int) -> int | None:
+        """Return the number that a checkpoint's row was given when it came to its run: one of `new_id`."""
+
     def sequences(
         self, internal_id: int, scope_ordinal: int | None, *, newest_first: bool, start: int | None
     ) -> Iterator[int]:
@@ -204,7 +207,7 @@ class WriteTransaction(ReadTransaction, Protocol):
         """The time of the commit, for people."""
 
     def new_id(self) -> int:
-        """Return a number that has never been given before, from 1."""
+        """Return a number that is larger than all that were given before, from 1."""
 
     def random_bytes(self) -> bytes:
         """Return 8 random bytes."""

@@ -491,26 +491,30 @@ class Store:
         command = delete_ids(workflow_id, *checkpoint_ids, scope=scope, lease_token=lease_token)
         return self.run(command, BulkAnswer).deleted
 
-    def delete_run(self, run_id: str, *, time_ms_max: int, workflow_id: str = "", lease_token: int = 0) -> int:
-        """Delete all checkpoints of a run, slice by slice; return how many there were."""
+    def delete_run_slice(
+        self, run_id: str, after: BulkAnswer | None = None, *, workflow_id: str = "", lease_token: int = 0
+    ) -> BulkAnswer:
+        """Delete one slice of a run, the first one or that after another."""
+        command = DeleteRunCommand(
+            namespace=NAMESPACE,
+            workflow_id=workflow_id,
+            run_id=run_id,
+            position=after.position or () if after is not None else (),
+            row_id_end=after.row_id_end if after is not None else 0,
+            lease_token=lease_token,
+        )
+        return self.run(command, BulkAnswer)
+
+    def delete_run(
+        self, run_id: str, after: BulkAnswer | None = None, *, workflow_id: str = "", lease_token: int = 0
+    ) -> int:
+        """Delete what is left of a run, slice by slice; return how many checkpoints there were."""
         deleted = 0
-        position: tuple[int, ...] = ()
         for _ in range(SLICES_MAX):
-            answer = self.run(
-                DeleteRunCommand(
-                    namespace=NAMESPACE,
-                    workflow_id=workflow_id,
-                    run_id=run_id,
-                    position=position,
-                    time_ms_max=time_ms_max,
-                    lease_token=lease_token,
-                ),
-                BulkAnswer,
-            )
-            deleted += answer.deleted
-            if answer.position is None:
+            after = self.delete_run_slice(run_id, after, workflow_id=workflow_id, lease_token=lease_token)
+            deleted += after.deleted
+            if after.position is None:
                 return deleted
-            position = answer.position
         raise AssertionError("a delete by run did not end")
 
     def prune_slice(

@@ -351,7 +351,7 @@ class EngineMachine(RuleBasedStateMachine):
         """Delete a run."""
         expected = self.model.delete_run(workflow_id, run_id, self.clock.now_ms, self.lease_clock.now_ms)
         try:
-            deleted = self.store.delete_run(run_id, workflow_id=workflow_id, time_ms_max=self.clock.now_ms)
+            deleted = self.store.delete_run(run_id, workflow_id=workflow_id)
         except StoreError as error:
             assert Refused(error.reason) == expected  # noqa: PT017 - which one is right, the model says
         else:

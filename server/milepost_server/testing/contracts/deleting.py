@@ -77,61 +77,91 @@ class DeleteIdsContract(ContractBase):
 class DeleteRunContract(ContractBase):
     """Deleting the checkpoints of an execution."""
 
-    def test_a_run_is_deleted_in_every_scope(self, store: Store, clock: ManualClock) -> None:
+    def test_a_run_is_deleted_in_every_scope(self, store: Store) -> None:
         for number, scope in enumerate(["", "s", "", "t"]):
             store.save("w", str(number), scope=scope, run_id="run")
         store.save("w", "kept", run_id="run2")
         store.save("w", "kept too")
-        assert store.delete_run("run", workflow_id="w", time_ms_max=clock.now_ms) == 4
+        assert store.delete_run("run", workflow_id="w") == 4
         assert store.ids("w") == ["kept too", "kept"]
 
-    def test_a_run_is_deleted_in_one_workflow_alone(self, store: Store, clock: ManualClock) -> None:
+    def test_a_run_is_deleted_in_one_workflow_alone(self, store: Store) -> None:
         for workflow_id in "uvw":
             store.save(workflow_id, "a", run_id="run")
-        assert store.delete_run("run", workflow_id="v", time_ms_max=clock.now_ms) == 1
+        assert store.delete_run("run", workflow_id="v") == 1
         assert [store.ids(workflow_id) for workflow_id in "uvw"] == [["a"], [], ["a"]]
 
-    def test_a_run_is_deleted_in_all_workflows_of_a_namespace(self, store: Store, clock: ManualClock) -> None:
+    def test_a_run_is_deleted_in_all_workflows_of_a_namespace(self, store: Store) -> None:
         for workflow_id in "uvw":
             store.save(workflow_id, "a", run_id="run")
             store.save(workflow_id, "b", run_id="other")
         store.save("w", "c", run_id="run", namespace="other")
-        assert store.delete_run("run", time_ms_max=clock.now_ms) == 3
+        assert store.delete_run("run") == 3
         assert [store.ids(workflow_id) for workflow_id in "uvw"] == [["b"]] * 3
         assert store.workflow_ids(namespace="other") == ["w"]
 
-    def test_a_run_that_is_not_there_deletes_nothing(self, store: Store, clock: ManualClock) -> None:
+    def test_a_run_that_is_not_there_deletes_nothing(self, store: Store) -> None:
         store.save("w", "a", run_id="run")
-        assert store.delete_run("ru", time_ms_max=clock.now_ms) == 0
-        assert store.delete_run("run2", time_ms_max=clock.now_ms) == 0
+        assert store.delete_run("ru") == 0
+        assert store.delete_run("run2") == 0
 
-    def test_checkpoints_saved_later_are_not_touched(self, store: Store, clock: ManualClock) -> None:
+    @pytest.mark.parametrize("clock_step_ms", [-60_000, 0, 60_000])
+    def test_what_comes_after_the_first_slice_is_not_touched(
+        self, open_store: OpenStore, clock: ManualClock, clock_step_ms: int
+    ) -> None:
+        """In whatever workflow: saved, forked, moved to the run, or saved again under an id of it."""
+        store = open_store(SMALL_SLICES)
+        store.save("moved", "a", {"x": 1}, run_id="other")
+        for number in range(12):
+            store.save("w", str(number), {"x": number}, run_id="run")
+        store.save("x", "a", {"x": 1}, run_id="run")
+        first = store.delete_run_slice("run")
+        assert (first.deleted < 12, first.position is not None) == (True, True)
+
+        clock.advance(clock_step_ms)
+        store.save("moved", "a", {"x": 2}, run_id="run", is_replace=True)
+        store.save("w", "later", run_id="run")
+        store.save("new", "a", run_id="run")
+        store.fork("x", "forked")
+        store.delete_workflow("x")
+        store.save("x", "again", run_id="run")
+
+        assert first.deleted + store.delete_run("run", first) == 12
+        found = {each: store.ids(each) for each in ("moved", "w", "new", "forked", "x")}
+        assert found == {"moved": ["a"], "w": ["later"], "new": ["a"], "forked": ["a"], "x": ["again"]}
+
+    def test_what_is_replaced_within_its_run_still_goes(self, open_store: OpenStore) -> None:
+        store = open_store(SMALL_SLICES)
+        for number in range(12):
+            store.save("w", str(number), {"x": number}, run_id="run")
+        first = store.delete_run_slice("run")
+        store.save("w", "11", {"x": "other"}, run_id="run", is_replace=True)
+        assert first.deleted + store.delete_run("run", first) == 12
+
+    def test_a_delete_that_finds_nothing_at_first_leaves_what_comes_later(self, store: Store) -> None:
+        first = store.delete_run_slice("run")
         store.save("w", "a", run_id="run")
-        started_ms = clock.now_ms
-        clock.advance(1)
-        store.save("w", "b", run_id="run")
-        assert store.delete_run("run", time_ms_max=started_ms) == 1
-        assert store.ids("w") == ["b"]
+        assert store.delete_run("run", first) == 0
 
-    def test_a_large_run_is_deleted_in_slices(self, open_store: OpenStore, clock: ManualClock) -> None:
+    def test_a_large_run_is_deleted_in_slices(self, open_store: OpenStore) -> None:
         store = open_store(SMALL_SLICES)
         for workflow_id in "uvw":
             for number in range(17):
                 store.save(workflow_id, str(number), run_id="run" if number % 4 else "other")
-        assert store.delete_run("run", time_ms_max=clock.now_ms) == 3 * 12
+        assert store.delete_run("run") == 3 * 12
         assert [len(store.ids(workflow_id)) for workflow_id in "uvw"] == [5, 5, 5]
 
-    def test_a_run_of_a_deleted_workflow_is_passed_over(self, store: Store, clock: ManualClock) -> None:
+    def test_a_run_of_a_deleted_workflow_is_passed_over(self, store: Store) -> None:
         store.save("v", "a", run_id="run")
         store.save("w", "a", run_id="run")
         store.delete_workflow("v")
-        assert store.delete_run("run", time_ms_max=clock.now_ms) == 1
+        assert store.delete_run("run") == 1
         store.sweep()
         assert (store.count("checkpoints"), store.count("workflows")) == (0, 1)
 
-    def test_a_deleted_run_leaves_stubs(self, store: Store, clock: ManualClock) -> None:
+    def test_a_deleted_run_leaves_stubs(self, store: Store) -> None:
         store.save("w", "a", run_id="run")
-        store.delete_run("run", time_ms_max=clock.now_ms)
+        store.delete_run("run")
         with refused("CHECKPOINT_DELETED"):
             store.save("w", "a", run_id="run")
 

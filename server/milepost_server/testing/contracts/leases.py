@@ -33,7 +33,7 @@ CHANGES: dict[str, Change] = {
     "append": lambda store, token: store.append("w", "a", record("t"), lease_token=token),
     "append before the checkpoint": lambda store, token: store.append("w", "new", record("t"), lease_token=token),
     "delete ids": lambda store, token: store.delete_ids("w", "a", lease_token=token),
-    "delete run": lambda store, token: store.delete_run("run", time_ms_max=2**60, workflow_id="w", lease_token=token),
+    "delete run": lambda store, token: store.delete_run("run", workflow_id="w", lease_token=token),
     "delete workflow": lambda store, token: store.delete_workflow("w", lease_token=token),
 }
 
@@ -409,7 +409,7 @@ class FenceContract(ContractBase):
         store.acquire("u")
         lease_clock.advance(LEASE_TTL_MS)
         token = store.acquire("v").lease.token
-        assert store.delete_run("run", time_ms_max=2**60) == 2
+        assert store.delete_run("run") == 2
         assert [store.ids(workflow_id) for workflow_id in "uvw"] == [["b"], ["b", "a"], ["b"]]
         assert store.get_lease("u") is None
         store.renew("v", token)
