@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
@@ -168,6 +169,28 @@ def test_each_text_of_each_call_is_refused_alike(stores: dict[str, Any], text: s
         found = {kind: outcome(lambda: call(store)) for kind, store in stores.items()}  # noqa: B023
         expected = found["Client"]
         assert found == dict.fromkeys(found, expected), name
+
+
+@pytest.mark.parametrize(
+    "contained",
+    [
+        {"k": "x" * 65_536},
+        {"k": json.loads("[" * 40 + "]" * 40)},
+        {"k": [{}] * 101},
+        {"k": {1}},
+    ],
+    ids=["large", "deep", "many items", "no JSON"],
+)
+def test_a_filter_is_refused_alike_before_anything_is_looked_at(
+    stores: dict[str, Any], contained: dict[str, Any]
+) -> None:
+    def listed(store: Any) -> object:
+        return outcome(lambda: [*store.list("none", metadata_contains=contained)])
+
+    found = {kind: listed(store) for kind, store in stores.items()}
+    expected = found["Client"]
+    assert "Limit" in str(expected) or "Codec" in str(expected)
+    assert found == dict.fromkeys(found, expected)
 
 
 def test_a_text_that_is_no_unicode_is_told_by_its_field(stores: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ COMPLETED_STEPS_MAX: Final = 100_000
 COMPLETED_STEPS_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 64 * 1024
 METADATA_DEPTH_MAX: Final = 32
+METADATA_FILTER_ITEMS_MAX: Final = 100
 HISTORY_ENTRIES_MAX: Final = 1_000
 HISTORY_ENTRIES_BYTES_MAX: Final = 64 * 1024
 HISTORY_KEYS_MAX: Final = 100
@@ -154,7 +155,7 @@ def check_manifest(manifest: str, fingerprint: str) -> None:
         raise InvalidRequestError(f"manifest: {problem}", reason="INVALID_FIELD", metadata={"field": "manifest"})
 
 
-def check_metadata(text: str) -> None:
+def check_metadata(text: str, field: str = "metadata") -> None:
     """Refuse metadata that is too large, or nested too deep.
 
     Raises:
@@ -165,7 +166,7 @@ def check_metadata(text: str) -> None:
         ("metadata_bytes_max", METADATA_BYTES_MAX, size_bytes, "bytes"),
         ("metadata_depth_max", METADATA_DEPTH_MAX, _depth(json.loads(text or "0")), "levels"),
     ):
-        check_count("metadata", found, limit=limit, allowed=allowed, unit=unit)
+        check_count(field, found, limit=limit, allowed=allowed, unit=unit)
 
 
 def _depth(value: object) -> int:
@@ -311,8 +312,32 @@ def check_records(records: Mapping[tuple[str, int], pb.Record]) -> None:
         check_count("records", found, limit=limit, allowed=allowed, unit=unit)
 
 
-def metadata_contains(text: str, wanted: Mapping[str, Any]) -> bool:
-    return _contains(json.loads(text) if text else {}, json.loads(encode_metadata(wanted)))
+def metadata_filter(wanted: Mapping[str, Any]) -> object:
+    """Return what metadata must contain, for `contains_metadata`.
+
+    Raises:
+        CodecError: It has no form in JSON.
+        LimitExceededError: It is too large, or nested too deep, or has too many arrays and objects in arrays.
+    """
+    field = "metadata_contains"
+    text = encode_metadata(wanted)
+    check_metadata(text, field)
+    contained: object = json.loads(text)
+    allowed = METADATA_FILTER_ITEMS_MAX
+    check_count(field, _filter_items(contained), limit="metadata_filter_items_max", allowed=allowed)
+    return contained
+
+
+def _filter_items(contained: object) -> int:
+    if isinstance(contained, dict):
+        return sum(map(_filter_items, contained.values()))
+    if isinstance(contained, list):
+        return sum(isinstance(each, list | dict) + _filter_items(each) for each in contained)
+    return 0
+
+
+def contains_metadata(text: str, contained: object) -> bool:
+    return _contains(json.loads(text) if text else {}, contained)
 
 
 def _contains(container: object, contained: object) -> bool:

@@ -18,9 +18,10 @@ from milepost._memory.checks import (
     check_limit,
     check_sequence,
     check_texts,
+    contains_metadata,
+    metadata_filter,
     status_set,
 )
-from milepost._memory.checks import metadata_contains as contains_metadata
 from milepost._memory.rows import Row, Workflow, pick, record_order
 from milepost._state import decode_state, decode_value
 from milepost._texts import list_of_texts
@@ -96,6 +97,7 @@ class Reading(MemoryBase):
             before_checkpoint_id=before_checkpoint_id,
             run_id=run_id,
         )
+        contained = None if metadata_contains is None else metadata_filter(metadata_contains)
         with self._lock:
             workflow = self._require(workflow_id)
             rows = [row for row in workflow.rows.values() if scope is None or row.scope == scope]
@@ -113,7 +115,7 @@ class Reading(MemoryBase):
                         and (run_id is None or row.run_id == run_id)
                         and (before_sequence is None or row.sequence < before_sequence)
                         and (before_checkpoint_id is None or row.checkpoint_id.encode() < before_checkpoint_id.encode())
-                        and (metadata_contains is None or contains_metadata(row.metadata, metadata_contains))
+                        and (metadata_contains is None or contains_metadata(row.metadata, contained))
                     ),
                     limit,
                 )
