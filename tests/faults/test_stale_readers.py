@@ -17,6 +17,7 @@ from milepost_server.limits import DEFAULT_LIMITS, KIB
 from milepost_server.model import (
     CheckpointFilter,
     EntryHistoryAnswer,
+    EntryRef,
     ListAnswer,
     ListWorkflowsAnswer,
     Status,
@@ -25,6 +26,7 @@ from milepost_server.model import (
 )
 from milepost_server.storage import lmdb_read_transaction
 from milepost_server.storage.lmdb_engine import LmdbEngine
+from milepost_server.storage.lmdb_read_transaction import LmdbReadTransaction
 from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.testing.builders import (
     data_value,
@@ -192,12 +194,35 @@ def test_a_history_is_the_same_however_entries_are_looked_up(
         store.save("w", f"c{number}", changed, base_checkpoint_id=base, parent_id=parent, removed_keys=removed)
 
     answers = []
-    for nodes in (0, 7, 1_000_000):
+    for nodes, entries in ((0, 1_000_000), (0, 6), (7, 1_000_000), (1_000_000, 0)):
         monkeypatch.setattr(lmdb_read_transaction, "LINE_NODES", nodes)
+        monkeypatch.setattr(lmdb_read_transaction, "LINE_ENTRIES_MAX", entries)
         answers.append(store.history("w", "k0", "k1", "k2", "k3", "none").versions)
 
     assert len(answers[0]) > 5
-    assert answers[0] == answers[1] == answers[2]
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_what_is_kept_of_a_line_of_states_is_bounded(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each state here differs in one of the entries asked for, so what was found of each is kept by itself."""
+    store = store_on(open_engine())
+    keys = [f"k{number}" for number in range(20)]
+    store.save("w", "c0", dict.fromkeys([*keys, *(f"other{number}" for number in range(200))], 0))
+    for number in range(1, 100):
+        store.save("w", f"c{number}", {keys[number % 20]: number}, base_checkpoint_id=f"c{number - 1}")
+    kept: list[int] = []
+    look_up = LmdbReadTransaction.lookup_entries
+
+    def noting(txn: LmdbReadTransaction, *args: Any) -> dict[str, EntryRef]:
+        found = look_up(txn, *args)
+        kept.append(sum(map(len, {id(each): each for each in txn._line.values()}.values())))
+        return found
+
+    monkeypatch.setattr(lmdb_read_transaction, "LINE_NODES", 0)
+    monkeypatch.setattr(lmdb_read_transaction, "LINE_ENTRIES_MAX", 200)
+    monkeypatch.setattr(LmdbReadTransaction, "lookup_entries", noting)
+    assert len(store.history("w", *keys).versions) > 0
+    assert 100 < max(kept) <= 200
 
 
 SWEEPER = """

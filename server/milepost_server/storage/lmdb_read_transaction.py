@@ -41,6 +41,8 @@ SCAN_ROWS = 256
 """Rows that a scan takes at a time; between two times the transaction may change."""
 LINE_NODES = 1_000
 """Nodes that lookups of the same entries read in one snapshot before what they pass on the way is kept."""
+LINE_ENTRIES_MAX = 100_000
+"""Entries that are kept of what was passed, over all nodes."""
 
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class LmdbReadTransaction:
         self._txn = txn
         self._timers = timers
         self._line_keys: frozenset[str] = frozenset()
+        self._line_entries = 0
         self._line_nodes = 0
         self._line: dict[int, dict[str, EntryRef]] = {}
         """What was found of `_line_keys`, by node. Nodes that differ in none of these share it."""
@@ -286,6 +289,7 @@ class LmdbReadTransaction:
         keys = frozenset(wanted)
         if keys != self._line_keys:
             self._line_keys, self._line_nodes, self._line = keys, 0, {}
+            self._line_entries = 0
         if self._line_nodes >= LINE_NODES:
             return self._lookup_on_line(node_id)
         found, node_count = self._lookup(node_id, keys)
@@ -319,6 +323,11 @@ class LmdbReadTransaction:
         for passed_id, changed, removed in reversed(passed):
             if changed or removed:
                 found = {key: ref for key, ref in found.items() if key not in removed} | changed
+                self._line_entries += len(found)
+                if self._line_entries > LINE_ENTRIES_MAX:
+                    # The newest are kept: lines are walked from there.
+                    self._line_entries = len(found)
+                    self._line.clear()
             self._line[passed_id] = found
         return found
 
