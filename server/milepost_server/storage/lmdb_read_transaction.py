@@ -56,7 +56,6 @@ class LmdbReadTransaction:
         self._txn = txn
         self._timers = timers
         self._line_keys: frozenset[str] = frozenset()
-        self._line_entries = 0
         self._line_nodes = 0
         self._line: dict[int, dict[str, EntryRef]] = {}
         """What was found of `_line_keys`, by node. Nodes that differ in none of these share it."""
@@ -289,7 +288,6 @@ class LmdbReadTransaction:
         keys = frozenset(wanted)
         if keys != self._line_keys:
             self._line_keys, self._line_nodes, self._line = keys, 0, {}
-            self._line_entries = 0
         if self._line_nodes >= LINE_NODES:
             return self._lookup_on_line(node_id)
         found, node_count = self._lookup(node_id, keys)
@@ -319,15 +317,18 @@ class LmdbReadTransaction:
             changed = {key: body.entries[key] for key in self._line_keys & body.entries.keys()}
             passed.append((node_id, changed, self._line_keys.intersection(body.removed)))
             node_id = head.prior_id
-        found = self._line.get(node_id, {})
-        for passed_id, changed, removed in reversed(passed):
+        found = dict(self._line.get(node_id, {}))
+        # Of a long line the newest nodes are kept, since it is walked from there.
+        room = max(1, LINE_ENTRIES_MAX // max(1, len(self._line_keys)))
+        for _, changed, removed in reversed(passed[room:]):
+            for key in removed:
+                found.pop(key, None)
+            found.update(changed)
+        if len(self._line) + len(passed[:room]) > room:
+            self._line.clear()
+        for passed_id, changed, removed in reversed(passed[:room]):
             if changed or removed:
                 found = {key: ref for key, ref in found.items() if key not in removed} | changed
-                self._line_entries += len(found)
-                if self._line_entries > LINE_ENTRIES_MAX:
-                    # The newest are kept: lines are walked from there.
-                    self._line_entries = len(found)
-                    self._line.clear()
             self._line[passed_id] = found
         return found
 
