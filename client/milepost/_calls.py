@@ -442,9 +442,10 @@ def read_checkpoint(
         loaded: The answer it came in, where it was loaded and not listed.
 
     Raises:
-        CodecError: A value was stored by another codec, or is damaged.
+        CodecError: A value was stored by another codec, or is damaged; or all are too large decompressed.
     """
     try:
+        _compression.require_bounded(found)
         state = _state.decode_state(found.state, codec) if with_state else None
         records = tuple(read_record(record, codec) for record in found.records)
     except CodecError as error:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from milepost._refusals import child_path
 from milepost.errors import CodecError
 from milepost.v1 import checkpoint_pb2 as pb
 
@@ -34,6 +35,12 @@ WORTH_RATIO: Final = 0.9
 """A frame is kept only when it has at most this share of the bytes: at least a tenth is saved."""
 DECOMPRESSED_BYTES_MAX: Final = 64 * 1024 * 1024
 """The server's own bound for one value; a frame that states more is never begun."""
+CHECKPOINT_DECOMPRESSED_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Bound for what one checkpoint is decompressed to, with its records: it is handed over as a whole.
+
+One Save may bring a quarter of it. The server counts stored bytes, so whoever may write could otherwise have 10,000
+short frames, saved one after the other, become 64 MiB each at every reader.
+"""
 
 
 def accepted() -> Sequence[pb.Compression.ValueType]:
@@ -60,24 +67,57 @@ def decompress(frame: bytes, path: str = "$") -> bytes:
     """Return the content of one frame, having looked at its stated size before any work.
 
     Raises:
-        CodecError: The frame is damaged, states no size or more than `DECOMPRESSED_BYTES_MAX`, or `zstandard`
-        is not
+        CodecError: The frame is damaged, states no size or more than `DECOMPRESSED_BYTES_MAX`, or `zstandard` is not
             installed.
     """
-    if not _IS_AVAILABLE:
-        raise _error(path, 'it is compressed with zstd: pip install "milepost[zstd]"')
+    size = _stated_size(frame, path)
     try:
-        size = zstandard.frame_content_size(frame)
-        if size < 0:
-            raise _error(path, "its zstd frame does not state its content size")
-        if size > DECOMPRESSED_BYTES_MAX:
-            raise _error(path, f"it has {size} bytes decompressed; at most {DECOMPRESSED_BYTES_MAX} are allowed")
         content = _local.decompress(frame, size)
     except zstandard.ZstdError:
         raise _error(path, "its zstd frame is damaged") from None
     if len(content) != size:
         raise _error(path, f"its zstd frame states {size} bytes and has {len(content)}")
     return content
+
+
+def require_bounded(found: pb.Checkpoint) -> None:
+    """Refuse a checkpoint whose values state that they are too large together; called before any is decompressed.
+
+    Raises:
+        CodecError: They state more than `CHECKPOINT_DECOMPRESSED_BYTES_MAX`; or one is no frame.
+    """
+    total = 0
+    for key, value in found.state.items():
+        if value.compression == pb.COMPRESSION_ZSTD:
+            total = _add(total, value, child_path("$", key), found)
+    for record in found.records:
+        if record.value.compression == pb.COMPRESSION_ZSTD:
+            total = _add(total, record.value, f"record({record.task_id!r}, {record.index})", found)
+
+
+def _add(total: int, value: pb.Value, path: str, found: pb.Checkpoint) -> int:
+    total += _stated_size(value.data, path)
+    if total > CHECKPOINT_DECOMPRESSED_BYTES_MAX:
+        raise _error(
+            path,
+            f"with it, checkpoint {found.checkpoint_id!r} of workflow {found.workflow_id!r} has {total} bytes "
+            f"decompressed or more; at most {CHECKPOINT_DECOMPRESSED_BYTES_MAX} are allowed. Load only some entries.",
+        )
+    return total
+
+
+def _stated_size(frame: bytes, path: str) -> int:
+    if not _IS_AVAILABLE:
+        raise _error(path, 'it is compressed with zstd: pip install "milepost[zstd]"')
+    try:
+        size = zstandard.frame_content_size(frame)
+    except zstandard.ZstdError:
+        raise _error(path, "its zstd frame is damaged") from None
+    if size < 0:
+        raise _error(path, "its zstd frame does not state its content size")
+    if size > DECOMPRESSED_BYTES_MAX:
+        raise _error(path, f"it has {size} bytes decompressed; at most {DECOMPRESSED_BYTES_MAX} are allowed")
+    return size
 
 
 def _error(path: str, reason: str) -> CodecError:

@@ -99,6 +99,35 @@ def test_a_value_too_large_to_answer_decompressed_says_to_accept_compression(
     assert stub.Load(pb.LoadRequest(workflow_id=workflow_id, accept_compression=accept)).checkpoint.entry_count == 2
 
 
+def test_values_too_large_to_answer_decompressed_together_say_to_accept_compression(
+    stub: Any, request: pytest.FixtureRequest
+) -> None:
+    """Saved one after the other, each far below what one value may be."""
+    workflow_id = request.node.name
+    value = checkpoint_pb2.Value(
+        data=zstandard.ZstdCompressor().compress(bytes(6 * MIB)), compression=checkpoint_pb2.COMPRESSION_ZSTD
+    )
+    base = ""
+    for number in range(3):
+        save = pb.SaveRequest(workflow_id=workflow_id, checkpoint_id=f"c{number}", parent_id=base)
+        if base:
+            save.base_checkpoint_id = base
+        save.state[f"k{number}"].CopyFrom(value)
+        save.records.add(task_id="t", value=value)
+        stub.Save(save)
+        base = save.checkpoint_id
+    assert len(stub.Load(pb.LoadRequest(workflow_id=workflow_id, checkpoint_id="c0")).checkpoint.state) == 1
+    for refused in (
+        refusal(stub.Load, pb.LoadRequest(workflow_id=workflow_id)),
+        refusal(stub.Load, pb.LoadRequest(workflow_id=workflow_id, checkpoint_id="c1")),
+        refusal(stub.List, pb.ListRequest(workflow_id=workflow_id, include_state=True)),
+    ):
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "LIMIT_EXCEEDED")
+        assert "COMPRESSION_ZSTD" in refused.message
+    accept = [checkpoint_pb2.COMPRESSION_ZSTD]
+    assert stub.Load(pb.LoadRequest(workflow_id=workflow_id, accept_compression=accept)).checkpoint.entry_count == 3
+
+
 COMPRESSED = checkpoint_pb2.COMPRESSION_ZSTD
 
 

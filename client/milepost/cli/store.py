@@ -284,9 +284,10 @@ def read_stored(response: pb.LoadResponse) -> StoredCheckpoint:
     """Return the checkpoint of an answer.
 
     Raises:
-        CodecError: A value is compressed in a way that this installation cannot undo.
+        CodecError: A value is compressed in a way that this installation cannot undo, or all are too large then.
     """
     found = response.checkpoint
+    _compression.require_bounded(found)
     entries = {key: _read_value(found.state[key], key) for key in sorted(found.state)}
     records = tuple(
         StoredRecord(

@@ -188,6 +188,7 @@ class Exchanges:
         while walk.goes_on():
             response = yield _calls.LIST, request
             for ancestor in walk.ancestors(response.checkpoints):
+                _compression.require_bounded(ancestor)
                 writes = self._writes(ancestor, walk.remaining)
                 asked = walk.maybe_stored(ancestor)
                 stored = yield from self._stored(ancestor, asked)
@@ -208,11 +209,13 @@ class Exchanges:
         keys = {encoding.entry_key(channel): channel for channel in channels}
         at = Address(found.workflow_id, found.scope, found.checkpoint_id)
         loaded = yield from self.load(at, entry_keys=list(keys), with_records=False)
-        state = {} if loaded is None else loaded.state
+        if loaded is None:
+            return {}
+        _compression.require_bounded(loaded)
         return {
-            channel: encoding.decode(self.serde, state[key], _where(found), channel)
+            channel: encoding.decode(self.serde, loaded.state[key], _where(found), channel)
             for key, channel in keys.items()
-            if key in state
+            if key in loaded.state
         }
 
     def _removals(self, found: checkpoint_pb2.Checkpoint, channels: Sequence[str]) -> Exchange[dict[str, str]]:
@@ -334,6 +337,7 @@ class Exchanges:
 
     def read(self, found: checkpoint_pb2.Checkpoint) -> CheckpointTuple:
         """Return a checkpoint, loaded with state and records, as LangGraph sees it."""
+        _compression.require_bounded(found)
         header, where, state = self._header(found), _where(found), found.state
         values = {
             (channel := encoding.channel_name(key)): encoding.decode(self.serde, state[key], where, channel)

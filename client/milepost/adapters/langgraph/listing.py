@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -15,6 +15,7 @@ from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.exchanges import PAGE_SIZE_MAX, Exchange, Exchanges
 from milepost.adapters.langgraph.put import DEFINITION
 from milepost.errors import WorkflowNotFoundError
+from milepost.v1 import checkpoint_pb2
 from milepost.v1 import checkpoint_store_pb2 as pb
 
 
@@ -69,8 +70,11 @@ class Listing:
             self._thread_token = ""
         self._is_in_thread = False
 
-    def next_page(self) -> Exchange[Sequence[CheckpointTuple] | None]:
-        """Read the next page, which may be empty; None when there is no more."""
+    def next_page(self) -> Exchange[Iterable[CheckpointTuple] | None]:
+        """Read the next page, which may be empty; None when there is no more.
+
+        Its checkpoints are decoded one at a time, as they are taken: a page has no bound of its own decompressed.
+        """
         if self._left is not None and self._left <= 0:
             return None
         if not self._is_in_thread:
@@ -87,17 +91,17 @@ class Listing:
             return ()
         self._request.page_token = response.next_page_token
         self._is_in_thread = bool(response.next_page_token)
-        tuples: list[CheckpointTuple] = []
+        taken: list[checkpoint_pb2.Checkpoint] = []
         for found in response.checkpoints[: self._left]:
             if not self._checkpoint_id:
-                tuples.append(self._exchanges.read(found))
+                taken.append(found)
             elif found.checkpoint_id == self._checkpoint_id:
                 at = Address(found.workflow_id, found.scope, found.checkpoint_id)
                 loaded = yield from self._exchanges.load(at)
-                tuples += [] if loaded is None else [self._exchanges.read(loaded)]
+                taken += [] if loaded is None else [loaded]
         if self._left is not None:
-            self._left -= len(tuples)
-        return tuples
+            self._left -= len(taken)
+        return map(self._exchanges.read, taken)
 
     def _read_threads(self, page_token: str) -> Exchange[None]:
         request = build(

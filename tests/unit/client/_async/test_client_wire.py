@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from milepost import AsyncClient, _calls, errors
+from milepost import AsyncClient, _calls, _compression, errors
 from milepost._async import _compat
 from milepost._retry import RetryPolicy
 from milepost.types import Record, RecordOutcome, Saved, SaveItem, Status
@@ -317,6 +317,36 @@ async def test_load_reads_state_and_records(server: ScriptedServer, client: Asyn
     (request,) = server.asked("Load")
     assert request.sequence == 3
     assert not request.HasField("checkpoint_id")
+
+
+def frame_of_nothing(*, states_bytes: int) -> checkpoint_pb2.Value:
+    """Return a value whose frame states a size, and has nothing: only one that is never begun is not damaged."""
+    # Magic, a descriptor of a single segment with an 8-byte size, the size.
+    data = b"\x28\xb5\x2f\xfd" + b"\xe0" + states_bytes.to_bytes(8, "little")
+    return checkpoint_pb2.Value(data=data, codec="json", compression=checkpoint_pb2.COMPRESSION_ZSTD)
+
+
+@pytest.mark.parametrize("part", ["state", "records"])
+async def test_a_checkpoint_that_is_too_large_decompressed_is_refused_before_any_of_it_is_begun(
+    server: ScriptedServer, client: AsyncClient, part: str
+) -> None:
+    """Each value is within its own bound; short frames of many saves would fill a reader's memory."""
+    found = checkpoint("c1", 3)
+    value = frame_of_nothing(states_bytes=_compression.DECOMPRESSED_BYTES_MAX)
+    for number in range(_compression.CHECKPOINT_DECOMPRESSED_BYTES_MAX // _compression.DECOMPRESSED_BYTES_MAX + 1):
+        if part == "state":
+            found.state[f"k{number}"].CopyFrom(value)
+        else:
+            found.records.add(task_id="t", index=number, value=value)
+    server.on("Load", pb.LoadResponse(checkpoint=found)).on("List", pb.ListResponse(checkpoints=[found]))
+    told = r"checkpoint 'c1' of workflow 'w' has \d+ bytes decompressed or more; at most 1073741824"
+    with pytest.raises(errors.CodecError, match=told) as loaded:
+        await client.load("w")
+    with pytest.raises(errors.CodecError, match=told) as listed:
+        await anext(client.list("w", with_state=True, with_records=True))
+    for error in (loaded.value, listed.value):
+        assert (error.namespace, error.workflow_id, error.checkpoint_id) == ("default", "w", "c1")
+        assert error.path.startswith("$.k" if part == "state" else "record('t', 16)")
 
 
 async def test_a_missing_workflow_is_told_from_a_missing_server(server: ScriptedServer, client: AsyncClient) -> None:
