@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milepost import _compression, _state
 from milepost._config import MESSAGE_BYTES_MAX
-from milepost._failures import asked, ids_of, located
+from milepost._failures import asked, ids_of, located, locating
 from milepost._texts import build, build_part, list_of_texts
 from milepost.codecs import Codec
 from milepost.errors import CodecError, InvalidRequestError, LimitExceededError, MilepostError
@@ -444,12 +444,10 @@ def read_checkpoint(
     Raises:
         CodecError: A value was stored by another codec, or is damaged; or all are too large decompressed.
     """
-    try:
+    with locating(found.namespace, found.workflow_id, found.scope, found.checkpoint_id):
         _compression.require_bounded(found)
         state = _state.decode_state(found.state, codec) if with_state else None
         records = tuple(read_record(record, codec) for record in found.records)
-    except CodecError as error:
-        raise located(error, found.namespace, found.workflow_id, found.scope, found.checkpoint_id) from error.__cause__
     return Checkpoint(
         namespace=found.namespace,
         workflow_id=found.workflow_id,
@@ -493,14 +491,20 @@ def read_record(found: checkpoint_pb2.Record, codec: Codec) -> Record:
     )
 
 
-def read_entry_version(found: pb.EntryVersion, codec: Codec) -> EntryVersion:
-    """Return one version of an entry as programs see it."""
+def read_entry_version(found: pb.EntryVersion, codec: Codec, request: pb.GetEntryHistoryRequest) -> EntryVersion:
+    """Return one version of an entry as programs see it.
+
+    Raises:
+        CodecError: It was stored by another codec, or is damaged.
+    """
     removed = not found.HasField("value")
+    with locating(request.namespace, request.workflow_id, request.scope, found.checkpoint_id):
+        value = None if removed else _state.decode_value(found.value, codec, found.entry_key)
     return EntryVersion(
         entry_key=found.entry_key,
         checkpoint_id=found.checkpoint_id,
         sequence=found.sequence,
-        value=None if removed else _state.decode_value(found.value, codec, found.entry_key),
+        value=value,
         removed=removed,
     )
 

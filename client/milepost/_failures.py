@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import grpc
@@ -157,6 +158,15 @@ def _quoted(name: str) -> str:
 def ids_of(request: Message) -> dict[str, str]:
     """Return what errors name of a call."""
     return {name: getattr(request, name, "") for name in IDS}
+
+
+@contextmanager
+def locating(namespace: str, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> Iterator[None]:
+    """Give the errors of a part of an answer its ids."""
+    try:
+        yield
+    except MilepostError as error:
+        raise located(error, namespace, workflow_id, scope, checkpoint_id) from error.__cause__
 
 
 def located(error: ErrorT, namespace: str, workflow_id: str, scope: str = "", checkpoint_id: str = "") -> ErrorT:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from milepost import _calls, _compression, _state
+from milepost._failures import locating
 from milepost._texts import build
 from milepost.codecs import Codec
-from milepost.errors import CodecError
 from milepost.types import Signal
 from milepost.v1 import checkpoint_store_pb2 as pb
 from milepost.v1 import signal_pb2
@@ -28,11 +28,8 @@ def send_request(
     """
     request = build(pb.SendSignalRequest, namespace=namespace, workflow_id=workflow_id, signal_id=signal_id, name=name)
     if value is not None:
-        try:
+        with locating(namespace, workflow_id):
             encoded = _state.encode_value(value, codec, compress_over_bytes=compress_over_bytes, path="value")
-        except CodecError as error:
-            error.namespace, error.workflow_id = namespace, workflow_id
-            raise
         request.value.CopyFrom(encoded)
     return request
 
@@ -49,7 +46,7 @@ def list_request(namespace: str, workflow_id: str, *, name: str | None, page_siz
     )
 
 
-def read_signal(found: signal_pb2.Signal, codec: Codec) -> Signal:
+def read_signal(found: signal_pb2.Signal, codec: Codec, request: pb.ListSignalsRequest) -> Signal:
     """Return a signal as programs see it.
 
     Raises:
@@ -57,7 +54,8 @@ def read_signal(found: signal_pb2.Signal, codec: Codec) -> Signal:
     """
     value = None
     if found.HasField("value"):
-        value = _state.decode_value(found.value, codec, f"signal({found.signal_id!r})")
+        with locating(request.namespace, request.workflow_id):
+            value = _state.decode_value(found.value, codec, f"signal({found.signal_id!r})")
     return Signal(
         signal_id=found.signal_id, name=found.name, value=value, create_time=_calls.read_time(found.create_time)
     )

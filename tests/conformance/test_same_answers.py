@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milepost import AsyncInMemoryStore, InMemoryStore, MilepostError, Record, Saved, SaveItem, Status, _calls
-from milepost.errors import CheckpointExistsError, PredecessorFailedError
+from milepost.codecs import JSON
+from milepost.errors import CheckpointExistsError, CodecError, PredecessorFailedError
 from milepost.testing import LocalServer, local_server
 from milepost.testing._contract_support import BlockingStore
 
@@ -234,6 +235,47 @@ def test_an_item_builds_on_nothing_that_failed_in_an_earlier_request(
         ]
         assert failed[2].metadata == {"index": "3", "predecessor_index": "2"}
         assert store.load("w").state == {"a": "theirs", "b": 1}
+
+
+class Fickle:
+    """A codec that at some time cannot read what it wrote, as after a type was renamed."""
+
+    name = "fickle"
+    reads = True
+
+    def encode(self, value: object, path: str = "$") -> bytes:
+        return str(JSON.encode(value, path)).encode()
+
+    def decode(self, content: str | bytes, path: str = "$") -> Any:
+        if not self.reads:
+            raise CodecError(f"cannot decode {path}", path=path, type="order")
+        return JSON.decode(content, path)
+
+
+def test_a_value_that_cannot_be_read_is_told_with_where_it_is(server: LocalServer) -> None:
+    """By each way to read one: a program that reads many checkpoints has to know which one it was."""
+    codec, namespace = Fickle(), f"test-{next(_numbers)}"
+    server.namespace = namespace
+    with server.client(codec=codec) as client:
+        for store in (client, InMemoryStore(namespace=namespace, codec=codec)):
+            codec.reads = True
+            records = [Record(task_id="t", value=1)]
+            store.save("w", state={"a": 1}, checkpoint_id="c1", scope="s", records=records)
+            store.send_signal("w", "n", 1, signal_id="s1")
+            codec.reads = False
+            reads: dict[str, Callable[[], Any]] = {
+                "load": lambda: store.load("w", scope="s", checkpoint_id="c1"),  # noqa: B023
+                "list": lambda: [*store.list("w", scope=None, with_state=True)],  # noqa: B023
+                "list of records": lambda: [*store.list("w", scope=None, with_records=True)],  # noqa: B023
+                "entry_history": lambda: [*store.entry_history("w", "a", scope="s")],  # noqa: B023
+                "signals": lambda: [*store.signals("w")],  # noqa: B023
+            }
+            for name, read in reads.items():
+                with pytest.raises(CodecError) as caught:
+                    read()
+                error = caught.value
+                where = (error.namespace, error.workflow_id, error.scope, error.checkpoint_id)
+                assert where == ((namespace, "w", "", "") if name == "signals" else (namespace, "w", "s", "c1")), name
 
 
 # Random calls.

@@ -487,7 +487,7 @@ class AsyncClient:
         return self._pages(
             _calls.GET_ENTRY_HISTORY,
             request,
-            lambda page: (_calls.read_entry_version(v, self._codec) for v in page.versions),
+            lambda page: (_calls.read_entry_version(v, self._codec, request) for v in page.versions),
             limit,
             timeout_s,
         )
@@ -894,7 +894,7 @@ class AsyncClient:
         return self._pages(
             _calls.LIST_SIGNALS,
             request,
-            lambda page: (_signal_calls.read_signal(s, self._codec) for s in page.signals),
+            lambda page: (_signal_calls.read_signal(s, self._codec, request) for s in page.signals),
             None,
             timeout_s,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from milepost._failures import locating
 from milepost._memory.base import MemoryBase, names_call
 from milepost._memory.checks import SHORT_BYTES_MAX, check_count, check_texts, check_token, limit_metadata
 from milepost._memory.signals import PENDING_SIGNALS_MAX, SIGNAL_BYTES_MAX, StoredSignal
@@ -125,15 +126,17 @@ class Coordination(MemoryBase):
         check_texts(workflow_id=workflow_id, name=name or None)
         with self._lock:
             stored = self._require(workflow_id).signals.pending(name)
-        return (
-            Signal(
+        return (self._signal(workflow_id, one) for one in stored)
+
+    def _signal(self, workflow_id: str, one: StoredSignal) -> Signal:
+        # It is read when it is taken, outside of the call.
+        with locating(self.namespace, workflow_id):
+            return Signal(
                 signal_id=one.signal_id,
                 name=one.name,
                 value=None if one.value is None else decode_value(one.value, self.codec, f"signal({one.signal_id!r})"),
                 create_time=one.create_time,
             )
-            for one in stored
-        )
 
     # Watching.
 

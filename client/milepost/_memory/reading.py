@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from milepost._calls import read_record
+from milepost._failures import locating
 from milepost._memory.base import MemoryBase, names_call
 from milepost._memory.checks import (
     HISTORY_KEYS_MAX,
@@ -158,16 +159,18 @@ class Reading(MemoryBase):
                 mine, theirs = row.values.get(key), before.get(key)
                 if mine != theirs:
                     found.append((key, row, mine))
-        return (
-            EntryVersion(
+        return (self._version(workflow_id, *each) for each in found[:limit])
+
+    def _version(self, workflow_id: str, key: str, row: Row, value: pb.Value | None) -> EntryVersion:
+        # It is read when it is taken, outside of the call.
+        with locating(self.namespace, workflow_id, row.scope, row.checkpoint_id):
+            return EntryVersion(
                 entry_key=key,
                 checkpoint_id=row.checkpoint_id,
                 sequence=row.sequence,
                 value=None if value is None else decode_value(value, self.codec, key),
                 removed=value is None,
             )
-            for key, row, value in found[:limit]
-        )
 
     @names_call
     def workflows(
@@ -303,7 +306,11 @@ class _Read:
         values: Mapping[str, pb.Value] = row.values
         if entry_keys is not None:
             values = {key: row.values[key] for key in dict.fromkeys(entry_keys) if key in row.values}
-        records = sorted(self.records if with_records else (), key=record_order)
+        # Where it is read when it is taken, that is outside of the call.
+        with locating(store.namespace, self.workflow_id, row.scope, row.checkpoint_id):
+            state = decode_state(values, store.codec) if with_state else None
+            found = sorted(self.records if with_records else (), key=record_order)
+            records = tuple(read_record(one, store.codec) for one in found)
         return Checkpoint(
             namespace=store.namespace,
             workflow_id=self.workflow_id,
@@ -325,12 +332,12 @@ class _Read:
             entry_count=len(row.values),
             size_bytes=row.size_bytes,
             digest=row.digest,
-            records=tuple(read_record(one, store.codec) for one in records),
+            records=records,
             record_count=len(self.records),
             head_checkpoint_id=self.head_checkpoint_id if is_loaded else "",
             revision=self.revision if is_loaded else 0,
             pending_signals=self.pending_signals if is_loaded else (),
             pending_signal_count=self.pending_signal_count if is_loaded else 0,
             state_omitted=not with_state or entry_keys is not None,
-            state_values=decode_state(values, store.codec) if with_state else None,
+            state_values=state,
         )

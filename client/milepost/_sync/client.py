@@ -488,7 +488,7 @@ class Client:
         return self._pages(
             _calls.GET_ENTRY_HISTORY,
             request,
-            lambda page: (_calls.read_entry_version(v, self._codec) for v in page.versions),
+            lambda page: (_calls.read_entry_version(v, self._codec, request) for v in page.versions),
             limit,
             timeout_s,
         )
@@ -893,7 +893,7 @@ class Client:
         return self._pages(
             _calls.LIST_SIGNALS,
             request,
-            lambda page: (_signal_calls.read_signal(s, self._codec) for s in page.signals),
+            lambda page: (_signal_calls.read_signal(s, self._codec, request) for s in page.signals),
             None,
             timeout_s,
         )
