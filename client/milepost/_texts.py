@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from milepost._refusals import type_name
 from milepost.errors import InvalidRequestError, LimitExceededError
 
-__all__ = ["IDS", "build", "build_part", "check_text", "list_of_texts", "not_unicode", "shown"]
+__all__ = ["IDS", "build", "build_part", "check_text", "list_of_texts", "not_unicode", "require_unicode", "shown"]
 
 P = ParamSpec("P")
 MessageT = TypeVar("MessageT")
@@ -106,6 +106,16 @@ def check_text(field: str, text: str, *, limit: str, bytes_max: int, may_be_empt
             f"{field}: {rule}; found {shown(text)}", reason="INVALID_FIELD", metadata={"field": field}, **ids
         )
     return size_bytes
+
+
+def require_unicode(field: str, text: str, **ids: str) -> None:
+    """Refuse a text that has no form on the wire.
+
+    Raises:
+        InvalidRequestError: It has a lone surrogate.
+    """
+    if not _is_unicode(text):
+        raise not_unicode(field, text, **ids)
 
 
 def list_of_texts(texts: Iterable[str], name: str) -> list[str]:

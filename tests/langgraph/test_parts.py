@@ -156,6 +156,20 @@ def test_half_a_surrogate_pair_is_no_json_and_no_id() -> None:
         assert caught.value.field == "workflow_id"
 
 
+def test_half_a_surrogate_pair_in_a_channel_or_task_is_told_by_its_name() -> None:
+    saver = MilepostSaver("127.0.0.1:1")
+    config = config_of("t", "", "c")
+    for field, call in (
+        ("channel", lambda: saver.put(config, make_checkpoint({"a\ud800": 1}, checkpoint_id="c"), metadata_of(), {})),
+        ("channel", lambda: saver.put_writes(config, [("a\ud800", 1)], "task")),
+        ("task_id", lambda: saver.put_writes(config, [("a", 1)], "a\ud800")),
+        ("task_path", lambda: saver.put_writes(config, [("a", 1)], "task", "a\ud800")),
+    ):
+        with pytest.raises(InvalidRequestError, match=r"'a\\ud800' has a lone surrogate") as caught:
+            call()
+        assert (caught.value.field, caught.value.workflow_id, caught.value.checkpoint_id) == (field, "t", "c")
+
+
 def test_nothing_of_langgraph_is_imported_unless_the_adapter_is() -> None:
     program = "import sys, milepost, milepost.adapters; print([m for m in sys.modules if m.startswith('lang')])"
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)

@@ -26,7 +26,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from milepost import _calls, _compression
 from milepost._calls import Method
-from milepost._texts import build
+from milepost._failures import ids_of
+from milepost._texts import build, require_unicode
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
@@ -122,7 +123,11 @@ class Exchanges:
         where = f"thread {address.thread_id!r}, what task {task_id!r} writes"
         # Special writes have one place each. Of two in a list, as a node's second answer makes them, the last counts.
         placed = {WRITES_IDX_MAP.get(channel, place): (channel, value) for place, (channel, value) in enumerate(writes)}
+        ids = ids_of(request)
+        require_unicode("task_id", task_id, **ids)
+        require_unicode("task_path", task_path, **ids)
         for index, (channel, value) in placed.items():
+            require_unicode("channel", channel, **ids)
             encoded = encoding.encode(self.serde, value, where, channel, self.compress_over_bytes)
             sizes[channel] = sizes.get(channel, 0) + encoded.size_bytes
             record = request.records.add(

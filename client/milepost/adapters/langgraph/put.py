@@ -14,7 +14,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from milepost._texts import build
+from milepost._texts import build, require_unicode
 from milepost.adapters.langgraph import encoding
 from milepost.adapters.langgraph.addresses import Address
 from milepost.adapters.langgraph.encoding import HEADER_KEY, Encoded
@@ -71,7 +71,17 @@ class PutDraft:
 
         Raises:
             CodecError: A channel's value cannot be serialised; names the channel.
+            InvalidRequestError: The name of a channel has a lone surrogate.
         """
+        for channel in checkpoint["channel_values"]:
+            require_unicode(
+                "channel",
+                channel,
+                namespace=namespace,
+                workflow_id=address.thread_id,
+                scope=address.scope,
+                checkpoint_id=checkpoint["id"],
+            )
         self._where = f"thread {address.thread_id!r}, checkpoint {checkpoint['id']!r}"
         self._checkpoint = checkpoint
         self._values: Mapping[str, Any] = checkpoint["channel_values"]
