@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
+from milepost_server.errors import StoreError
 from milepost_server.limits import DEFAULT_LIMITS, KIB
 from milepost_server.model import (
+    BulkAnswer,
     CheckpointFilter,
+    Command,
     EntryHistoryAnswer,
     EntryRef,
     ListAnswer,
     ListWorkflowsAnswer,
+    PruneCommand,
+    ScopeRow,
     Status,
     SweepAnswer,
     SweepCommand,
@@ -27,8 +32,10 @@ from milepost_server.model import (
 from milepost_server.storage import lmdb_read_transaction
 from milepost_server.storage.lmdb_engine import LmdbEngine
 from milepost_server.storage.lmdb_read_transaction import LmdbReadTransaction
+from milepost_server.storage.lmdb_rows import NodeBody, NodeHead
 from milepost_server.storage.lmdb_write_transaction import LmdbWriteTransaction
 from milepost_server.testing.builders import (
+    NAMESPACE,
     data_value,
     delete_workflow,
     history_query,
@@ -223,6 +230,105 @@ def test_what_is_kept_of_a_line_of_states_is_bounded(open_engine: OpenEngine, mo
     monkeypatch.setattr(LmdbReadTransaction, "lookup_entries", noting)
     assert len(store.history("w", *keys).versions) > 0
     assert 100 < max(kept) <= 200
+
+
+@pytest.mark.parametrize("line_count", [1, 3])
+def test_a_slice_of_a_prune_reads_each_state_about_once(
+    line_count: int, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state here is a chain of up to 1,500 changes, and no ancestor has what is wanted of it.
+
+    So every checkpoint is needed, and looked at; where lines of ancestors take turns, each wants another entry.
+    """
+    engine = open_engine()
+    count_of_saves = 1_500
+    engine.execute([save("w", "c0", {f"k{number}": number for number in range(count_of_saves + 1)})])
+    for start in range(1, count_of_saves, SAVES_PER_BATCH):
+        engine.execute(
+            [
+                save(
+                    "w",
+                    f"c{number}",
+                    {"k0": -number},
+                    base_checkpoint_id=f"c{number - 1}",
+                    parent_id=f"c{max(0, number - line_count)}",
+                    history_entries=(f"wanted-{number % line_count}",),
+                )
+                for number in range(start, start + SAVES_PER_BATCH)
+            ]
+        )
+    after = store_on(engine).prune_slice("w", line_count)
+    assert after.position is not None
+
+    node_ids: list[int] = []
+    read_node = LmdbReadTransaction.read_node
+
+    def read_counted(txn: LmdbReadTransaction, node_id: int) -> tuple[NodeHead, NodeBody]:
+        node_ids.append(node_id)
+        return read_node(txn, node_id)
+
+    # Rows are not counted: the writer keeps some of them, but not what they decode to.
+    monkeypatch.setattr(LmdbReadTransaction, "read_node", read_counted)
+    for _ in range(3):
+        node_ids.clear()
+        after = store_on(engine).prune_slice("w", line_count, after)
+        assert (after.deleted, after.position is not None) == (0, True)
+        # The first lookups keep nothing: the last of them reads the chain, and then it is read to be kept.
+        assert len(set(node_ids)) > count_of_saves // 2
+        assert len(node_ids) <= lmdb_read_transaction.LINE_NODES + 2 * len(set(node_ids))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_prunes_are_the_same_however_entries_are_looked_up(
+    seed: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one commit with saves and deletes, some of which are undone after they had written."""
+    chooser = random.Random(seed)
+    keys = [f"k{number}" for number in range(4)]
+    batches: list[list[Command]] = [[save("w", "c0", {f"k{number}": 0 for number in range(30)}, removed_keys=())]]
+    for number in range(1, 100):
+        base, parent = (f"c{chooser.randrange(max(0, number - 5), number)}" for _ in range(2))
+        changed = {chooser.choice(keys): number for _ in range(chooser.randrange(2))}
+        removed = {chooser.choice(keys) for _ in range(chooser.randrange(2))} - changed.keys()
+        history = {chooser.choice(keys) for _ in range(chooser.randrange(2))}
+        for name in (f"doomed{number}", f"c{number}"):
+            one = save(
+                "w",
+                name,
+                changed,
+                base_checkpoint_id=base,
+                parent_id=parent,
+                removed_keys=tuple(sorted(removed)),
+                history_entries=tuple(sorted(history)),
+            )
+            batches[-1].append(one)
+        if number % 3 == 0:
+            batches[-1].append(PruneCommand(namespace=NAMESPACE, workflow_id="w", keep_last=8, position=()))
+        if number % 10 == 0:
+            batches.append([])
+    put_scope = LmdbWriteTransaction.put_scope
+
+    def put_scope_or_fail(txn: LmdbWriteTransaction, name_id: int, row: ScopeRow) -> None:
+        """By then a Save has put its state, and a prune has deleted."""
+        before = txn.find_scope(name_id, row.scope)
+        put_scope(txn, name_id, row)
+        is_prune = before is not None and row.checkpoint_count < before.checkpoint_count
+        if row.head_checkpoint_id.startswith("doomed") or (is_prune and row.checkpoint_count % 2):
+            raise StoreError("HEAD_MOVED", "made up")
+
+    monkeypatch.setattr(LmdbWriteTransaction, "put_scope", put_scope_or_fail)
+    answers: list[list[object]] = []
+    for nodes in (1_000_000, 7, 0):
+        monkeypatch.setattr(lmdb_read_transaction, "LINE_NODES", nodes)
+        engine = open_on(data_dir / str(nodes))
+        outcomes = [outcome for batch in batches for outcome in engine.execute(batch)]
+        answers.append([each.deleted if isinstance(each, BulkAnswer) else type(each) for each in outcomes])
+        answers[-1] += store_on(engine).ids("w")
+        engine.close()
+
+    assert sum(each for each in answers[0] if isinstance(each, int)) > 20
+    assert answers[0].count(StoreError) > 100
+    assert answers[0] == answers[1] == answers[2]
 
 
 SWEEPER = """

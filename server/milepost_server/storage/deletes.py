@@ -197,6 +197,7 @@ class _PruneWalk:
         self._kept_from = 0
         self._seen_max = workflow.last_sequence
         self._needs: _Needs = {}
+        self._keys_looked_up: frozenset[str] = frozenset()
 
     def go_on(self, position: tuple[int, ...], needs: Iterable[tuple[int, Iterable[str]]], rows_max: int) -> int:
         """Take up where the slice before ended; return how many rows that took."""
@@ -208,6 +209,7 @@ class _PruneWalk:
         self._counted, self._kept_from, seen_max = position[4:]
         # What is newer was met already; only a token that somebody made up could name it.
         self._needs = {at: set(keys) for at, keys in needs if at <= next_sequence}
+        self._keys_looked_up = frozenset().union(*self._needs.values())
         spent = self._walk_newer(seen_max, next_sequence, rows_max)
         if spent >= rows_max:
             # Too much has come since: the scope is walked anew, in slices.
@@ -263,7 +265,11 @@ class _PruneWalk:
 
     def _pass_on(self, row: CheckpointRow, wanted: set[str]) -> None:
         """Leave to a checkpoint's parent what is wanted of it and it has not stored."""
-        wanted = wanted - self._txn.lookup_entries(self._workflow.family_id, row.node_id, wanted).keys()
+        # Of every checkpoint the same is asked, whatever is wanted of it: then the store reads each change of a state
+        # about once, and not the whole chain of changes for every checkpoint.
+        self._keys_looked_up |= wanted
+        found = self._txn.lookup_entries(self._workflow.family_id, row.node_id, self._keys_looked_up)
+        wanted = wanted - found.keys()
         if not wanted:
             return
         parent = lookups.find_ancestor(self._txn, self._name, self._workflow, self._scope, row)

@@ -58,7 +58,11 @@ class LmdbReadTransaction:
         self._line_keys: frozenset[str] = frozenset()
         self._line_nodes = 0
         self._line: dict[int, dict[str, EntryRef]] = {}
-        """What was found of `_line_keys`, by node. Nodes that differ in none of these share it."""
+        """What was found of `_line_keys`, by node. Nodes that differ in none of these share it.
+
+        A node never changes what it says, and its number is not given again even if the command that put it is undone:
+        so in a write transaction too, what was found stays true.
+        """
 
     # Rows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
@@ -204,10 +204,6 @@ class LmdbWriteTransaction(LmdbReadTransaction):
         for key in keys.pieces(head_key, table, count):
             self.delete(key)
         return count
-
-    def lookup_entries(self, family_id: int, node_id: int, wanted: Iterable[str]) -> dict[str, EntryRef]:
-        """See `ReadTransaction`. Nothing is kept: what a command has put may be undone."""
-        return self._lookup(node_id, wanted)[0]
 
     # Names, workflows, scopes, ids.
 
