@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from milepost_server.digests import blake2b
-from milepost_server.errors import InvalidFieldError, LimitExceededError, PreconditionError, StoreError
+from milepost_server.errors import InvalidFieldError, LimitExceededError, PreconditionError, ResourceError, StoreError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     ENTRY_OVERHEAD_BYTES,
@@ -459,6 +459,17 @@ def digest_signal(name: str, value: Value | None) -> bytes:
     """Return the 16 bytes that stand for a signal's name and content."""
     content = (name, digest_value(value) if value is not None else None)
     return blake2b(_encode(content), digest_size=16).digest()
+
+
+def check_namespace_count(count: int, limits: Limits) -> None:
+    """Refuse one more namespace than a store may have."""
+    if count > limits.namespaces_max:
+        raise ResourceError(
+            "QUOTA_EXCEEDED",
+            f"namespace: it would be number {count} of the store, at most {limits.namespaces_max} are allowed "
+            "(namespaces_max)",
+            {"limit": "namespaces_max", "allowed": limits.namespaces_max, "found": count, "unit": "namespaces"},
+        )
 
 
 def check_same_signal(signal_id: str, digest: bytes, known: SignalIdRow) -> None:

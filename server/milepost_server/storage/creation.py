@@ -1,9 +1,10 @@
-"""New workflows and scopes."""
+"""New namespaces, workflows and scopes."""
 
 from __future__ import annotations
 
 import msgspec
 
+from milepost_server import rules
 from milepost_server.limits import Limits
 from milepost_server.model import ScopeRow, WorkflowRow
 from milepost_server.storage.port import NameRow, WriteTransaction
@@ -14,11 +15,20 @@ ROOT_ORDINAL = 0
 _replace = msgspec.structs.replace
 
 
+def intern_namespace(txn: WriteTransaction, namespace: str, limits: Limits) -> int:
+    """Return the number of a namespace, giving it one if need be."""
+    namespace_id = txn.find_namespace(namespace)
+    if namespace_id is None:
+        rules.check_namespace_count(txn.namespace_count() + 1, limits)
+        namespace_id = txn.add_namespace(namespace)
+    return namespace_id
+
+
 def create_workflow(
     txn: WriteTransaction, namespace: str, workflow_id: str, name: NameRow | None, limits: Limits
 ) -> tuple[NameRow, WorkflowRow]:
     """Begin a workflow, under its name as it stands or under a new one; the workflow is stored by the caller."""
-    namespace_id = txn.intern_namespace(namespace, limits.namespaces_max)
+    namespace_id = intern_namespace(txn, namespace, limits)
     if name is None:
         name = NameRow(txn.new_id(), namespace_id, workflow_id)
     internal_id = txn.new_id()

@@ -25,7 +25,7 @@ from milepost_server.model import (
     WorkflowRow,
 )
 from milepost_server.rules import LeaseUse
-from milepost_server.storage import lookups, signals
+from milepost_server.storage import creation, lookups, signals
 from milepost_server.storage.port import NameRow, ReadTransaction, WriteTransaction
 
 _replace = msgspec.structs.replace
@@ -98,7 +98,7 @@ def acquire(txn: WriteTransaction, command: AcquireLeaseCommand, limits: Limits)
     granted = rules.decide_grant(lease, left_ms, command.request_id, command.workflow_id)
     if granted is not None:
         return LeaseAnswer(rules.lease_state(granted, left_ms, with_token=True), True)
-    namespace_id = txn.intern_namespace(command.namespace, limits.namespaces_max)
+    namespace_id = creation.intern_namespace(txn, command.namespace, limits)
     if name is None:
         name = NameRow(txn.new_id(), namespace_id, command.workflow_id)
     lease = LeaseRow(

@@ -139,6 +139,11 @@ class LmdbReadTransaction:
     def _find_namespace(self, namespace: str) -> NamespaceRow | None:
         return self.read(keys.namespace(namespace), NamespaceRow)
 
+    def namespace_count(self) -> int:
+        """See `ReadTransaction`."""
+        prefix = keys.prefix(keys.STORE, keys.NAMESPACE)
+        return sum(1 for _ in self.scan(prefix, prefix))
+
     def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
         """See `ReadTransaction`."""
         namespace_id = self.find_namespace(namespace)

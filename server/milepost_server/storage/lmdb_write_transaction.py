@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
-from milepost_server.errors import ResourceError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     CheckpointRow,
@@ -207,19 +206,8 @@ class LmdbWriteTransaction(LmdbReadTransaction):
 
     # Names, workflows, scopes, ids.
 
-    def intern_namespace(self, namespace: str, count_max: int) -> int:
+    def add_namespace(self, namespace: str) -> int:
         """See `WriteTransaction`."""
-        known_id = self.find_namespace(namespace)
-        if known_id is not None:
-            return known_id
-        prefix = keys.prefix(keys.STORE, keys.NAMESPACE)
-        count = sum(1 for _ in self.scan(prefix, prefix))
-        if count >= count_max:
-            raise ResourceError(
-                "QUOTA_EXCEEDED",
-                f"namespace: there are {count} namespaces, at most {count_max} are allowed (namespaces_max)",
-                {"limit": "namespaces_max", "allowed": count_max, "found": count + 1, "unit": "namespaces"},
-            )
         row = NamespaceRow(self.new_id(), namespace)
         self.write(keys.namespace(namespace), row)
         return row.namespace_id

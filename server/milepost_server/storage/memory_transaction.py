@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from milepost_server import rules
-from milepost_server.errors import ResourceError
 from milepost_server.limits import Limits
 from milepost_server.model import (
     CheckpointRow,
@@ -152,6 +151,10 @@ class MemoryTransaction:
     def find_namespace(self, namespace: str) -> int | None:
         """Return the number of a namespace."""
         return self._tables.namespaces.get(namespace)
+
+    def namespace_count(self) -> int:
+        """Return how many namespaces there are."""
+        return len(self._tables.namespaces)
 
     def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
         """Return what stands behind a workflow's name."""
@@ -321,18 +324,8 @@ class MemoryTransaction:
         """Return 8 random bytes."""
         return os.urandom(8)
 
-    def intern_namespace(self, namespace: str, count_max: int) -> int:
-        """Return the number of a namespace, giving it one if need be."""
-        known = self.find_namespace(namespace)
-        if known is not None:
-            return known
-        count = len(self._tables.namespaces) + 1
-        if count > count_max:
-            raise ResourceError(
-                "QUOTA_EXCEEDED",
-                f"a new namespace would be number {count}, at most {count_max} are allowed (namespaces_max)",
-                {"limit": "namespaces_max", "allowed": count_max, "found": count, "unit": "namespaces"},
-            )
+    def add_namespace(self, namespace: str) -> int:
+        """Store a namespace that is not there, and return its number."""
         number = self.new_id()
         self._put(self._tables.namespaces, namespace, number)
         return number

@@ -107,6 +107,9 @@ class ReadTransaction(Protocol):
     def find_namespace(self, namespace: str) -> int | None:
         """Return the number of a namespace."""
 
+    def namespace_count(self) -> int:
+        """Return how many namespaces there are. O(namespaces)."""
+
     def find_name(self, namespace: str, workflow_id: str) -> NameRow | None:
         """Return what stands behind a workflow's name."""
 
@@ -212,8 +215,8 @@ class WriteTransaction(ReadTransaction, Protocol):
     def random_bytes(self) -> bytes:
         """Return 8 random bytes."""
 
-    def intern_namespace(self, namespace: str, count_max: int) -> int:
-        """Return the number of a namespace, giving it one if need be. Raises `QUOTA_EXCEEDED` past `count_max`."""
+    def add_namespace(self, namespace: str) -> int:
+        """Store a namespace that is not there, and return its number."""
 
     def put_name(self, row: NameRow) -> None:
         """Store a name."""

@@ -447,7 +447,11 @@ class ContentLimitsContract(ContractBase):
         store.save("w", "a", namespace="two")
         with refused("QUOTA_EXCEEDED") as refusal:
             store.save("w", "a", namespace="three")
-        assert refusal.error.metadata["limit"] == "namespaces_max"
+        limit = {"limit": "namespaces_max", "allowed": "2", "found": "3", "unit": "namespaces"}
+        assert refusal.error.metadata == limit
+        assert refusal.error.message == (
+            "namespace: it would be number 3 of the store, at most 2 are allowed (namespaces_max)"
+        )
         assert store.save("w", "b", namespace="two").sequence == 2
 
 
