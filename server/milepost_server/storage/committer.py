@@ -17,7 +17,6 @@ import contextlib
 import contextvars
 import enum
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -58,6 +57,8 @@ from milepost_server.storage import encoded
 from milepost_server.storage.encoded import CallCodec
 from milepost_server.storage.port import CommandLane, Engine, LoadLane
 from milepost_server.storage.read_lanes import ReadLane, run_each
+from milepost_server.storage.reopen_backoff import ReopenBackoff
+from milepost_server.storage.storage_health import CommitWatch, ReadWatch, StorageHealth, Trouble
 from milepost_server.storage.thread_lane import ThreadLane
 from milepost_server.store_queue import CommitListener
 
@@ -73,8 +74,6 @@ SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
 LOADS_TAKEN_MAX: Final = 32
 """Point reads that are run together: they are answered together, so the first waits for the last."""
-SOUND_AFTER_S: Final = 60.0
-"""Storage that fails sooner than this after it came back goes on failing: the waits between the tries grow on."""
 RETRY_AFTER_S: Final = 0.2
 """What a caller is told to wait when the queue of commands is full: a few commits."""
 READ_RETRY_AFTER_S: Final = 0.1
@@ -245,19 +244,13 @@ class Committer:
         self._engine = engine
         self._config = config
         self._codec = codec
-        self._on_health = on_health
         self._observer = observer
         self._clock = clock
         self._loop = asyncio.get_running_loop()
 
         self._listeners: list[CommitListener] = []
         self._state = _State.SERVING
-        self._is_down = False
-        """The storage has failed and is not back."""
-        self._is_commit_hanging = False
-        self._is_read_hanging = False
-        self._is_health_good = True
-        """What `on_health` was told last."""
+        self._health = StorageHealth(on_health)
         self._is_read_broken = False
         self._queues: dict[str, deque[_Pending]] = {}
         self._turns: deque[str] = deque()
@@ -281,16 +274,11 @@ class Committer:
         """Batches that were handed over and not answered, the oldest first."""
         self._under_way_commands = 0
         self._under_way_bytes = 0
-        self._awaited_since_s = 0.0
-        """When something was handed over with nothing under way, or was last answered."""
-        self._hang_timer: asyncio.TimerHandle | None = None
+        self._commit_watch = CommitWatch(
+            self._loop, self._health, under_way=self._under_way, wait_max_s=config.commit_wait_max_s, clock=clock
+        )
         self._recovery: asyncio.Task[None] | None = None
-        self._failure_count = 0
-        """Failures since the storage was sound, those to reopen it included."""
-        self._failing_since_s = 0.0
-        self._back_s = -math.inf
-        """When the storage came back last."""
-        self._reopen_delay_s = 0.0
+        self._backoff = ReopenBackoff(config, clock)
         self._closing = asyncio.Event()
         self._settled = asyncio.Event()
         """Nothing is queued or under way. Only waited for by `close`."""
@@ -323,7 +311,14 @@ class Committer:
             ),
             take_max=1,
         )
-        self._watching_reads = self._loop.create_task(self._watch_reads_guarded(), name="milepost-probe")
+        read_watch = ReadWatch(
+            self._loads,
+            self._health,
+            is_serving=lambda: self.is_serving,
+            interval_s=config.probe_interval_s,
+            wait_max_s=config.commit_wait_max_s,
+        )
+        self._watching_reads = self._loop.create_task(read_watch.run(), name="milepost-probe")
         self._plan()
 
     # For callers, on the event loop.
@@ -420,8 +415,7 @@ class Committer:
         await self._settled.wait()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
-        if self._hang_timer is not None:
-            self._hang_timer.cancel()
+        self._commit_watch.close()
         self._watching_reads.cancel()
         await asyncio.wait([self._watching_reads])
         await self._commands.close()
@@ -610,8 +604,7 @@ class Committer:
         if not pending:
             self._is_sweeping = True
         if not self._under_way:
-            self._awaited_since_s = self._clock()
-            self._set_hang_timer()
+            self._commit_watch.begin()
         self._under_way.append(batch)
         self._under_way_commands += command_count
         self._under_way_bytes += size_bytes
@@ -632,12 +625,7 @@ class Committer:
             assert oldest is batch
             self._under_way_commands -= batch.command_count
             self._under_way_bytes -= batch.size_bytes
-            self._awaited_since_s = self._clock()
-            if self._is_commit_hanging:
-                _logger.warning("the storage answers again")
-                self._is_commit_hanging = False
-                self._tell_health()
-                self._set_hang_timer()
+            self._commit_watch.note_answer()
             self._answer(batch, self._outcomes(batch, future, error))
             self._hand_over_all()
         except Exception as defect:  # noqa: BLE001 - the edge of the callback
@@ -717,56 +705,6 @@ class Committer:
 
     # Failures.
 
-    def _set_hang_timer(self) -> None:
-        """Have it looked at whether the storage hangs. One timer at a time: setting one for each batch would cost."""
-        if self._hang_timer is None:
-            due_s = self._awaited_since_s + self._config.commit_wait_max_s
-            self._hang_timer = self._loop.call_later(due_s - self._clock(), self._on_hang_timer)
-
-    def _on_hang_timer(self) -> None:
-        self._hang_timer = None
-        if not self._under_way:
-            return
-        awaited_s = self._clock() - self._awaited_since_s
-        if awaited_s < self._config.commit_wait_max_s:
-            self._set_hang_timer()
-            return
-        # Nothing more is done: what is under way may still be stored, and giving it up would not take it back.
-        _logger.error(
-            "the storage has not answered for %.1f s, %d commands are under way", awaited_s, self._under_way_commands
-        )
-        self._is_commit_hanging = True
-        self._tell_health()
-
-    async def _watch_reads_guarded(self) -> None:
-        try:
-            while True:
-                await self._watch_reads()
-        except Exception:
-            _logger.exception("a defect: health tells no more of reads that hang")
-
-    async def _watch_reads(self) -> None:
-        """Once there was no answer to a read for a while, see whether there is one; tell health while there is none.
-
-        It shows both that reads hang and that the storage of an idle server does. Nothing is written for it.
-        """
-        answered_count = self._loads.answered_count
-        await asyncio.sleep(self._config.probe_interval_s)
-        if self._state is not _State.SERVING or self._loads.answered_count != answered_count:
-            return
-        probe = self._loads.probe()
-        done, _ = await asyncio.wait([probe], timeout=self._config.commit_wait_max_s)
-        if not done:
-            _logger.error("the storage has not answered a read for %.1f s", self._config.commit_wait_max_s)
-            self._is_read_hanging = True
-            self._tell_health()
-            await asyncio.wait([probe])
-            _logger.warning("the storage answers reads again")
-            self._is_read_hanging = False
-            self._tell_health()
-        # An error is an answer: whatever it means is told elsewhere.
-        probe.exception()
-
     def _note_defect(self, error: Exception) -> None:
         """Refuse everything from now on: a defect of this class must not end in calls that wait for ever."""
         _logger.error("the committer ended in an unexpected error; the server must be started again", exc_info=error)
@@ -799,15 +737,8 @@ class Committer:
         for pending in queued:
             pending.fail(_not_serving(_State.FAILED))
         self._tell_failure()
-        self._is_commit_hanging = False
-        self._is_down = True
-        self._tell_health()
-
-    def _tell_health(self) -> None:
-        is_good = not (self._is_down or self._is_commit_hanging or self._is_read_hanging)
-        if is_good is not self._is_health_good:
-            self._is_health_good = is_good
-            self._on_health(is_good)
+        self._health.begin(Trouble.DOWN)
+        self._commit_watch.forget()
 
     async def _recover_guarded(self) -> None:
         try:
@@ -820,12 +751,9 @@ class Committer:
 
     async def _recover(self) -> None:
         """Reopen the engine, however often it takes, and serve again; or return because of `close`."""
-        # Otherwise a process that is killed each time it has grown would be started again without end and pause.
-        if self._clock() - self._back_s >= SOUND_AFTER_S:
-            self._failure_count = 0
-        self._count_failure("the storage failed again")
+        self._backoff.note_failure()
         while True:
-            await self._pause(self._reopen_delay_s)
+            await self._pause(self._backoff.delay_s)
             if self._state is _State.CLOSING:
                 break
             try:
@@ -834,36 +762,17 @@ class Committer:
                 if isinstance(probed, StoreError):
                     raise probed
             except Exception as error:  # noqa: BLE001 - the edge of the task: nothing else is left to do
-                self._count_failure(f"the storage is not back ({error!r})")
+                self._backoff.note_failed_try(error)
                 continue
-            self._back_s = self._clock()
+            self._backoff.note_back()
             # Reads that failed meanwhile were those of the engine as it was.
             self._is_read_broken = False
             _logger.warning("the storage is back: commits are flushed again")
             if self._state is _State.FAILED:
                 self._state = _State.SERVING
-                self._is_down = False
-                self._tell_health()
+                self._health.end(Trouble.DOWN)
             return
         self._is_read_broken = False
-
-    def _count_failure(self, what: str) -> None:
-        """Set the wait before the next try to reopen: none after the first failure, then doubled each time."""
-        now_s = self._clock()
-        self._failure_count += 1
-        if self._failure_count == 1:
-            self._failing_since_s = now_s
-            self._reopen_delay_s = 0.0
-            return
-        config = self._config
-        self._reopen_delay_s = min(max(self._reopen_delay_s * 2, config.reopen_wait_min_s), config.reopen_wait_max_s)
-        _logger.error(
-            "%s; failed %d times in %.0f s, next try in %.1f s",
-            what,
-            self._failure_count,
-            now_s - self._failing_since_s,
-            self._reopen_delay_s,
-        )
 
     async def _pause(self, delay_s: float) -> None:
         """Wait, but no longer than until `close`."""
