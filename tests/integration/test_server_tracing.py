@@ -36,6 +36,8 @@ from milepost_server.storage.memory_engine import MemoryEngine
 from milepost_server.telemetry import COMMIT_SPAN, Tracing, make_tracing
 from tests.support.raw_calls import open_stub, save_request
 
+DEADLINE_S = 30.0
+
 
 class HeldEngine(MemoryEngine):
     """Commits when it may."""
@@ -44,9 +46,11 @@ class HeldEngine(MemoryEngine):
         super().__init__(limits=DEFAULT_LIMITS)
         self.may_commit = threading.Event()
         self.may_commit.set()
+        self.has_begun = threading.Event()
 
     def execute(self, commands: Sequence[Command]) -> Any:
         """See `Engine`."""
+        self.has_begun.set()
         self.may_commit.wait()
         return super().execute(commands)
 
@@ -240,8 +244,15 @@ async def test_a_refused_call_has_its_code_and_reason_and_is_no_fault_of_the_ser
 async def test_a_cancelled_call_does_not_look_like_a_good_one() -> None:
     async with traced() as world:
         world.engine.may_commit.clear()
-        with pytest.raises(grpc.aio.AioRpcError):
-            await world.stub.Save(save_request("w"), timeout=0.2)
+        world.engine.has_begun.clear()
+        # Without the interceptors of the channel: to cancel a call of theirs need not cancel that on the wire.
+        async with grpc.aio.insecure_channel(world.target) as channel:
+            call = open_stub(channel).Save(save_request("w"))  # type: ignore[arg-type]
+            calling = asyncio.ensure_future(call)
+            assert await asyncio.to_thread(world.engine.has_begun.wait, DEADLINE_S)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
         world.engine.may_commit.set()
         # Commits in order: once this one is answered, the span of the other has ended.
         await world.stub.Save(save_request("w"))
