@@ -54,8 +54,9 @@ class SaveAll:
         # Of the items that have no result yet, for those that name them as `after`. What is stored is in the memory,
         # with the digest by which the server sees whether it is still that.
         self._digests: dict[Key, Mapping[str, bytes]] = {}
-        # Positions of the items that failed: nothing may be built on what the store has under their ids instead.
-        self._failed: dict[Key, int] = {}
+        # Where the items of each id are. Of several the last one before an item is what that builds on; where it has
+        # failed, nothing may be built on what the store has under the id instead.
+        self._positions: dict[Key, list[int]] = {}
         self._stopped: MilepostError | None = None
 
     @property
@@ -156,16 +157,14 @@ class SaveAll:
 
     def _take_result(self, position: int, item: SaveItem, result: Saved | MilepostError) -> None:
         self._results[position] = result
-        key = _key(item)
-        self._digests.pop(key, None)
-        if isinstance(result, Saved):
-            self._failed.pop(key, None)
-        else:
-            self._failed[key] = position
+        self._digests.pop(_key(item), None)
 
     def _predecessor_error(self, position: int, item: SaveItem) -> PredecessorFailedError | None:
         """Return the error of an item that builds on one that failed; None where it does not."""
-        if item.after is None or isinstance(item.after, str) or (failed := self._failed.get(_key(item.after))) is None:
+        if item.after is None or isinstance(item.after, str):
+            return None
+        before = [at for at in self._positions.get(_key(item.after), ()) if at < position]
+        if not before or not isinstance(self._results[failed := before[-1]], MilepostError):
             return None
         return PredecessorFailedError(
             f"save of workflow {item.workflow_id!r}, checkpoint {item.checkpoint_id!r}: item {position} builds on item "
@@ -203,6 +202,7 @@ class SaveAll:
             return False
         position = len(self._results)
         self._results.append(None)
+        self._positions.setdefault(_key(item), []).append(position)
         if self._stopped is not None:
             self._results[position] = _about(self._stopped, item, self._namespace)
             return True

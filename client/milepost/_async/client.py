@@ -255,7 +255,9 @@ class AsyncClient:
     ) -> builtins.list[Saved | MilepostError]:
         """Store many checkpoints in few calls; not atomic.
 
-        Items of one workflow are stored in order; `after` may name an earlier item.
+        Items of one workflow are stored in order; `after` may name an earlier item. Of several items under one id a
+        later one builds on the last before it: where that one failed it fails with PredecessorFailedError, also if one
+        under the same id was stored before.
 
         Args:
             items: What to save.

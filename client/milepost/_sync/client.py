@@ -256,7 +256,9 @@ class Client:
     ) -> builtins.list[Saved | MilepostError]:
         """Store many checkpoints in few calls; not atomic.
 
-        Items of one workflow are stored in order; `after` may name an earlier item.
+        Items of one workflow are stored in order; `after` may name an earlier item. Of several items under one id a
+        later one builds on the last before it: where that one failed it fails with PredecessorFailedError, also if one
+        under the same id was stored before.
 
         Args:
             items: What to save.
