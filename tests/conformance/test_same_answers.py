@@ -533,11 +533,22 @@ class Run:
         return found
 
 
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(calls=st.lists(CALLS, min_size=5, max_size=30))
+def test_some_calls_are_answered_alike(server: LocalServer, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    """The same few lists of calls each time, so that what differs much is seen at once."""
+    require_alike(server, calls)
+
+
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls=st.lists(CALLS, min_size=5, max_size=30))
 def test_random_calls_are_answered_alike(server: LocalServer, calls: list[tuple[str, dict[str, Any]]]) -> None:
     """Whatever was asked before, a server and the in-memory store give the same answers and the same errors."""
+    require_alike(server, calls)
+
+
+def require_alike(server: LocalServer, calls: list[tuple[str, dict[str, Any]]]) -> None:
     server.namespace = f"random-{next(_numbers)}"
     with server.client() as client, pytest.MonkeyPatch.context() as patch:
         # So that a save_all is more than one request.
