@@ -216,6 +216,19 @@ async def test_a_lease_whose_answer_is_cut_off_is_given_back(server: LocalServer
         assert await other.get_lease("w") is None
 
 
+async def test_a_block_that_is_cancelled_at_its_end_gives_its_lease_back(server: LocalServer) -> None:
+    async def work(client: AsyncClient) -> None:
+        async with client.lease("w"):
+            # At the first wait from here on, which is that for the end of the heartbeat.
+            task.cancel()
+
+    async with AsyncClient(server.target) as client:
+        task = asyncio.ensure_future(work(client))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await client.get_lease("w") is None
+
+
 async def test_a_wait_for_a_lease_that_is_cut_off_takes_nothing_from_who_has_it(server: LocalServer) -> None:
     async with AsyncClient(server.target) as client:
         async with client.lease("w") as lease:

@@ -135,16 +135,20 @@ class AsyncLease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._heartbeat.stop()
+        await _compat.to_its_end(self._end)
         loss = self._held.loss
-        if loss is None:
-            try:
-                await self._store.release_lease(self._workflow_id, self.token, timeout_s=self._held.release_timeout_s)
-            except Exception as failure:  # noqa: BLE001
-                # It runs out by itself; what the block has done is done.
-                logger.warning("lease of workflow %r could not be released: %r", self._workflow_id, failure)
-        elif error is None:
+        if loss is not None and error is None:
             raise loss
+
+    async def _end(self) -> None:
+        await self._heartbeat.stop()
+        if self._held.loss is not None:
+            return
+        try:
+            await self._store.release_lease(self._workflow_id, self.token, timeout_s=self._held.release_timeout_s)
+        except Exception as failure:  # noqa: BLE001
+            # It runs out by itself; what the block has done is done.
+            logger.warning("lease of workflow %r could not be released: %r", self._workflow_id, failure)
 
     @override
     def __repr__(self) -> str:
