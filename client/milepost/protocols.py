@@ -216,7 +216,10 @@ class SupportsLeases(Protocol):
         holder: str | None = None,
         request_id: str | None = None,
     ) -> LeaseInfo:
-        """Take the lease, or wait for it; the answer has its token."""
+        """Take the lease, or wait for it; the answer has its token.
+
+        Where it is interrupted, it gives back what it was granted: nobody else knows the token.
+        """
         ...
 
     def renew_lease(self, workflow_id: str, token: int) -> LeaseRenewal:
@@ -363,7 +366,10 @@ class AsyncSupportsLeases(Protocol):
         holder: str | None = None,
         request_id: str | None = None,
     ) -> LeaseInfo:
-        """Take the lease, or wait for it; the answer has its token."""
+        """Take the lease, or wait for it; the answer has its token.
+
+        Where it is cancelled, it gives back what it was granted: nobody else knows the token.
+        """
         ...
 
     async def renew_lease(self, workflow_id: str, token: int) -> LeaseRenewal:
