@@ -2,9 +2,10 @@
 
 Called by the service, on the event loop, and itself only ever runs there. Where the engine runs is a lane's matter. A
 thread of this process runs one batch at a time, and what queues meanwhile is the next one. Another process is handed
-whatever comes at once: it commits together what has come while it was at work. Either way that is the group commit, and
-no call ever waits for company. No more is under way than one commit may take; the rest waits here, where namespaces
-take turns and whoever gives up in time is dropped. Nothing here knows gRPC or what a command means.
+a few commands ahead, at once, so that it is never idle; what comes while it has these goes over together, with its next
+answer. Either way that is the group commit, and no call ever waits for company. No more is under way than one commit
+may take; the rest waits here, where namespaces take turns and whoever gives up in time is dropped. Nothing here knows
+gRPC or what a command means.
 
 When the storage fails, what is under way is answered as of unknown outcome, everything else as not serving, and a task
 tries to reopen the engine until a commit has been flushed again. When it hangs, health says so and calls go on waiting.
@@ -74,6 +75,9 @@ SWEEP_UNDER_LOAD_S: Final = 1.0
 """While saves never pause, one slice of sweeping is run this often, so that the trash cannot grow for ever."""
 LOADS_TAKEN_MAX: Final = 32
 """Point reads that are run together: they are answered together, so the first waits for the last."""
+AHEAD_COMMANDS_MAX: Final = 8
+"""Commands under way with which the storage has enough to do. What comes then could not be in the commit that runs, and
+to hand it over by itself costs the event loop about as much as to read the call."""
 RETRY_AFTER_S: Final = 0.2
 """What a caller is told to wait when the queue of commands is full: a few commits."""
 READ_RETRY_AFTER_S: Final = 0.1
@@ -542,7 +546,7 @@ class Committer:
         return (
             self._commands.is_pipelined
             and not self._under_way[-1].is_alone
-            and self._under_way_commands < self._config.batch_commands_max
+            and self._under_way_commands < min(AHEAD_COMMANDS_MAX, self._config.batch_commands_max)
         )
 
     def _take(self) -> list[_Pending]:

@@ -40,7 +40,7 @@ from milepost_server.model import (
     SweepAnswer,
     SweepCommand,
 )
-from milepost_server.storage.committer import Committer
+from milepost_server.storage.committer import AHEAD_COMMANDS_MAX, Committer
 from milepost_server.storage.port import Engine
 from milepost_server.testing.builders import load_query
 
@@ -315,6 +315,26 @@ async def test_a_pipelined_lane_is_handed_what_comes_but_no_more_than_one_commit
         assert lane.batches[5:] == [["f"]]
         lane.end(5)
         assert await asyncio.gather(*futures) == [DELETED] * 6
+
+
+async def test_while_a_pipelined_lane_has_enough_to_do_what_comes_goes_over_together() -> None:
+    """With its next answer that leaves it less, and without waiting for any more."""
+    engine = PipelinedEngine()
+    lane = engine.lane
+    async with running(engine, QueueConfig(sweep_interval_s=1e6)) as committer:
+        await settle()
+        futures = []
+        for number in range(AHEAD_COMMANDS_MAX + 5):
+            futures.append(committer.submit(command(str(number)), namespace="n"))
+            await settle()
+        assert lane.batches == [[str(number)] for number in range(AHEAD_COMMANDS_MAX)]
+        lane.end(0)
+        await settle()
+        together = [str(number) for number in range(AHEAD_COMMANDS_MAX, AHEAD_COMMANDS_MAX + 5)]
+        assert lane.batches[AHEAD_COMMANDS_MAX:] == [together]
+        for number in range(1, AHEAD_COMMANDS_MAX + 1):
+            lane.end(number)
+        assert await asyncio.gather(*futures) == [DELETED] * len(futures)
 
 
 async def test_when_a_pipelined_lane_fails_all_under_way_is_unknown_and_the_rest_not_stored() -> None:
