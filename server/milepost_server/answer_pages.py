@@ -29,11 +29,6 @@ Growth = Callable[[Value], int]
 _replace = msgspec.structs.replace
 
 
-def no_growth(value: Value) -> int:
-    """Let values be answered as they are stored."""
-    return 0
-
-
 def cut_list(answer: ListAnswer, growth: Growth, bytes_max: int) -> ListAnswer:
     """Return a page of checkpoints that fits."""
     count = _fitting((_checkpoint_bytes(answer.workflow, each, growth) for each in answer.checkpoints), bytes_max)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from milepost_server.answer_pages import Growth, cut_entry_history, cut_list, cut_signals, no_growth
+from milepost_server.answer_pages import Growth, cut_entry_history, cut_list, cut_signals
 from milepost_server.config import QueueConfig
 from milepost_server.errors import InvalidFieldError, OutcomeUnknownError, StoreError, UnavailableError
 from milepost_server.lease_service import LeaseService
@@ -301,7 +301,7 @@ class CheckpointService:
         return await self._run(command, command.namespace, SendSignalAnswer)
 
     async def list_signals(
-        self, query: ListSignalsQuery, *, page_token: str, growth: Growth = no_growth
+        self, query: ListSignalsQuery, *, page_token: str, growth: Growth
     ) -> tuple[ListSignalsAnswer, str]:
         """Read one page of pending signals, and return it with the token of the next, "" after the last."""
         query_hash = hash_query(query.namespace, query.workflow_id, query.name)
@@ -326,9 +326,7 @@ class CheckpointService:
         engine = self._engine
         return await self._queue.scan(lambda: engine.get_definition(namespace, fingerprint), namespace=namespace)
 
-    async def list_checkpoints(
-        self, query: ListQuery, *, page_token: str, growth: Growth = no_growth
-    ) -> tuple[ListAnswer, str]:
+    async def list_checkpoints(self, query: ListQuery, *, page_token: str, growth: Growth) -> tuple[ListAnswer, str]:
         """Read one page of a workflow's checkpoints, and return it with the token of the next, "" after the last."""
         query_hash = _hash_list(query)
         if page_token:
@@ -380,7 +378,7 @@ class CheckpointService:
         return answer, encode_token(token)
 
     async def entry_history(
-        self, query: EntryHistoryQuery, *, page_token: str, growth: Growth = no_growth
+        self, query: EntryHistoryQuery, *, page_token: str, growth: Growth
     ) -> tuple[EntryHistoryAnswer, str]:
         """Read one page of what entries were, and return it with the token of the next, "" after the last."""
         query_hash = hash_query(

@@ -21,6 +21,7 @@ from milepost_server.storage.verify import verify_store
 from tests.support.killable_server import KillableServer
 from tests.support.save_history import Outcome, check
 from tests.support.saving_clients import SHARED_WORKFLOWS, SavingClients
+from tests.support.stopped_process import stopped
 from tests.support.store_views import ClientView
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -166,14 +167,10 @@ def test_health_tells_while_the_storage_hangs(tmp_path: Path, monkeypatch: pytes
             health = Health(channel)
             health.wait_for(SERVING)
             client.save("w", state={"x": 1})
-            pid = server.storage_pid
-            os.kill(pid, signal.SIGSTOP)
-            try:
+            with stopped(server.storage_pid):
                 saving = threads.submit(client.save, "w", state={"x": 2})
                 health.wait_for(NOT_SERVING)
                 assert not saving.done()
-            finally:
-                os.kill(pid, signal.SIGCONT)
             assert saving.result(timeout=60).sequence == 2
             health.wait_for(SERVING)
         assert server.stop() == 0
@@ -192,13 +189,9 @@ def test_health_tells_while_the_storage_hangs_that_is_asked_for_nothing_or_for_r
             health = Health(channel)
             health.wait_for(SERVING)
             client.save("w", state={"x": 1})
-            pid = server.storage_pid
-            os.kill(pid, signal.SIGSTOP)
-            try:
+            with stopped(server.storage_pid):
                 loading = threads.submit(client.load, "w") if is_asked else None
                 health.wait_for(NOT_SERVING)
-            finally:
-                os.kill(pid, signal.SIGCONT)
             assert loading is None or loading.result(timeout=60).state == {"x": 1}
             health.wait_for(SERVING)
         assert server.stop() == 0
@@ -256,14 +249,10 @@ def test_a_server_whose_storage_hangs_ends_when_it_is_told_to_and_loses_nothing(
         server.start("--drain-grace-s", "0.5")
         with Client(server.target, timeout_s=0.5, retry=ONCE) as client:
             client.save("w", state={"x": 1}, checkpoint_id="a")
-            pid = server.storage_pid
-            os.kill(pid, signal.SIGSTOP)
-            try:
+            with stopped(server.storage_pid):
                 with pytest.raises(MilepostError):
                     client.save("w", state={"x": 2}, checkpoint_id="b")
                 assert server.end_by(signal.SIGTERM, is_group=False) == 1
-            finally:
-                os.kill(pid, signal.SIGCONT)
         assert "the storage does not answer" in server.log.read_text()
         server.start()
         with Client(server.target) as client:

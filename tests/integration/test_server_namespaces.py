@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
@@ -16,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from milepost.v1 import checkpoint_store_pb2 as pb
 from tests.support.killable_server import KillableServer
 from tests.support.raw_calls import Refusal, open_channel, open_stub, read_error, save_request
+from tests.support.stopped_process import stopped
 
 BOUND: Final = 8
 SHARE: Final = 4
@@ -50,16 +48,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableServer]
 def channel(server: KillableServer) -> Iterator[grpc.Channel]:
     with open_channel(server.target) as channel:
         yield channel
-
-
-@contextmanager
-def stopped(server: KillableServer) -> Iterator[None]:
-    """Let nothing be answered by the storage."""
-    os.kill(server.storage_pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.storage_pid, signal.SIGCONT)
 
 
 def settle(channel: grpc.Channel) -> None:
@@ -101,7 +89,7 @@ def test_a_namespace_that_floods_a_queue_leaves_room_for_another(
     stub = open_stub(channel)
     for namespace in ("flood", "other"):
         save(stub, namespace).result()
-    with stopped(server):
+    with stopped(server.storage_pid):
         # The storage has the first; the others wait.
         flood = [send(stub, "flood")]
         settle(channel)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +14,13 @@ import pytest
 from milepost.v1 import checkpoint_store_pb2 as pb
 from tests.support.raw_calls import open_channel, open_stub, read_error, save_request
 from tests.support.server_process import ServerProcess
+from tests.support.stopped_process import stopped
 
 MIB = 1024 * 1024
 CALLS = 20
 DEADLINE_S = 20.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the storage process is told from others by /proc")
-
-
-@contextmanager
-def storage_hangs(server: ServerProcess) -> Iterator[None]:
-    """Stop the process of the server's storage as long as the block lasts."""
-    (storage,) = psutil.Process(server.pid).children()
-    os.kill(storage.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(storage.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +46,8 @@ def test_a_call_too_many_is_refused_with_the_bound_and_those_that_were_taken_are
         stub = open_stub(channel)
         stub.Save(save_request("w"), timeout=DEADLINE_S)
         call = getattr(stub, type(request_).__name__.removesuffix("Request"))
-        with storage_hangs(server):
+        (storage,) = psutil.Process(server.pid).children()
+        with stopped(storage.pid):
             futures = [call.future(request_, timeout=DEADLINE_S) for _ in range(CALLS)]
             for future in futures:
                 future.add_done_callback(ended.put)
