@@ -253,9 +253,7 @@ def list_request(
     Raises:
         CodecError: `metadata_contains` has no form in JSON.
     """
-    before_sequence = before if isinstance(before, int) else None
-    if isinstance(before, (Checkpoint, Saved)):
-        before_sequence = before.sequence
+    before_sequence, before_checkpoint_id = read_before(before)
     try:
         contained = "" if metadata_contains is None else encode_metadata(metadata_contains)
     except CodecError as error:
@@ -269,7 +267,7 @@ def list_request(
         order=pb.ORDER_NEWEST_FIRST if newest_first else pb.ORDER_OLDEST_FIRST,
         statuses=statuses_to_wire(status),
         current_step=current_step,
-        before_checkpoint_id=before if isinstance(before, str) else None,
+        before_checkpoint_id=before_checkpoint_id,
         before_sequence=before_sequence,
         metadata_contains=contained,
         include_state=with_state,
@@ -277,6 +275,13 @@ def list_request(
         accept_compression=_compression.accepted(),
         run_id=run_id,
     )
+
+
+def read_before(before: Checkpoint | Saved | int | str | None) -> tuple[int | None, str | None]:
+    """Return the sequence that a list ends before, or the checkpoint id."""
+    if isinstance(before, Checkpoint | Saved):
+        return before.sequence, None
+    return (before if isinstance(before, int) else None), (before if isinstance(before, str) else None)
 
 
 def append_records_request(

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
-from milepost._calls import read_record
+from milepost._calls import read_before, read_record
 from milepost._failures import locating
 from milepost._memory.base import MemoryBase, names_call
 from milepost._memory.checks import (
@@ -86,10 +86,7 @@ class Reading(MemoryBase):
         check_limit(limit)
         if limit == 0:
             return iter(())
-        before_checkpoint_id = before if isinstance(before, str) else None
-        before_sequence = before if isinstance(before, int) else None
-        if isinstance(before, Checkpoint | Saved):
-            before_sequence = before.sequence
+        before_sequence, before_checkpoint_id = read_before(before)
         check_sequence("before_sequence", before_sequence)
         check_texts(
             workflow_id=workflow_id,
